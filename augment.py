@@ -1,0 +1,173 @@
+"""Differentiable siamese augmentation (DSA, Zhao & Bilen 2021, arXiv:2102.08259) and CutMix (Yun et al. 2019, arXiv:1905.04899).
+
+Images are (B, C, H, W), normalised: DSA's brightness step and its zero fill are in those units. Operations are pure
+functions of the images and of parameters with leading dimension n, either 1 (one draw for the batch, "siamese") or B
+(one per image). `draw_dsa` draws the parameters once, on the device, and returns the transform that applies them.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from utils import UsageError
+
+Transform = Callable[[Tensor], Tensor]
+
+OPERATIONS = ("flip", "color", "crop", "scale", "rotate", "cutout")
+GEOMETRIC = ("crop", "scale", "rotate")  # of which the composition "dim" applies one
+COMPOSITIONS = ("dim", "dc")
+
+BRIGHTNESS = 1.0  # width of the uniform shift, centred on 0
+SATURATION = 2.0
+CONTRAST = 0.5
+CROP = 0.125  # of the side
+CUTOUT = 0.5  # of the side
+SCALE = 1.2
+ROTATION = 15.0  # degrees
+
+
+def flip(images: Tensor, flipped: Tensor) -> Tensor:
+    """Mirror left and right where `flipped` (n, 1, 1, 1) is true."""
+    return torch.where(flipped, images.flip(3), images)
+
+
+def brightness(images: Tensor, shift: Tensor) -> Tensor:
+    """Add `shift` (n, 1, 1, 1)."""
+    return images + shift
+
+
+def saturation(images: Tensor, factor: Tensor) -> Tensor:
+    """Stretch each pixel about its mean over channels by `factor` (n, 1, 1, 1); a gray image becomes that mean's multiple of itself."""
+    mean = images.mean(1, keepdim=True)
+    return (images - mean) * factor + mean
+
+
+def contrast(images: Tensor, factor: Tensor) -> Tensor:
+    """Stretch each image about its mean by `factor` (n, 1, 1, 1)."""
+    mean = images.mean((1, 2, 3), keepdim=True)
+    return (images - mean) * factor + mean
+
+
+def crop(images: Tensor, shift: Tensor) -> Tensor:
+    """Translate by `shift` (n, 2) whole pixels (rows, columns); what comes in from outside is zero."""
+    batch, channels, height, width = images.shape
+    shift = shift.expand(batch, 2)
+    rows = torch.arange(height, device=images.device) + shift[:, :1]  # (B, H): the source row of each row
+    columns = torch.arange(width, device=images.device) + shift[:, 1:]  # (B, W)
+    inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
+    rows = rows.clamp(0, height - 1)[:, None, :, None].expand(-1, channels, -1, width)
+    columns = columns.clamp(0, width - 1)[:, None, None, :].expand(-1, channels, height, -1)
+    return images.gather(2, rows).gather(3, columns) * inside[:, None]
+
+
+def cutout(images: Tensor, centre: Tensor) -> Tensor:
+    """Zero a square of half the side about `centre` (n, 2) (row, column), which may reach over the border."""
+    height, width = images.shape[2:]
+    size = int(height * CUTOUT + 0.5)
+
+    def covered(length: int, middle: Tensor) -> Tensor:  # (n, length)
+        offset = torch.arange(length, device=images.device) - (middle[:, None] - size // 2)
+        return (offset >= 0) & (offset < size)
+
+    hole = covered(height, centre[:, 0])[:, :, None] & covered(width, centre[:, 1])[:, None, :]  # (n, H, W)
+    return images * ~hole[:, None]
+
+
+def affine(images: Tensor, theta: Tensor) -> Tensor:
+    """Resample at `theta` (n, 2, 3) in affine_grid's coordinates, bilinear, zero outside."""
+    grid = F.affine_grid(theta.expand(len(images), 2, 3), images.shape, align_corners=False)
+    return F.grid_sample(images, grid.to(images.dtype), align_corners=False)
+
+
+def parse_strategy(strategy: str) -> tuple[str, ...]:
+    """Split a strategy such as "color_crop_cutout"; "none" is the empty one. Raises UsageError for an unknown operation."""
+    names = () if strategy == "none" else tuple(strategy.split("_"))
+    for name in names:
+        if name not in OPERATIONS:
+            raise UsageError(f"DSA strategy {strategy!r}: unknown operation {name!r}, expected some of {'_'.join(OPERATIONS)} or none")
+    return names
+
+
+def draw_dsa(strategy: str, composition: str, n: int, image_size: int, device: torch.device) -> Transform:
+    """Draw one set of DSA parameters for n = 1 (siamese) or n = B (per image), and return the transform that applies it.
+
+    composition "dim": flip, the three colour steps, *one* of crop, scale and rotate, then cutout, each if named.
+    composition "dc": *one* of the operations named, for the whole batch.
+    """
+    names = parse_strategy(strategy)
+    if composition == "dc":
+        names = _one_of(names)
+    elif composition == "dim":
+        geometric = _one_of(tuple(name for name in names if name in GEOMETRIC))
+        names = tuple(name for name in OPERATIONS if name in names and (name not in GEOMETRIC or name in geometric))
+    else:
+        raise UsageError(f"DSA composition {composition!r}: unknown, expected one of {', '.join(COMPOSITIONS)}")
+    transforms = [_draw_operation(name, n, image_size, device) for name in names]
+
+    def apply(images: Tensor) -> Tensor:
+        for transform in transforms:
+            images = transform(images)
+        return images
+
+    return apply
+
+
+def _one_of(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Which operation runs decides what is launched, so this one draw is made on the host."""
+    return (names[int(torch.randint(len(names), ()))],) if len(names) > 1 else names
+
+
+def _draw_operation(name: str, n: int, image_size: int, device: torch.device) -> Transform:
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return torch.rand(n, *shape, device=device) * (high - low) + low
+
+    def integers(low: int, high: int) -> Tensor:  # low..high, both included
+        return torch.randint(low, high + 1, (n, 2), device=device)
+
+    zero = torch.zeros(n, device=device)
+    if name == "flip":
+        flipped = torch.rand(n, 1, 1, 1, device=device) < 0.5
+        return lambda images: flip(images, flipped)
+    if name == "color":
+        shift = uniform(-BRIGHTNESS / 2, BRIGHTNESS / 2, 1, 1, 1)
+        colour, stretch = uniform(0, SATURATION, 1, 1, 1), uniform(CONTRAST, CONTRAST + 1, 1, 1, 1)
+        return lambda images: contrast(saturation(brightness(images, shift), colour), stretch)
+    if name == "crop":
+        reach = int(image_size * CROP + 0.5)
+        shift = integers(-reach, reach)
+        return lambda images: crop(images, shift)
+    if name == "cutout":
+        size = int(image_size * CUTOUT + 0.5)
+        centre = integers(0, image_size - size % 2)
+        return lambda images: cutout(images, centre)
+    if name == "scale":
+        sx, sy = uniform(1 / SCALE, SCALE), uniform(1 / SCALE, SCALE)
+        theta = torch.stack([sx, zero, zero, zero, sy, zero], 1).view(n, 2, 3)
+    else:
+        angle = uniform(-ROTATION, ROTATION) * (math.pi / 180)
+        sine, cosine = angle.sin(), angle.cos()
+        theta = torch.stack([cosine, -sine, zero, sine, cosine, zero], 1).view(n, 2, 3)
+    return lambda images: affine(images, theta)
+
+
+def draw_cutmix(batch: int, image_size: int, beta: float, device: torch.device) -> tuple[Transform, Tensor, float]:
+    """Draw a CutMix: (transform, partner (B,), share), where the loss is share * CE(y) + (1 - share) * CE(y[partner]).
+
+    A box of area 1 - lambda, lambda ~ Beta(beta, beta), uniformly placed and clipped at the border, comes from the partner.
+    """
+    ratio = float(torch.distributions.Beta(beta, beta).sample())
+    half = image_size * math.sqrt(1 - ratio) / 2
+    row, column = (int(torch.randint(image_size, ())) for _ in range(2))
+    top, bottom = max(int(row - half), 0), min(int(row + half), image_size)
+    left, right = max(int(column - half), 0), min(int(column + half), image_size)
+    partner = torch.randperm(batch, device=device)
+
+    def apply(images: Tensor) -> Tensor:
+        mixed = images.clone()
+        mixed[:, :, top:bottom, left:right] = images[partner, :, top:bottom, left:right]
+        return mixed
+
+    return apply, partner, 1 - (bottom - top) * (right - left) / image_size**2

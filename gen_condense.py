@@ -1,0 +1,140 @@
+"""Stage 1: distil a labelled image set into a class-conditional generator, trained as a GAN.
+
+    python gen_condense.py --tag gan
+
+Writes results/TAG/: args.json, metrics.jsonl, TensorBoard events, outputs/img_EPOCH.png, last.pth and, where a held-out
+split chooses it, best.pth. The last line printed is the checkpoint to go on with. Stopped, the same command continues.
+"""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+import data as datasets
+from data import ImageSet, epoch_order, load_data, steps_per_epoch
+from losses import generator_loss
+from models import build_gan, network_name
+from models.gan import GAN, discriminator_step, sample_grid
+from run_folder import START, Position, RunFolder, Step, fixed_flags
+from runtime import Runtime, device_name, make_runtime
+from utils import Parser, cli, count, derive_seed, frozen, nonnegative, number, positive, positive_int, seeded
+from validate import BUDGETS, RECIPES, evaluate_generator
+
+
+def train_gan(
+    gan: GAN, train: ImageSet, *, epochs: int, batch_size: int, gp_weight: float, seed: int, runtime: Runtime, start: Position = START
+) -> Iterator[Step]:
+    """Train `gan` in place, one yield a step; Wang et al. 2023 (arXiv:2303.04707), first stage.
+
+    An epoch is a shuffled pass over `train` in whole batches, its order a function of (seed, epoch). `start` is where an
+    earlier run of the same seed stopped. Raises UsageError where the set holds no whole batch.
+    """
+    generator, discriminator = gan.generator.train(), gan.discriminator.train()
+    num_steps = steps_per_epoch(len(train), batch_size)
+    for epoch in range(start.epoch, epochs):
+        order = epoch_order(len(train), runtime.device, seed, "gan", epoch)
+        for step in range(start.step if epoch == start.epoch else 0, num_steps):
+            real, y = train.batch(order[step * batch_size : (step + 1) * batch_size])
+
+            # loss_g = -E[D(fake)] + CE(fake), on fakes of the real labels
+            with runtime.autocast():
+                fake = generator.sample(y)
+                with frozen(discriminator):
+                    scores, logits = discriminator(fake)
+            loss_g = generator_loss(scores, logits, y)
+            gan.optim_g.zero_grad()
+            loss_g.backward()
+            gan.optim_g.step()
+            gan.update_ema()
+
+            # loss_d = E[D(fake)] - E[D(real)] + CE(fake) + CE(real) + gp_weight * GP, on fakes of uniform labels
+            loss_d = discriminator_step(gan, real, y, gp_weight, runtime)
+
+            yield Step(epoch, step + 1, {"loss_d": loss_d, "loss_g": loss_g})
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(__doc__.splitlines()[0])
+    # data
+    parser.add_argument("--data", choices=datasets.NAMES, default="cifar10", help="image set")
+    parser.add_argument("--data-dir", default="datasets", help="where its files lie or are downloaded to; for folder, PATH")
+    parser.add_argument("--image-size", type=int, choices=(28, 32), help="pixels of --data folder (default 32)")
+    parser.add_argument("--val-size", type=count, default=0, help="training images held out, class-balanced, to choose best.pth by")
+    # networks
+    parser.add_argument("--width", type=positive_int, default=196, help="channels of both players")
+    parser.add_argument("--z-dim", type=positive_int, help="latent size (default 100, or twice the classes if that is more)")
+    # training
+    parser.add_argument("--epochs", type=positive_int, default=150, help="passes over the set; more continue a finished run")
+    parser.add_argument("--batch-size", type=positive_int, default=128, help="real images a step")
+    parser.add_argument("--lr", type=positive, default=1e-4, help="Adam's rate for both players")
+    parser.add_argument("--gp-weight", type=nonnegative, default=10.0, help="weight of the gradient penalty")
+    parser.add_argument("--ema", type=number(float, 0, 0.999999), default=0.0, help="decay of the generator's moving average; 0 = off")
+    parser.add_argument("--seed", type=count, default=0, help="of everything random")
+    # evaluation
+    parser.add_argument("--eval-interval", type=count, default=10, help="epochs between evaluations; 0 = never")
+    parser.add_argument("--eval-model", nargs="+", default=["convnet"], help="networks to train on generated images")
+    parser.add_argument(
+        "--budget", choices=BUDGETS, default="stream", help="fixed: ipc images a class, drawn once; stream: fresh at each epoch"
+    )
+    parser.add_argument("--ipc", type=positive_int, default=50, help="images per class and epoch of a classifier")
+    parser.add_argument("--repeats", type=positive_int, default=1, help="classifiers at each evaluation")
+    parser.add_argument("--recipe", choices=RECIPES, default="dim", help="how a classifier is trained")
+    parser.add_argument("--epochs-eval", type=positive_int, default=1000, help="epochs of a classifier")
+    parser.add_argument("--mix-p", type=number(float, -1, 1), default=-1.0, help="probability of CutMix for a batch; -1 = never")
+    # run
+    parser.add_argument("--tag", required=True, help="name of the folder under --results-dir")
+    parser.add_argument("--results-dir", default="results", help="where results go")
+    parser.add_argument("--save-interval", type=count, default=250, help="steps between checkpoints inside an epoch; 0 = only at its end")
+    parser.add_argument("--print-freq", type=positive_int, default=50, help="steps between readings of the losses")
+    parser.add_argument("--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--amp", action=argparse.BooleanOptionalAction, help="bf16 autocast (default: on CUDA)")
+    parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction, help="memory layout (default: on CUDA)")
+    return parser.parse_args(argv)
+
+
+@cli
+def main(args: argparse.Namespace) -> RunFolder:
+    networks = [network_name(name) for name in args.eval_model]
+    recipe = replace(RECIPES[args.recipe], epochs=args.epochs_eval, mix_p=args.mix_p)
+    runtime = make_runtime(args.device, args.amp, args.channels_last)
+    data = load_data(args.data, args.data_dir, val_size=args.val_size, image_size=args.image_size)
+    num_steps = steps_per_epoch(len(data.train), args.batch_size)
+    config = {
+        "num_classes": data.info.num_classes,
+        "channels": data.info.channels,
+        "image_size": data.info.image_size,
+        "width": args.width,
+        "z_dim": args.z_dim or max(100, 2 * data.info.num_classes),
+    }
+    with seeded(torch.device("cpu"), args.seed, "init"):
+        generator, discriminator = build_gan(config)
+    gan = GAN(runtime.place(generator), runtime.place(discriminator), args.lr, args.ema)
+    torch.manual_seed(derive_seed(args.seed, "gan"))
+
+    header = {"stage": "gan", "config": config, "info": data.info.to_dict(), "val_size": args.val_size}
+    run = RunFolder(args, fixed_flags(args) | {"info": data.info.to_dict()}, [gan], header, runtime.device, num_steps)
+    data = data.to(runtime.device)
+    steps = train_gan(
+        gan,
+        data.train,
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        gp_weight=args.gp_weight,
+        seed=args.seed,
+        runtime=runtime,
+        start=run.position,
+    )
+    for epoch, values in run.epochs(steps, args.print_freq, args.save_interval):
+        if args.eval_interval and epoch % args.eval_interval == 0:
+            with run.interruptible():
+                values |= evaluate_generator(gan.deployed, data, networks, args.budget, args.ipc, args.repeats, recipe, args.seed, runtime)
+        choose_by = None if data.val is None else "val_accuracy"
+        run.close_epoch(epoch, values, sample_grid(gan.deployed, args.seed), choose_by)
+    print(run.best_path)
+    return run
+
+
+if __name__ == "__main__":
+    main(parse_args())

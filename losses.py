@@ -1,0 +1,98 @@
+"""Adversarial losses, gradient penalty and matching losses: tensors in, scalar out."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from utils import UsageError
+
+
+def generator_loss(scores: Tensor, logits: Tensor, y: Tensor) -> Tensor:
+    """-E[D(fake)] + CE(fake): be taken for real, and for the class asked for.
+
+    scores (B,) and logits (B, K) of generated images, y (B,) their labels. Wasserstein loss of Arjovsky et al. 2017
+    (arXiv:1701.07875) with the class head of Odena et al. 2017 (arXiv:1610.09585).
+    """
+    return -scores.mean() + F.cross_entropy(logits, y)
+
+
+def discriminator_loss(
+    real_scores: Tensor, real_logits: Tensor, y: Tensor, fake_scores: Tensor, fake_logits: Tensor, fake_y: Tensor
+) -> Tensor:
+    """E[D(fake)] - E[D(real)] + CE(fake) + CE(real), without the gradient penalty; shapes as in generator_loss."""
+    wasserstein = fake_scores.mean() - real_scores.mean()
+    return wasserstein + F.cross_entropy(fake_logits, fake_y) + F.cross_entropy(real_logits, y)
+
+
+def gradient_penalty(discriminator: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
+    """E[(||grad_x D(x)||_2 - 1)^2] on random interpolates x of real and fake images.
+
+    Gulrajani et al. 2017 (arXiv:1704.00028), Eq. 3, without its weight lambda.
+    real, fake: (B, C, H, W) in [-1, 1], detached. Call it in float32.
+    """
+    eps = torch.rand(len(real), 1, 1, 1, device=real.device)
+    x = (eps * real + (1 - eps) * fake).requires_grad_(True)
+    scores, _ = discriminator(x)  # (B,)
+    (grad,) = torch.autograd.grad(scores.sum(), x, create_graph=True)  # (B, C, H, W)
+    return (grad.flatten(1).norm(dim=1) - 1).square().mean()
+
+
+def l1(a: Tensor, b: Tensor) -> Tensor:
+    """Sum of absolute differences."""
+    return (a - b).abs().sum()
+
+
+def mse(a: Tensor, b: Tensor) -> Tensor:
+    """Sum of squared differences (the field's "mse" is not averaged)."""
+    return (a - b).square().sum()
+
+
+def l1_mean(a: Tensor, b: Tensor) -> Tensor:
+    """Absolute differences averaged over all but the first dimension, then summed."""
+    return (a - b).abs().flatten(1).mean(1).sum() if a.dim() > 1 else l1(a, b)
+
+
+def cos(a: Tensor, b: Tensor) -> Tensor:
+    """1 - cosine similarity of each row (first dimension, the rest flattened), summed; a vector is one row."""
+    a, b = (a.flatten(1), b.flatten(1)) if a.dim() > 1 else (a[None], b[None])
+    return (1 - F.cosine_similarity(a, b, dim=1, eps=1e-6)).sum()
+
+
+METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"l1": l1, "mse": mse, "l1_mean": l1_mean, "cos": cos}
+# How much a matching term weighs in the generator's loss where --match-weight is not given (arXiv:2303.04707 and its code).
+MATCH_WEIGHTS = {"logit": 0.01, "feat": 0.001, "grad": 0.001, "none": 0.0}
+
+
+def get_metric(name: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """The distance called `name`, or UsageError."""
+    if name not in METRICS:
+        raise UsageError(f"--metric {name}: unknown, expected one of {', '.join(METRICS)}")
+    return METRICS[name]
+
+
+def match_logits(real: Tensor, fake: Tensor, metric: str | None = None) -> Tensor:
+    """mean((log_softmax(real) - log_softmax(fake))^2) over logits (B, K), or their distance by `metric` if given."""
+    real, fake = F.log_softmax(real, dim=1), F.log_softmax(fake, dim=1)
+    return F.mse_loss(fake, real) if metric is None else get_metric(metric)(fake, real)
+
+
+def match_features(real: Sequence[Tensor], fake: Sequence[Tensor], metric: str | None = None) -> Tensor:
+    """Sum over layers of the distance (default l1) between features (B, ...) averaged over the batch."""
+    distance = get_metric(metric or "l1")
+    return torch.stack([distance(f.float().mean(0), r.float().mean(0)) for r, f in zip(real, fake, strict=True)]).sum()
+
+
+def match_gradients(
+    real: Sequence[Tensor], fake: Sequence[Tensor], metric: str | None = None, *, bias: bool = False, fc: bool = False
+) -> Tensor:
+    """Sum over layers of the distance (default l1) between parameter gradients; gradient matching of DC (arXiv:2006.05929).
+
+    bias: take in the parameters of one dimension (biases and norms). fc: take in those of two (the last layer).
+    """
+    distance = get_metric(metric or "l1")
+    kept = [(r, f) for r, f in zip(real, fake, strict=True) if (r.dim() != 1 or bias) and (r.dim() != 2 or fc)]
+    if not kept:
+        raise ValueError("no parameter is left to match")
+    return torch.stack([distance(f, r) for r, f in kept]).sum()

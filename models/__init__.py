@@ -1,0 +1,152 @@
+"""Name -> network, checkpoint -> generator."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from augment import Transform
+from data import DataInfo
+from models.convnet import ConvNet
+from models.densenet import DenseNet
+from models.gan import Discriminator, Generator
+from models.resnet import ResNet
+from utils import UsageError, read_checkpoint
+
+# Name -> constructor(channels, image_size, num_classes). A name states its width wherever two exist.
+NETWORKS = {
+    "convnet": ConvNet,
+    "convnet_w32": partial(ConvNet, width=32),
+    "resnet10": partial(ResNet, width=32, blocks=1),
+    "resnet18_w32": partial(ResNet, width=32, blocks=2),
+    "resnet10_ap": partial(ResNet, width=32, blocks=1, pool=True),
+    "resnet18_ap": partial(ResNet, width=32, blocks=2, pool=True),
+    "densenet": DenseNet,
+    "resnet18_w64": partial(ResNet, width=64, blocks=2, norm="batch"),
+}
+# What DiM's commands call its narrow network; everything printed or stored says the full name.
+ALIASES = {"resnet18": "resnet18_w32"}
+
+
+class Classifier(nn.Module):
+    """A network that takes images in [-1, 1]: the one place that knows their mean and standard deviation."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, info: DataInfo):
+        super().__init__()
+        self.network = network
+        # Statistics are of images in [0, 1]; (x + 1) / 2 is folded into them.
+        self.register_buffer("mean", torch.tensor(info.mean).view(1, -1, 1, 1) * 2 - 1, persistent=False)
+        self.register_buffer("std", torch.tensor(info.std).view(1, -1, 1, 1) * 2, persistent=False)
+
+    def forward(self, images: Tensor, augment: Transform | None = None) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] -> logits (B, K) in float32: normalise, then augment, then the network."""
+        return self.logits_and_features(images, augment)[0]
+
+    def logits_and_features(self, images: Tensor, augment: Transform | None = None) -> tuple[Tensor, list[Tensor]]:
+        """The logits (B, K), and the output of each of the network's stages."""
+        x = (images - self.mean) / self.std
+        features = self.network.features(x if augment is None else augment(x))
+        return self.network.head(features[-1]).float(), features
+
+
+def network_name(name: str) -> str:
+    """The registry's name for `name`. Raises UsageError where there is none."""
+    name = ALIASES.get(name, name)
+    if name not in NETWORKS:
+        raise UsageError(f"unknown network {name!r}, expected one of {', '.join([*NETWORKS, *ALIASES])}")
+    return name
+
+
+def build_classifier(name: str, info: DataInfo) -> Classifier:
+    """A freshly initialised classifier for the images of `info`."""
+    return Classifier(NETWORKS[network_name(name)](info.channels, info.image_size, info.num_classes), info)
+
+
+def build_gan(config: dict[str, int]) -> tuple[Generator, Discriminator]:
+    """A freshly initialised pair from the generator's constructor values."""
+    return Generator(**config), Discriminator(**{k: v for k, v in config.items() if k != "z_dim"})
+
+
+@dataclass(frozen=True)
+class GanCheckpoint:
+    """A checkpoint of ours or of the reference code. info and val_size are None where the file does not say."""
+
+    path: Path
+    config: dict[str, int]
+    info: DataInfo | None
+    val_size: int | None
+    state: dict
+
+    def generator(self) -> Generator:
+        """The generator to deploy, in eval mode on the CPU: the moving average if one was kept."""
+        generator = Generator(**self.config)
+        self._load(generator, "generator" if self.state.get("generator_ema") is None else "generator_ema")
+        return generator.eval().requires_grad_(False)
+
+    def players(self) -> tuple[Generator, Discriminator]:
+        """The pair to go on training, on the CPU. The generator is the moving average if one was kept."""
+        generator, discriminator = build_gan(self.config)
+        self._load(generator, "generator" if self.state.get("generator_ema") is None else "generator_ema")
+        self._load(discriminator, "discriminator")
+        return generator, discriminator
+
+    def data_name(self, asked: str | None) -> str:
+        """The data set's name, from the file or from --data. Raises UsageError where the two contradict each other."""
+        if self.info is None:
+            return asked or "cifar10"
+        if asked not in (None, self.info.name):
+            raise UsageError(f"--data {asked}: {self.path} was trained on {self.info.name}")
+        return self.info.name
+
+    def check_data(self, info: DataInfo) -> None:
+        """Raise UsageError where `info` is of images that this generator does not make."""
+        for name in ("channels", "image_size", "num_classes"):
+            if getattr(info, name) != self.config[name]:
+                raise UsageError(
+                    f"{self.path}: was made for {name.replace('_', ' ')} {self.config[name]}, "
+                    f"found {getattr(info, name)} in {info.name}; name its set with --data"
+                )
+
+    def _load(self, module: nn.Module, name: str) -> None:
+        try:
+            module.load_state_dict(self.state[name])
+        except (RuntimeError, KeyError, TypeError, AttributeError) as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise UsageError(f"{self.path}: its {name} does not fit {self.config}: {reason}") from None
+
+
+def read_gan(path: str | Path) -> GanCheckpoint:
+    """Read a checkpoint written here or by the reference code, whose sizes are read off its tensors.
+
+    Raises UsageError where the file is missing, damaged, or neither.
+    """
+    state = read_checkpoint(path)
+    generator, discriminator = state.get("generator"), state.get("discriminator")
+    if not isinstance(generator, dict) or not isinstance(discriminator, dict):
+        raise UsageError(f"{path}: expected a checkpoint with generator and discriminator, found {', '.join(map(str, state)) or 'nothing'}")
+    try:
+        if "config" in state:
+            return GanCheckpoint(Path(path), state["config"], DataInfo.from_dict(state["info"]), state["val_size"], state)
+        config = {
+            "num_classes": len(discriminator["fc10.weight"]),
+            "channels": len(generator["conv8.weight"]),
+            "image_size": 32 if generator["conv1.weight"].shape[-1] == 4 else 28,
+            "width": len(generator["conv8.weight"][0]),
+            "z_dim": generator["fc1.weight"].shape[1],
+        }
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UsageError(f"{path}: not a DiM checkpoint: {error} is missing or of another kind") from None
+    return GanCheckpoint(Path(path), config, None, None, state)
+
+
+def load_generator(path: str | Path) -> Generator:
+    """The generator of a checkpoint, ready to deploy: `load_generator("last.pth").sample(torch.arange(10))`.
+
+    In eval mode, on the CPU; the moving average if one was kept. Raises UsageError (a ValueError) for a bad file.
+    """
+    return read_gan(path).generator()

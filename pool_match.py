@@ -1,0 +1,278 @@
+"""Stage 2: fine-tune a generator so that networks drawn from a pool give generated images the logits of real ones.
+
+    python pool_match.py --tag match --match logit --match-aug --weight results/gan/last.pth
+
+Writes results/TAG/ as gen_condense.py does. The last line printed is the checkpoint to go on with. Stopped, the same
+command continues.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import data as datasets
+from augment import Transform, draw_dsa, parse_strategy
+from data import DataInfo, ImageSet, epoch_order, load_data, steps_per_epoch
+from losses import MATCH_WEIGHTS, METRICS, generator_loss, match_features, match_gradients, match_logits
+from models import Classifier, build_classifier, network_name, read_gan
+from models.gan import GAN, discriminator_step, sample_grid
+from run_folder import START, Position, RunFolder, Step, fixed_flags
+from runtime import Runtime, device_name, make_runtime
+from utils import Parser, cli, count, derive_seed, file_hash, frozen, nonnegative, number, positive, positive_int, seeded
+from validate import BUDGETS, RECIPES, evaluate_generator, warn_of_seen_images
+
+
+class Pool:
+    """The pool network of the current epoch and its SGD, trained on real images between generator steps."""
+
+    def __init__(self, names: Sequence[str], info: DataInfo, lr: float, strategy: str, seed: int, runtime: Runtime):
+        self.names = [network_name(name) for name in names]
+        self.info, self.lr, self.strategy, self.seed, self.runtime = info, lr, strategy, seed, runtime
+        self.epoch = -1  # of the network drawn last
+
+    def draw(self, epoch: int) -> Classifier:
+        """The network of `epoch`, freshly initialised from (seed, epoch) unless it is the one already at hand."""
+        if epoch != self.epoch:
+            with seeded(self.runtime.device, self.seed, "pool", epoch):
+                self.name = self.names[int(torch.randint(len(self.names), ()))]
+                self._build()
+            self.epoch = epoch
+        return self.model
+
+    def _build(self) -> None:
+        self.model = self.runtime.place(build_classifier(self.name, self.info)).train()
+        self.optim = torch.optim.SGD(self.model.parameters(), lr=self.lr, momentum=0.9, weight_decay=5e-4)
+
+    def train_step(self, real: Tensor, y: Tensor) -> None:
+        """One SGD step on real images (B, C, H, W) of labels y, each image augmented with its own parameters."""
+        augment = draw_dsa(self.strategy, "dim", len(real), real.shape[-1], real.device)
+        with self.runtime.autocast():
+            logits = self.model(real, augment)
+        loss = F.cross_entropy(logits, y)
+        self.optim.zero_grad()
+        loss.backward()
+        self.optim.step()
+
+    def state_dict(self) -> dict:
+        """The network at hand, under the key "pool"."""
+        if self.epoch < 0:
+            return {"pool": None}
+        network = {"name": self.name, "epoch": self.epoch, "model": self.model.state_dict(), "optim": self.optim.state_dict()}
+        return {"pool": network}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from state_dict()."""
+        if state["pool"] is not None:
+            self.name, self.epoch = state["pool"]["name"], state["pool"]["epoch"]
+            self._build()
+            self.model.load_state_dict(state["pool"]["model"])
+            self.optim.load_state_dict(state["pool"]["optim"])
+
+
+def matching_loss(
+    match: str,
+    pool_model: Classifier,
+    real: Tensor,
+    fake: Tensor,
+    y: Tensor,
+    augment: Transform | None,
+    metric: str | None,
+    bias: bool,
+    fc: bool,
+) -> Tensor:
+    """The distance between real and generated images (B, C, H, W) of the same labels y as `pool_model` sees them.
+
+    The two pass the network separately, in the mode it is in, under one draw of the augmentation. Gradients reach `fake`.
+    """
+    if match == "grad":
+        parameters = list(pool_model.parameters())
+        real_grads = torch.autograd.grad(F.cross_entropy(pool_model(real, augment), y), parameters)
+        fake_grads = torch.autograd.grad(F.cross_entropy(pool_model(fake, augment), y), parameters, create_graph=True)
+        return match_gradients(real_grads, fake_grads, metric, bias=bias, fc=fc)
+    with torch.no_grad():
+        real_logits, real_features = pool_model.logits_and_features(real, augment)
+    with frozen(pool_model):
+        fake_logits, fake_features = pool_model.logits_and_features(fake, augment)
+    if match == "feat":
+        return match_features(real_features, fake_features, metric)
+    return match_logits(real_logits, fake_logits, metric)
+
+
+def train_match(
+    gan: GAN,
+    pool: Pool,
+    train: ImageSet,
+    *,
+    epochs: int,
+    batch_size: int,
+    gp_weight: float,
+    pool_steps: int,
+    match: str,
+    match_weight: float,
+    match_strategy: str | None,
+    metric: str | None,
+    bias: bool,
+    fc: bool,
+    seed: int,
+    runtime: Runtime,
+    start: Position = START,
+) -> Iterator[Step]:
+    """Fine-tune `gan` in place, one yield a step; Wang et al. 2023 (arXiv:2303.04707), second stage.
+
+    Before each generator step the epoch's pool network takes `pool_steps` SGD steps on its own shuffled passes over
+    `train`. match_strategy: DSA operations of the matching term, None = none. `start` is where an earlier run stopped.
+    """
+    generator, discriminator = gan.generator.train(), gan.discriminator.train()
+    num_steps = steps_per_epoch(len(train), batch_size)
+    for epoch in range(start.epoch, epochs):
+        first = start.step if epoch == start.epoch else 0
+        if first == num_steps:
+            continue
+        pool_model = pool.draw(epoch)
+        pool_batches = shuffled_batches(len(train), batch_size, runtime.device, seed, epoch, skip=first * pool_steps)
+        order = epoch_order(len(train), runtime.device, seed, "match", epoch)
+        for step in range(first, num_steps):
+            for _ in range(pool_steps):
+                pool.train_step(*train.batch(next(pool_batches)))
+            real, y = train.batch(order[step * batch_size : (step + 1) * batch_size])
+
+            # loss_g = -E[D(fake)] + CE(fake) + match_weight * distance(pool(real), pool(fake)), on fakes of the real labels
+            with runtime.autocast():
+                fake = generator.sample(y)
+                with frozen(discriminator):
+                    scores, logits = discriminator(fake)
+            loss_g = generator_loss(scores, logits, y)
+            loss_match = torch.zeros_like(loss_g)
+            if match != "none":
+                augment = match_strategy and draw_dsa(match_strategy, "dim", 1, real.shape[-1], real.device)
+                with runtime.autocast():
+                    loss_match = match_weight * matching_loss(match, pool_model, real, fake, y, augment, metric, bias, fc)
+            gan.optim_g.zero_grad()
+            (loss_g + loss_match).backward()
+            gan.optim_g.step()
+            gan.update_ema()
+
+            # loss_d = E[D(fake)] - E[D(real)] + CE(fake) + CE(real) + gp_weight * GP, on fakes of uniform labels
+            loss_d = discriminator_step(gan, real, y, gp_weight, runtime)
+
+            yield Step(epoch, step + 1, {"loss_d": loss_d, "loss_g": loss_g, "loss_match": loss_match})
+
+
+def shuffled_batches(num_images: int, batch_size: int, device: torch.device, seed: int, epoch: int, skip: int) -> Iterator[Tensor]:
+    """Endless whole batches of indices (B,) for the pool network of `epoch`, after the first `skip` of them."""
+    per_pass = num_images // batch_size
+    first_pass, first_batch = divmod(skip, per_pass)
+    number = first_pass
+    while True:
+        order = epoch_order(num_images, device, seed, "pool", epoch, number)
+        for i in range(first_batch if number == first_pass else 0, per_pass):
+            yield order[i * batch_size : (i + 1) * batch_size]
+        number += 1
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(__doc__.splitlines()[0])
+    # what is fine-tuned
+    parser.add_argument("--weight", required=True, help="checkpoint of gen_condense.py, pool_match.py or the reference code")
+    # data
+    parser.add_argument("--data", choices=datasets.NAMES, help="image set (default: the checkpoint's, or cifar10)")
+    parser.add_argument("--data-dir", default="datasets", help="where its files lie or are downloaded to; for folder, PATH")
+    parser.add_argument("--image-size", type=int, choices=(28, 32), help="pixels of --data folder (default 32)")
+    parser.add_argument("--val-size", type=count, default=0, help="training images held out, class-balanced, to choose best.pth by")
+    # training
+    parser.add_argument("--epochs", type=positive_int, default=100, help="passes over the set; more continue a finished run")
+    parser.add_argument("--batch-size", type=positive_int, default=64, help="real images a step")
+    parser.add_argument("--lr", type=positive, default=5e-6, help="Adam's rate for both players")
+    parser.add_argument("--gp-weight", type=nonnegative, default=10.0, help="weight of the gradient penalty")
+    parser.add_argument("--ema", type=number(float, 0, 0.999999), default=0.0, help="decay of the generator's moving average; 0 = off")
+    parser.add_argument("--seed", type=count, default=0, help="of everything random")
+    # matching
+    parser.add_argument("--match", choices=MATCH_WEIGHTS, default="logit", help="what is matched; none: go on as a GAN, a control")
+    parser.add_argument("--metric", choices=METRICS, help="distance (default: mean square for logit, l1 for feat and grad)")
+    parser.add_argument("--match-weight", type=nonnegative, help="weight of the matching term (default: 0.01 for logit, else 0.001)")
+    parser.add_argument("--match-aug", action="store_true", help="match under --match-strategy, one draw for both sides")
+    parser.add_argument("--match-strategy", default="color_crop_cutout", help="DSA operations of --match-aug")
+    parser.add_argument("--bias", action="store_true", help="--match grad: biases and norms too")
+    parser.add_argument("--fc", action="store_true", help="--match grad: the last layer too")
+    pool = ["convnet", "resnet10", "resnet18_w32", "resnet10_ap", "resnet18_ap"]
+    parser.add_argument("--pool", nargs="+", default=pool, help="networks, one drawn and freshly initialised at each epoch")
+    parser.add_argument("--pool-steps", type=count, default=16, help="SGD steps of the pool network before each generator step")
+    parser.add_argument("--pool-lr", type=positive, default=0.01, help="its rate")
+    parser.add_argument("--pool-strategy", default="color_crop", help="DSA operations of its training, or none")
+    # evaluation
+    parser.add_argument("--eval-interval", type=count, default=10, help="epochs between evaluations; 0 = never")
+    parser.add_argument("--eval-model", nargs="+", default=["convnet"], help="networks to train on generated images")
+    parser.add_argument(
+        "--budget", choices=BUDGETS, default="stream", help="fixed: ipc images a class, drawn once; stream: fresh at each epoch"
+    )
+    parser.add_argument("--ipc", type=positive_int, default=50, help="images per class and epoch of a classifier")
+    parser.add_argument("--repeats", type=positive_int, default=1, help="classifiers at each evaluation")
+    parser.add_argument("--recipe", choices=RECIPES, default="dim", help="how a classifier is trained")
+    parser.add_argument("--epochs-eval", type=positive_int, default=1000, help="epochs of a classifier")
+    parser.add_argument("--mix-p", type=number(float, -1, 1), default=-1.0, help="probability of CutMix for a batch; -1 = never")
+    # run
+    parser.add_argument("--tag", required=True, help="name of the folder under --results-dir")
+    parser.add_argument("--results-dir", default="results", help="where results go")
+    parser.add_argument("--save-interval", type=count, default=250, help="steps between checkpoints inside an epoch; 0 = only at its end")
+    parser.add_argument("--print-freq", type=positive_int, default=50, help="steps between readings of the losses")
+    parser.add_argument("--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--amp", action=argparse.BooleanOptionalAction, help="bf16 autocast (default: on CUDA)")
+    parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction, help="memory layout (default: on CUDA)")
+    return parser.parse_args(argv)
+
+
+@cli
+def main(args: argparse.Namespace) -> RunFolder:
+    networks = [network_name(name) for name in args.eval_model]
+    recipe = replace(RECIPES[args.recipe], epochs=args.epochs_eval, mix_p=args.mix_p)
+    parse_strategy(args.match_strategy), parse_strategy(args.pool_strategy)
+    runtime = make_runtime(args.device, args.amp, args.channels_last)
+    checkpoint = read_gan(args.weight)
+    data = load_data(
+        checkpoint.data_name(args.data), args.data_dir, val_size=args.val_size, image_size=args.image_size, info=checkpoint.info
+    )
+    checkpoint.check_data(data.info)
+    warn_of_seen_images(checkpoint, args.val_size)
+    num_steps = steps_per_epoch(len(data.train), args.batch_size)
+    gan = GAN(*(runtime.place(player) for player in checkpoint.players()), args.lr, args.ema)
+    pool = Pool(args.pool, data.info, args.pool_lr, args.pool_strategy, args.seed, runtime)
+    torch.manual_seed(derive_seed(args.seed, "match"))
+
+    header = {"stage": "match", "config": checkpoint.config, "info": data.info.to_dict(), "val_size": args.val_size}
+    fixed = fixed_flags(args) | {"info": data.info.to_dict(), "weight": file_hash(args.weight)}
+    run = RunFolder(args, fixed, [gan, pool], header, runtime.device, num_steps)
+    data = data.to(runtime.device)
+    steps = train_match(
+        gan,
+        pool,
+        data.train,
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        gp_weight=args.gp_weight,
+        pool_steps=args.pool_steps,
+        match=args.match,
+        match_weight=MATCH_WEIGHTS[args.match] if args.match_weight is None else args.match_weight,
+        match_strategy=args.match_strategy if args.match_aug else None,
+        metric=args.metric,
+        bias=args.bias,
+        fc=args.fc,
+        seed=args.seed,
+        runtime=runtime,
+        start=run.position,
+    )
+    for epoch, values in run.epochs(steps, args.print_freq, args.save_interval):
+        if args.eval_interval and epoch % args.eval_interval == 0:
+            with run.interruptible():
+                values |= evaluate_generator(gan.deployed, data, networks, args.budget, args.ipc, args.repeats, recipe, args.seed, runtime)
+        choose_by = None if data.val is None else "val_accuracy"
+        run.close_epoch(epoch, values, sample_grid(gan.deployed, args.seed), choose_by)
+    print(run.best_path)
+    return run
+
+
+if __name__ == "__main__":
+    main(parse_args())

@@ -1,0 +1,314 @@
+"""The folder results/TAG of a training stage: what is resumed, saved, logged and drawn there, and when.
+
+The loop that computes lives in the stage scripts as a generator function; `RunFolder.epochs` drives it.
+"""
+
+import contextlib
+import json
+import math
+import os
+from argparse import Namespace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from utils import (
+    FailedRun,
+    UsageError,
+    environment,
+    handle_stops,
+    raise_stopped,
+    read_checkpoint,
+    rng_state,
+    set_rng_state,
+    write_atomic,
+    write_json,
+)
+
+# Flags that may differ when a run is continued.
+FREE_FLAGS = {
+    *("tag", "results_dir", "data_dir", "epochs", "device", "amp", "channels_last", "save_interval", "print_freq"),
+    *("eval_interval", "eval_model", "budget", "ipc", "repeats", "recipe", "epochs_eval", "mix_p"),
+}
+
+
+def fixed_flags(args: Namespace) -> dict:
+    """The flags that a continued run must share with the run in its folder."""
+    return {name: value for name, value in vars(args).items() if name not in FREE_FLAGS}
+
+
+class Position(NamedTuple):
+    """Where a run stands: `epoch` epochs are complete but for the closing of one whose `step` is its last."""
+
+    epoch: int = 0
+    step: int = 0
+
+
+START = Position()
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a training loop yields after each step: its place (step counts from 1) and its losses, still on the device."""
+
+    epoch: int
+    step: int
+    losses: dict[str, Tensor]
+
+
+class LossMeter:
+    """Sums of an epoch's losses, kept on the device so that a step need not wait for the host."""
+
+    def __init__(self):
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin an epoch."""
+        self.names: list[str] = []
+        self.values: Tensor | None = None  # (2, losses): sums, and the first step at which each was not finite
+        self.steps = 0
+
+    def update(self, at: Step) -> None:
+        """Add one step's losses."""
+        losses = torch.stack([loss.detach().float() for loss in at.losses.values()]).double()
+        if self.values is None:
+            self.names = list(at.losses)
+            self.values = torch.stack([torch.zeros_like(losses), torch.full_like(losses, math.inf)])
+        bad = torch.where(losses.isfinite(), math.inf, float(at.step))
+        self.values = torch.stack([self.values[0] + losses, torch.minimum(self.values[1], bad)])
+        self.steps += 1
+
+    def means(self, epoch: int) -> dict[str, float]:
+        """Mean of each loss so far. Raises FailedRun, naming epoch and step, if one was not finite."""
+        if self.values is None:
+            return {}
+        sums, first_bad = self.values.tolist()
+        for name, step in zip(self.names, first_bad, strict=True):
+            if step < math.inf:
+                raise FailedRun(f"{name} is not finite at epoch {epoch + 1}, step {int(step)}")
+        return {name: total / self.steps for name, total in zip(self.names, sums, strict=True)}
+
+    def state_dict(self) -> dict:
+        """Plain values and tensors, for a checkpoint inside an epoch."""
+        return {"names": self.names, "values": self.values, "steps": self.steps}
+
+    def load_state_dict(self, state: dict, device: torch.device) -> None:
+        """Go on from state_dict()."""
+        self.names, self.steps = state["names"], state["steps"]
+        self.values = None if state["values"] is None else state["values"].to(device)
+
+
+class RunFolder:
+    """results/TAG with args.json, metrics.jsonl, TensorBoard events, outputs/, last.pth and best.pth.
+
+    fixed: the settings that a continued run must share with the run in the folder.
+    parts: objects whose state_dict() holds everything that the next step depends on, beside the random numbers.
+    header: plain values to store in each checkpoint.
+    Raises UsageError, before writing anything, where the folder cannot be written or holds a run with other settings.
+    """
+
+    def __init__(self, args: Namespace, fixed: dict, parts: list, header: dict, device: torch.device, steps_per_epoch: int):
+        self.folder = run_path(args.results_dir, args.tag)
+        self.parts, self.header, self.device = parts, header, device
+        self.num_epochs, self.steps_per_epoch = args.epochs, steps_per_epoch
+        self.meter = LossMeter()
+        self.position = Position()
+        self.best: dict | None = None  # {"epoch", "name", "value"} of best.pth, on a held-out split only
+        self.lines: list[dict] = []
+        self._stop_signal: int | None = None
+        self._stop_at_once = False
+        self._tensorboard = None
+        self._open(args, json.loads(json.dumps(fixed)))
+
+    def _open(self, args: Namespace, fixed: dict) -> None:
+        args_file, last = self.folder / "args.json", self.folder / "last.pth"
+        if args_file.exists():
+            try:
+                found = json.loads(args_file.read_text())["fixed"]
+            except (ValueError, KeyError, TypeError, OSError):
+                raise UsageError(f"{args_file}: expected the args.json of a run, found something else; use another --tag") from None
+            for name in {**found, **fixed}:
+                if found.get(name) != fixed.get(name):
+                    flag = "--" + name.replace("_", "-")
+                    raise UsageError(
+                        f"{self.folder} holds a run with {flag} {found.get(name)}, found {flag} {fixed.get(name)}: "
+                        "give the same flags to continue it, or another --tag"
+                    )
+        elif last.exists():
+            raise UsageError(f"{self.folder} holds last.pth but no args.json, so it cannot be continued; use another --tag")
+        state = read_checkpoint(last) if last.exists() else None
+        flags = {k: v for k, v in vars(args).items()}
+        make_folder(self.folder / "outputs")
+        write_json(args_file, {"flags": flags, "fixed": fixed, **environment(self.device)})
+        for leftover in (*self.folder.glob(".*.tmp"), *self.folder.glob("outputs/.*.tmp")):
+            leftover.unlink()
+        if state is not None:
+            self._resume(state)
+
+    def _resume(self, state: dict) -> None:
+        for part in self.parts:
+            part.load_state_dict(state)
+        self.position = Position(**state["position"])
+        self.best = state["best"]
+        self.meter.load_state_dict(state["meter"], self.device)
+        set_rng_state(state["rng"], self.device)
+        metrics = self.folder / "metrics.jsonl"
+        lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+        self.lines = [line for line in lines if line["epoch"] <= self.position.epoch]
+
+    @property
+    def finished(self) -> bool:
+        """Whether all the epochs asked for are done and closed."""
+        return self.position.epoch >= self.num_epochs
+
+    @property
+    def best_path(self) -> Path:
+        """The checkpoint to deploy: best.pth where a held-out split chose it, else last.pth."""
+        return self.folder / ("best.pth" if self.best else "last.pth")
+
+    def epochs(self, steps: Iterable[Step], print_freq: int, save_interval: int) -> Iterator[tuple[int, dict[str, float]]]:
+        """Drive the training loop `steps`; yield (epoch, mean losses) after the last step of each epoch.
+
+        epoch counts from 1. Saves last.pth every save_interval steps (0 = not inside an epoch) and at each epoch's end.
+        SIGINT and SIGTERM end the step, save, and raise Stopped. Losses are read every print_freq steps; one that is
+        not finite raises FailedRun and leaves the last good checkpoint.
+        """
+        done = self.position.epoch * self.steps_per_epoch + self.position.step
+        total = self.num_epochs * self.steps_per_epoch
+        with handle_stops(self._on_signal), tqdm(total=total, initial=done, unit="step", disable=None, dynamic_ncols=True) as bar:
+            if self.position.step == self.steps_per_epoch:  # stopped after the epoch's last step, before its closing
+                yield self.position.epoch + 1, self._means()
+            for at in steps:
+                self.position = Position(at.epoch, at.step)
+                self.meter.update(at)
+                bar.update()
+                ends = at.step == self.steps_per_epoch
+                if ends or at.step % print_freq == 0:
+                    bar.set_description(f"epoch {at.epoch + 1}/{self.num_epochs}", refresh=False)
+                    bar.set_postfix({name: f"{value:.3f}" for name, value in self._means().items()})
+                if self._stop_signal or (save_interval and at.step % save_interval == 0 and not ends):
+                    self.save()
+                if self._stop_signal:
+                    raise_stopped(self._stop_signal)
+                if ends:
+                    yield at.epoch + 1, self._means()
+                    if self._stop_signal:  # arrived while the epoch was closed, which saved it
+                        raise_stopped(self._stop_signal)
+
+    def close_epoch(self, epoch: int, values: dict[str, float], pictures: Tensor, choose_by: str | None) -> None:
+        """Write the epoch's line, picture and checkpoints.
+
+        values: what to log. pictures: (C, H, W) in [-1, 1]. choose_by: the name in `values` whose highest figure makes
+        best.pth; it must come from held-out training images.
+        """
+        line = {"epoch": epoch, "step": epoch * self.steps_per_epoch, **values}
+        score = values.get(choose_by) if choose_by else None
+        better = score is not None and (self.best is None or score > self.best["value"])
+        if better:
+            self.best = {"epoch": epoch, "name": choose_by, "value": score}
+        self.lines.append(line)
+        text = "".join(json.dumps(row) + "\n" for row in self.lines)
+        write_atomic(self.folder / "metrics.jsonl", lambda path: path.write_text(text))
+        save_picture(self.folder / "outputs" / f"img_{epoch:04d}.png", pictures)
+        self._write_events(line, pictures)
+        tqdm.write(f"epoch {epoch}/{self.num_epochs}  " + "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
+        self.position = Position(epoch, 0)
+        self.meter.reset()
+        if better:
+            self.save("best.pth")
+        self.save()
+
+    def save(self, name: str = "last.pth") -> None:
+        """Write a checkpoint of this very step, unless its losses or weights are not finite (FailedRun)."""
+        self._means()
+        state = dict(self.header)
+        for part in self.parts:
+            state |= part.state_dict()
+        self._check_finite(state)
+        state |= {
+            "position": self.position._asdict(),
+            "best": self.best,
+            "meter": self.meter.state_dict(),
+            "rng": rng_state(self.device),
+        }
+        try:
+            write_atomic(self.folder / name, lambda path: torch.save(state, path))
+        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+            raise FailedRun(f"{self.folder / name}: could not be written ({str(error).splitlines()[0]}); {self._kept()}") from None
+
+    @contextlib.contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Save, then run a block that takes long and changes nothing: a stop signal ends it at once."""
+        self.save()
+        self._stop_at_once = True
+        try:
+            if self._stop_signal:
+                raise_stopped(self._stop_signal)
+            yield
+        finally:
+            self._stop_at_once = False
+
+    def _on_signal(self, number: int) -> None:
+        self._stop_signal = number
+        if self._stop_at_once:
+            raise_stopped(number)
+
+    def _means(self) -> dict[str, float]:
+        try:
+            return self.meter.means(self.position.epoch)
+        except FailedRun as error:
+            raise FailedRun(f"{error}; {self._kept()}") from None
+
+    def _kept(self) -> str:
+        last = self.folder / "last.pth"
+        return f"{last} is the last good checkpoint" if last.exists() else "no checkpoint had been written yet"
+
+    def _check_finite(self, state: dict) -> None:
+        for player in ("generator", "discriminator"):
+            for name, tensor in state.get(player, {}).items():
+                if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                    where = f"epoch {self.position.epoch + 1}, step {self.position.step}"
+                    raise FailedRun(f"{player}.{name} is not finite at {where}; {self._kept()}")
+
+    def _write_events(self, line: dict, pictures: Tensor) -> None:
+        if self._tensorboard is None:
+            from torch.utils.tensorboard import SummaryWriter  # a second to import, so only where it is written
+
+            self._tensorboard = SummaryWriter(str(self.folder), purge_step=line["epoch"])
+        for name, value in line.items():
+            if name not in ("epoch", "step"):
+                self._tensorboard.add_scalar(name.replace("_", "/", 1), value, line["epoch"])
+        self._tensorboard.add_image("samples", (pictures.clamp(-1, 1) + 1) / 2, line["epoch"])
+        self._tensorboard.flush()
+
+
+def run_path(results_dir: str, tag: str) -> Path:
+    """results_dir/tag; UsageError where the tag is empty or leads out of results_dir."""
+    if not tag.strip() or Path(tag).is_absolute() or ".." in Path(tag).parts:
+        raise UsageError(f"--tag {tag!r}: expected the name of a folder under {results_dir}")
+    return Path(results_dir) / tag
+
+
+def make_folder(folder: Path) -> None:
+    """Create `folder` and its parents; UsageError where it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".{os.getpid()}.tmp"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be written ({error.strerror}), expected a folder for the results") from None
+
+
+def save_picture(path: Path, image: Tensor) -> None:
+    """Write one (C, H, W) image in [-1, 1] as a PNG, atomically."""
+    array = ((image.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
+    picture = Image.fromarray(np.ascontiguousarray(array.squeeze(2) if array.shape[2] == 1 else array))
+    write_atomic(path, lambda temporary: picture.save(temporary, format="PNG"))

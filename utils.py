@@ -1,0 +1,236 @@
+"""Seeds, run folder, metric log, checkpoints and command-line errors: what every stage does around its loop."""
+
+import argparse
+import contextlib
+import functools
+import hashlib
+import json
+import math
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parent
+
+
+class UsageError(ValueError):
+    """Bad input from the user: one line that names the flag or file, what was found and what was expected."""
+
+
+class FailedRun(Exception):
+    """A run that cannot go on, such as a loss that is not finite; exit code 1."""
+
+
+class Stopped(Exception):
+    """SIGINT or SIGTERM arrived; `exit_code` is 130 or 143."""
+
+    def __init__(self, exit_code: int):
+        super().__init__(exit_code)
+        self.exit_code = exit_code
+
+
+def raise_stopped(number: int) -> None:
+    """Answer a signal at once."""
+    raise Stopped(128 + number)
+
+
+@contextlib.contextmanager
+def handle_stops(handler: Callable[[int], None]) -> Iterator[None]:
+    """Call handler(number) on SIGINT and SIGTERM during the block, in the main thread; elsewhere change nothing."""
+    previous = {}
+    with contextlib.suppress(ValueError):  # signals belong to the main thread
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, lambda number, frame: handler(number))
+    try:
+        yield
+    finally:
+        for number, old in previous.items():
+            signal.signal(number, old)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line, and whose flags may not be abbreviated."""
+
+    def __init__(self, description: str):
+        super().__init__(
+            description=description,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str):
+        print(f"{self.prog}: error: {message} (see --help)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def cli(main: Callable) -> Callable:
+    """Turn what a user can cause into one line on stderr and an exit code: bad input 2, a stop 130 or 143."""
+
+    @functools.wraps(main)
+    def wrapper(args):
+        name = Path(sys.modules[main.__module__].__file__).name
+        try:
+            return main(args)
+        except UsageError as error:
+            print(f"{name}: error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+        except FailedRun as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            raise SystemExit(1) from None
+        except (Stopped, KeyboardInterrupt) as stop:
+            print(f"{name}: stopped; the same command continues", file=sys.stderr)
+            raise SystemExit(getattr(stop, "exit_code", 130)) from None
+
+    return wrapper
+
+
+def number(kind: type, low: float, high: float = math.inf, *, exclusive: bool = False) -> Callable[[str], float]:
+    """An argparse type: a finite `kind` in [low, high], or in (low, high] with `exclusive`."""
+    bounds = f"{'>' if exclusive else '>='} {low:g}" + (f" and <= {high:g}" if high < math.inf else "")
+    expected = f"{'a whole number' if kind is int else 'a number'} {bounds}"
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"found {text!r}, expected {expected}") from None
+        if not (math.isfinite(value) and (value > low if exclusive else value >= low) and value <= high):
+            raise argparse.ArgumentTypeError(f"found {text}, expected {expected}")
+        return value
+
+    return parse
+
+
+positive_int = number(int, 1)
+count = number(int, 0)
+positive = number(float, 0, exclusive=True)
+nonnegative = number(float, 0)
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A 63-bit seed from a tuple, the same on every machine: derive_seed(seed, "order", epoch)."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+@contextlib.contextmanager
+def seeded(device: torch.device, *parts: int | str) -> Iterator[None]:
+    """Run the block on the random numbers of derive_seed(*parts), and put the surrounding stream back after."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(derive_seed(*parts))
+        yield
+
+
+def rng_state(device: torch.device) -> dict[str, Tensor]:
+    """The states of the random-number streams that a step on `device` draws from."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
+    """Put back what rng_state gave. A stream saved on another kind of device keeps its present state."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+@contextlib.contextmanager
+def eval_mode(module: nn.Module) -> Iterator[nn.Module]:
+    """Put `module` and its children in eval mode for the block; each gets its own mode back."""
+    modes = [(child, child.training) for child in module.modules()]
+    module.eval()
+    try:
+        yield module
+    finally:
+        for child, training in modes:
+            child.training = training
+
+
+@contextlib.contextmanager
+def frozen(module: nn.Module) -> Iterator[nn.Module]:
+    """Build graphs through `module` without gradients for its parameters."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    for p in parameters:
+        p.requires_grad_(False)
+    try:
+        yield module
+    finally:
+        for p in parameters:
+            p.requires_grad_(True)
+
+
+def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
+    """Call write(temporary path), then rename it to `path`: readers see the old file or the new one, never half."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value) -> None:
+    """Write `value` as indented JSON, atomically."""
+    write_atomic(path, lambda temporary: temporary.write_text(json.dumps(value, indent=1) + "\n"))
+
+
+def file_hash(path: str | Path, algorithm: str = "sha256") -> str:
+    """Hex digest of a file."""
+    digest = hashlib.new(algorithm)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """Read a dict of tensors and plain values. Pickled code in the file is refused, never executed.
+
+    Raises UsageError where the file is missing, a folder, truncated, not a checkpoint, or holds anything else.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder, expected a checkpoint file such as {path / 'last.pth'}")
+    if not path.exists():
+        raise UsageError(f"{path}: no such file, expected a checkpoint")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError, OSError) as error:
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        found = f"pickled code ({code[1]}), not executed" if code else f"{path.stat().st_size} bytes that are none, or truncated"
+        raise UsageError(f"{path}: expected a checkpoint of tensors and plain values, found {found}") from None
+    if not isinstance(state, dict):
+        raise UsageError(f"{path}: holds a {type(state).__name__}, expected a checkpoint (a dict)")
+    return state
+
+
+def commit() -> str:
+    """The commit of this code, with -dirty where tracked files differ from it; "unknown" outside a checkout."""
+
+    def git(*command: str) -> str:
+        return subprocess.run(("git", "-C", str(ROOT), *command), capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """What a result depends on besides its flags: commit, torch, device."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    return {"commit": commit(), "torch": torch.__version__, "device": name}
