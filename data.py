@@ -4,6 +4,7 @@ Images are uint8 (N, C, H, W) at rest and float32 in [-1, 1] in flight; labels a
 """
 
 import gzip
+import os
 import pickle
 import shutil
 import tempfile
@@ -334,9 +335,14 @@ def balanced_epochs(labels: Tensor, ipc: int, num_classes: int, *seed: int | str
 
 
 def check_data_dir(data_dir: Path) -> None:
-    """Raise UsageError where the data folder is a file."""
-    if data_dir.exists() and not data_dir.is_dir():
-        raise UsageError(f"--data-dir {data_dir}: is a file, expected a folder")
+    """Raise UsageError where the data folder is a file or cannot be listed. It need not exist."""
+    try:
+        if data_dir.exists():
+            os.listdir(data_dir)
+    except NotADirectoryError:
+        raise UsageError(f"--data-dir {data_dir}: is a file, expected a folder") from None
+    except OSError as error:
+        raise UsageError(f"--data-dir {data_dir}: cannot be read ({error.strerror})") from None
 
 
 def _read_files(row: Row, data_dir: Path, splits: tuple[str, ...]) -> dict[str, ImageSet]:

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import functools
 import hashlib
 import json
@@ -12,6 +13,7 @@ import re
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -84,6 +86,11 @@ def cli(main: Callable) -> Callable:
             raise SystemExit(2) from None
         except FailedRun as error:
             print(f"{name}: {error}", file=sys.stderr)
+            raise SystemExit(1) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            print(f"{name}: {error.filename or 'the results'}: {error.strerror}; what was saved before is whole", file=sys.stderr)
             raise SystemExit(1) from None
         except (Stopped, KeyboardInterrupt) as stop:
             print(f"{name}: stopped; the same command continues", file=sys.stderr)
@@ -208,7 +215,9 @@ def read_checkpoint(path: str | Path) -> dict:
     if not path.exists():
         raise UsageError(f"{path}: no such file, expected a checkpoint")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own doubts about a foreign file; ours is the line below
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError, OSError) as error:
         code = re.search(r"GLOBAL (\S+)", str(error))
         found = f"pickled code ({code[1]}), not executed" if code else f"{path.stat().st_size} bytes that are none, or truncated"

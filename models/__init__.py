@@ -84,13 +84,13 @@ class GanCheckpoint:
 
     def generator(self) -> Generator:
         """The generator to deploy, in eval mode on the CPU: the moving average if one was kept."""
-        generator = Generator(**self.config)
+        generator, _ = self._build()
         self._load(generator, "generator" if self.state.get("generator_ema") is None else "generator_ema")
         return generator.eval().requires_grad_(False)
 
     def players(self) -> tuple[Generator, Discriminator]:
         """The pair to go on training, on the CPU. The generator is the moving average if one was kept."""
-        generator, discriminator = build_gan(self.config)
+        generator, discriminator = self._build()
         self._load(generator, "generator" if self.state.get("generator_ema") is None else "generator_ema")
         self._load(discriminator, "discriminator")
         return generator, discriminator
@@ -111,6 +111,12 @@ class GanCheckpoint:
                     f"{self.path}: was made for {name.replace('_', ' ')} {self.config[name]}, "
                     f"found {getattr(info, name)} in {info.name}; name its set with --data"
                 )
+
+    def _build(self) -> tuple[Generator, Discriminator]:
+        try:
+            return build_gan(self.config)
+        except (TypeError, RuntimeError, UsageError) as error:
+            raise UsageError(f"{self.path}: no networks of the sizes it names, {self.config}: {error}") from None
 
     def _load(self, module: nn.Module, name: str) -> None:
         try:

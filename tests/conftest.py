@@ -1,0 +1,83 @@
+"""What the tests share: tiny commands on the embedded digits, and where real data lies."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import gen_condense
+import pool_match
+import validate
+
+torch.set_num_threads(1)  # the tests' networks are too small to share out
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def gan_flags(results: Path, *extra: str) -> list[str]:
+    """A stage-1 command of two epochs of 5 steps, a second or so."""
+    return (
+        f"--tag gan --data digits --results-dir {results} --width 4 --batch-size 256 --epochs 2 --eval-interval 0 --device cpu".split()
+        + list(extra)
+    )
+
+
+def match_flags(results: Path, weight: Path, *extra: str) -> list[str]:
+    """A stage-2 command of two epochs of 5 steps."""
+    pool = "--pool convnet_w32 resnet10 --pool-steps 1 --batch-size 256 --epochs 2 --eval-interval 0 --device cpu".split()
+    return ["--tag", "match", "--weight", str(weight), "--results-dir", str(results), *pool, "--match-aug", *extra]
+
+
+def validate_flags(results: Path, *extra: str) -> list[str]:
+    """A stage-3 command of four epochs for each classifier."""
+    return f"--tag test --results-dir {results} --eval-model convnet_w32 --ipc 3 --epochs-eval 4 --repeats 2 --device cpu".split() + list(
+        extra
+    )
+
+
+def run(script, flags: list[str]):
+    """A script's main, as its command line would call it."""
+    return script.main(script.parse_args(flags))
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Path:
+    """A results folder with a tiny stage-1 run (gan) and a stage-2 run from it (match)."""
+    results = tmp_path_factory.mktemp("results")
+    gan = run(gen_condense, gan_flags(results))
+    run(pool_match, match_flags(results, gan.best_path))
+    return results
+
+
+@pytest.fixture
+def data_dir() -> Path:
+    """The folder of real data named by DATA_DIR; the test is skipped without it."""
+    if "DATA_DIR" not in os.environ:
+        pytest.skip("set DATA_DIR to a folder with real MNIST, FashionMNIST and CIFAR-10 to run this")
+    return Path(os.environ["DATA_DIR"])
+
+
+@pytest.fixture(autouse=True)
+def no_downloads(monkeypatch):
+    """Nothing is ever downloaded by a test; a try fails as it does without a network."""
+    from urllib.error import URLError
+
+    def refuse(*args, **kwargs):
+        raise URLError("no network in tests")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+
+
+def same(a, b) -> bool:
+    """Whether two state dicts, lists or values are equal to the bit."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
+
+
+SCRIPTS = {"gen_condense": gen_condense, "pool_match": pool_match, "validate": validate}

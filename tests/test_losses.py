@@ -1,0 +1,93 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import losses
+from utils import UsageError
+
+
+def test_adversarial_losses_by_hand():
+    scores, logits, y = torch.tensor([1.0, 3.0]), torch.zeros(2, 4), torch.tensor([0, 3])
+    assert losses.generator_loss(scores, logits, y).item() == pytest.approx(-2 + math.log(4))
+    d = losses.discriminator_loss(torch.tensor([5.0, 7.0]), logits, y, scores, logits, y)
+    assert d.item() == pytest.approx(2 - 6 + 2 * math.log(4))
+
+
+class Linear(nn.Module):
+    """D(x) = w . x, whose gradient has norm |w| everywhere."""
+
+    def __init__(self, weight: float, size: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((size,), weight))
+
+    def forward(self, x):
+        return (x.flatten(1) * self.weight).sum(1), None
+
+
+def test_gradient_penalty_by_hand():
+    critic = Linear(0.5, 16)  # |w| = 2
+    penalty = losses.gradient_penalty(critic, torch.randn(3, 1, 4, 4), torch.randn(3, 1, 4, 4))
+    assert penalty.item() == pytest.approx((2 - 1) ** 2)
+    penalty.backward()
+    assert torch.allclose(critic.weight.grad, torch.full((16,), 2 * (2 - 1) * 0.5 / 2))
+
+
+def test_gradient_penalty_interpolates_between_real_and_fake():
+    seen = []
+
+    class Spy(Linear):
+        def forward(self, x):
+            seen.append(x.detach())
+            return super().forward(x)
+
+    losses.gradient_penalty(Spy(0.5, 16), torch.zeros(50, 1, 4, 4), torch.ones(50, 1, 4, 4))
+    share = seen[0][:, 0, 0, 0]
+    assert torch.equal(seen[0], share.view(-1, 1, 1, 1).expand(50, 1, 4, 4))  # one eps an image
+    assert 0 <= share.min() < 0.2
+    assert 0.8 < share.max() <= 1
+
+
+A, B = torch.tensor([[1.0, 2.0], [0.0, 4.0]]), torch.tensor([[1.0, 0.0], [3.0, 0.0]])
+
+
+@pytest.mark.parametrize(("name", "expected"), [("l1", 9.0), ("mse", 29.0), ("l1_mean", 1 + 3.5), ("cos", 1 - 1 / math.sqrt(5) + 1)])
+def test_distances_by_hand(name, expected):
+    assert losses.METRICS[name](A, B).item() == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", losses.METRICS)
+def test_distances_are_zero_at_equality_and_take_any_shape(name):
+    for shape in [(5,), (4, 3), (2, 3, 4, 4)]:
+        x = torch.randn(shape)
+        assert losses.METRICS[name](x, x).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_logit_matching_by_hand():
+    real, fake = torch.tensor([[0.0, 0.0]]), torch.tensor([[math.log(3.0), 0.0]])  # probabilities 1/2, 1/2 and 3/4, 1/4
+    gap = torch.tensor([math.log(0.75 / 0.5), math.log(0.25 / 0.5)])
+    assert losses.match_logits(real, fake).item() == pytest.approx(gap.square().mean().item(), rel=1e-5)
+    assert losses.match_logits(real, fake, "l1").item() == pytest.approx(gap.abs().sum().item(), rel=1e-5)
+    assert losses.match_logits(real, real + 5).item() == pytest.approx(0, abs=1e-10)  # softmax forgets a constant
+
+
+def test_feature_matching_compares_batch_means():
+    real, fake = [torch.tensor([[0.0, 2.0], [2.0, 2.0]])], [torch.tensor([[1.0, 5.0]])]
+    assert losses.match_features(real, fake).item() == pytest.approx(3.0)
+    assert losses.match_features(real * 2, fake * 2, "mse").item() == pytest.approx(18.0)
+
+
+def test_gradient_matching_leaves_out_what_is_not_asked_for():
+    real = [torch.zeros(2, 2, 3, 3), torch.zeros(2), torch.zeros(4, 2)]
+    fake = [torch.ones(2, 2, 3, 3), torch.full((2,), 10.0), torch.full((4, 2), 100.0)]
+    assert losses.match_gradients(real, fake) == 36
+    assert losses.match_gradients(real, fake, bias=True) == 36 + 20
+    assert losses.match_gradients(real, fake, fc=True) == 36 + 800
+    with pytest.raises(ValueError, match="no parameter"):
+        losses.match_gradients(real[1:2], fake[1:2])
+
+
+def test_unknown_metric():
+    with pytest.raises(UsageError, match="--metric l3"):
+        losses.match_features([A], [B], "l3")

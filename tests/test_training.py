@@ -1,0 +1,494 @@
+"""Stages 1 and 2: what they write, that they resume to the bit, and what they survive."""
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT, gan_flags, match_flags, run, same
+from PIL import Image
+
+import gen_condense
+import models.gan
+import pool_match
+import run_folder
+import utils
+from data import DATASETS, ImageSet
+from gen_condense import train_gan
+from losses import MATCH_WEIGHTS, METRICS
+from models import build_classifier, build_gan
+from models.gan import GAN
+from run_folder import LossMeter, Position, Step
+from runtime import Runtime
+from utils import FailedRun, Stopped, UsageError, file_hash
+
+CPU = Runtime(torch.device("cpu"))
+STEPS = 5  # of an epoch of the tiny runs
+
+
+def weights(path) -> dict:
+    """What a checkpoint holds but for where and when it was made."""
+    return torch.load(path, weights_only=True)
+
+
+def metrics(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_what_a_run_leaves(trained):
+    for stage, losses in (("gan", {"loss_d", "loss_g"}), ("match", {"loss_d", "loss_g", "loss_match"})):
+        folder = trained / stage
+        args = json.loads((folder / "args.json").read_text())
+        assert {"flags", "fixed", "commit", "torch", "device"} <= set(args)
+        assert [(line["epoch"], line["step"]) for line in metrics(folder)] == [(1, STEPS), (2, 2 * STEPS)]
+        assert set(metrics(folder)[0]) == {"epoch", "step"} | losses
+        pictures = sorted((folder / "outputs").iterdir())
+        assert [p.name for p in pictures] == ["img_0001.png", "img_0002.png"]
+        assert Image.open(pictures[0]).size == (300, 300)
+        assert list(folder.glob("events.out.tfevents.*"))
+        assert (folder / "last.pth").exists()
+        assert not (folder / "best.pth").exists()
+
+
+def test_tensorboard_events_hold_losses_and_pictures(trained):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(trained / "match"))
+    events.Reload()
+    assert set(events.Tags()["scalars"]) == {"loss/d", "loss/g", "loss/match"}
+    assert events.Tags()["images"] == ["samples"]
+    assert [event.step for event in events.Scalars("loss/d")] == [1, 2]
+
+
+def test_the_last_line_is_the_checkpoint_and_a_finished_run_answers_at_once(trained, tmp_path, capsys, monkeypatch):
+    flags = gan_flags(trained)
+    before = file_hash(trained / "gan" / "last.pth")
+    monkeypatch.setattr(gen_condense, "discriminator_step", None)  # a step would fail
+    run(gen_condense, flags)
+    assert capsys.readouterr().out.splitlines()[-1] == str(trained / "gan" / "last.pth")
+    assert file_hash(trained / "gan" / "last.pth") == before
+
+
+def test_more_epochs_continue_a_finished_run(trained, tmp_path):
+    short = run(gen_condense, gan_flags(tmp_path, "--epochs", "1"))
+    assert short.position == Position(1, 0)
+    run(gen_condense, gan_flags(tmp_path))
+    assert same(weights(tmp_path / "gan" / "last.pth"), weights(trained / "gan" / "last.pth"))
+    assert metrics(tmp_path / "gan") == metrics(trained / "gan")
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(trained, tmp_path):
+    run(gen_condense, gan_flags(tmp_path))
+    assert same(weights(tmp_path / "gan" / "last.pth"), weights(trained / "gan" / "last.pth"))
+    run(gen_condense, gan_flags(tmp_path / "other", "--seed", "1"))
+    assert not same(weights(tmp_path / "other" / "gan" / "last.pth")["generator"], weights(trained / "gan" / "last.pth")["generator"])
+
+
+def test_evaluating_more_often_does_not_change_training(trained, tmp_path):
+    evaluated = ["--eval-interval", "1", "--eval-model", "convnet_w32", "--ipc", "2", "--epochs-eval", "1"]
+    run(gen_condense, gan_flags(tmp_path, *evaluated))
+    found, expected = weights(tmp_path / "gan" / "last.pth"), weights(trained / "gan" / "last.pth")
+    assert same(found["generator"], expected["generator"])
+    assert same(found["rng"], expected["rng"])
+    assert all("test_accuracy" in line for line in metrics(tmp_path / "gan"))
+    assert not (tmp_path / "gan" / "best.pth").exists()  # nothing is chosen by the test set
+
+
+def test_a_held_out_split_chooses_best_pth(tmp_path, monkeypatch, capsys):
+    scores = iter([50.0, 70.0, 60.0])
+    monkeypatch.setattr(gen_condense, "evaluate_generator", lambda *args: {"val_accuracy": next(scores)})
+    found = run(gen_condense, gan_flags(tmp_path, "--epochs", "3", "--eval-interval", "1", "--val-size", "100"))
+    assert found.best == {"epoch": 2, "name": "val_accuracy", "value": 70.0}
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "gan" / "best.pth")
+    assert weights(tmp_path / "gan" / "best.pth")["position"] == {"epoch": 2, "step": 0}
+
+
+def test_the_epochs_line_is_printed(tmp_path, capsys):
+    run(gen_condense, gan_flags(tmp_path, "--epochs", "1"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("epoch 1/1  loss_d ")
+    assert len(lines) == 2
+
+
+def test_pool_steps_are_taken_on_real_batches_in_shuffled_passes():
+    batches = pool_match.shuffled_batches(10, 3, torch.device("cpu"), 0, 0, skip=0)
+    first = [next(batches) for _ in range(8)]
+    assert all(len(set(torch.cat(first[i : i + 3]).tolist())) == 9 for i in (0, 3))
+    skipped = pool_match.shuffled_batches(10, 3, torch.device("cpu"), 0, 0, skip=4)
+    assert torch.equal(next(skipped), first[4])
+
+
+def test_the_pool_is_drawn_anew_each_epoch_from_the_seed_alone():
+    def names(seed: int) -> list[str]:
+        pool = pool_match.Pool(["convnet_w32", "resnet10", "resnet10_ap"], DATASETS["digits"].info, 0.01, "none", seed, CPU)
+        return [(pool.draw(epoch), pool.name)[1] for epoch in range(12)]
+
+    torch.manual_seed(5)
+    assert names(0) == names(0)
+    assert names(0) != names(1)
+    assert set(names(0)) == {"convnet_w32", "resnet10", "resnet10_ap"}
+
+
+@pytest.mark.parametrize("metric", [None, *METRICS])
+@pytest.mark.parametrize("match", [name for name in MATCH_WEIGHTS if name != "none"])
+@pytest.mark.parametrize("network", ["convnet_w32", "resnet10"])
+def test_matching_pulls_generated_images_alone(match, metric, network):
+    torch.manual_seed(0)
+    info = DATASETS["digits"].info
+    model = build_classifier(network, info).train()
+    real, y = torch.rand(6, 1, 28, 28) * 2 - 1, torch.arange(6)
+    fake = (torch.rand(6, 1, 28, 28) * 2 - 1).requires_grad_(True)
+    augment = pool_match.draw_dsa("color_crop_cutout", "dim", 1, 28, CPU.device)
+    loss = pool_match.matching_loss(match, model, real, fake, y, augment, metric, True, True)
+    loss.backward()
+    assert loss > 0
+    assert fake.grad.abs().sum() > 0
+    equal = pool_match.matching_loss(match, model, real, real.clone().requires_grad_(True), y, augment, metric, True, True)
+    assert equal.item() == pytest.approx(0, abs=1e-3)
+    if match != "grad":
+        assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("extra", [["--match", "feat"], ["--match", "grad", "--bias", "--fc"], ["--match", "none"], ["--ema", "0.9"]])
+def test_every_match_runs(trained, tmp_path, extra):
+    run(pool_match, match_flags(tmp_path, trained / "gan" / "last.pth", "--epochs", "1", "--pool", "convnet_w32", *extra))
+    assert (metrics(tmp_path / "match")[0]["loss_match"] == 0) == (extra[-1] == "none")
+
+
+def test_stage_2_starts_from_the_weights_and_names_its_data(trained, tmp_path):
+    found = run(pool_match, match_flags(tmp_path, trained / "gan" / "last.pth", "--lr", "1e-12"))
+    first, last = weights(trained / "gan" / "last.pth"), weights(tmp_path / "match" / "last.pth")
+    assert torch.allclose(first["generator"]["fc1.weight"], last["generator"]["fc1.weight"], atol=1e-6)
+    assert (last["stage"], last["info"]["name"], last["config"]) == ("match", "digits", first["config"])
+    assert found.position == Position(2, 0)
+
+
+def test_matching_reaches_the_generator(trained, tmp_path):
+    for name, weight in (("a", "0"), ("b", "5")):
+        run(pool_match, match_flags(tmp_path / name, trained / "gan" / "last.pth", "--match-weight", weight, "--epochs", "1"))
+    a, b = (weights(tmp_path / name / "match" / "last.pth")["generator"] for name in "ab")
+    assert not same(a, b)
+
+
+def test_stage_2_takes_reference_checkpoints(tmp_path):
+    from test_models import reference_checkpoint
+
+    reference_checkpoint(tmp_path / "official.pth", channels=1, size=28, width=4)
+    found = run(pool_match, match_flags(tmp_path, tmp_path / "official.pth", "--data", "digits", "--epochs", "1"))
+    assert weights(found.best_path)["info"]["name"] == "digits"
+
+
+def test_amp_and_channels_last_run_and_stay_close(trained, tmp_path):
+    run(gen_condense, gan_flags(tmp_path, "--amp", "--channels-last", "--epochs", "1"))
+    run(pool_match, match_flags(tmp_path, tmp_path / "gan" / "last.pth", "--amp", "--channels-last", "--epochs", "1"))
+    plain, amp = metrics(trained / "gan")[0], metrics(tmp_path / "gan")[0]
+    assert amp["loss_d"] == pytest.approx(plain["loss_d"], rel=0.05)
+    assert weights(tmp_path / "gan" / "last.pth")["optim_g"]["state"][0]["exp_avg"].dtype == torch.float32
+
+
+def test_other_flags_in_the_same_folder_are_refused(trained, tmp_path, capsys):
+    for extra, message in (
+        (["--width", "5"], "--width 4, found --width 5"),
+        (["--lr", "0.1"], "--lr 0.0001, found --lr 0.1"),
+        (["--data", "folder", "--data-dir", str(tmp_path)], "train: no such folder"),
+    ):
+        with pytest.raises(SystemExit) as error:
+            run(gen_condense, gan_flags(trained, *extra))
+        assert error.value.code == 2
+        assert message in capsys.readouterr().err
+    run(gen_condense, gan_flags(trained, "--print-freq", "3", "--save-interval", "1", "--data-dir", "x", "--ipc", "7", "--mix-p", "0.5"))
+
+
+# stops, kills and full disks
+
+
+class Interrupt:
+    """Calls `action` once, at the given discriminator step of this process."""
+
+    def __init__(self, monkeypatch, script, at: int, action):
+        step, self.calls = models.gan.discriminator_step, 0
+
+        def wrapped(*args):
+            self.calls += 1
+            if self.calls == at:
+                action()
+            return step(*args)
+
+        monkeypatch.setattr(script, "discriminator_step", wrapped)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("at", [1, 3, STEPS, STEPS + 2])
+@pytest.mark.parametrize("stage", ["gan", "match"])
+def test_a_stop_saves_and_the_same_command_ends_with_the_same_bits(trained, tmp_path, monkeypatch, capsys, stage, at, number, code):
+    script, flags = gen_condense, gan_flags(tmp_path)
+    if stage == "match":
+        script, flags = pool_match, match_flags(tmp_path, trained / "gan" / "last.pth")
+    with monkeypatch.context() as patch:
+        Interrupt(patch, script, at, lambda: os.kill(os.getpid(), number))
+        with pytest.raises(SystemExit) as error:
+            run(script, flags)
+    assert error.value.code == code
+    assert "the same command continues" in capsys.readouterr().err
+    stopped = weights(tmp_path / stage / "last.pth")["position"]
+    assert stopped["epoch"] * STEPS + stopped["step"] == at  # the step was finished and saved
+    with monkeypatch.context() as patch:
+        rest = Interrupt(patch, script, 0, None)
+        run(script, flags)
+    assert rest.calls == 2 * STEPS - at
+    assert same(weights(tmp_path / stage / "last.pth"), weights(trained / stage / "last.pth"))
+    assert metrics(tmp_path / stage) == metrics(trained / stage)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_stop_during_an_evaluation_ends_it_at_once_and_it_is_done_again(tmp_path, monkeypatch):
+    calls = []
+
+    def evaluate(*args):
+        calls.append(1)
+        if len(calls) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+            raise AssertionError("the evaluation went on after SIGTERM")
+        return {"test_accuracy": 12.0}
+
+    monkeypatch.setattr(gen_condense, "evaluate_generator", evaluate)
+    flags = gan_flags(tmp_path, "--eval-interval", "1", "--epochs", "1")
+    with pytest.raises(SystemExit) as error:
+        run(gen_condense, flags)
+    assert error.value.code == 143
+    assert not (tmp_path / "gan" / "metrics.jsonl").exists()
+    steps = Interrupt(monkeypatch, gen_condense, 0, None)
+    run(gen_condense, flags)
+    assert steps.calls == 0  # the epoch had been saved before its evaluation
+    assert metrics(tmp_path / "gan")[0]["test_accuracy"] == 12.0
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, capsys, bad):
+    step, calls = models.gan.discriminator_step, []
+
+    def poisoned(*args):
+        calls.append(1)
+        return step(*args) * (bad if len(calls) == STEPS + 2 else 1)
+
+    monkeypatch.setattr(gen_condense, "discriminator_step", poisoned)
+    with pytest.raises(SystemExit) as error:
+        run(gen_condense, gan_flags(tmp_path, "--print-freq", "4"))
+    assert error.value.code == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "loss_d is not finite at epoch 2, step 2" in line
+    assert "last.pth is the last good checkpoint" in line
+    assert weights(tmp_path / "gan" / "last.pth")["position"] == {"epoch": 1, "step": 0}
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch, capsys):
+    step = models.gan.discriminator_step
+
+    def poison(gan, *args):
+        loss = step(gan, *args)
+        with torch.no_grad():
+            gan.generator.conv8.bias.fill_(float("nan"))
+        return loss
+
+    monkeypatch.setattr(gen_condense, "discriminator_step", poison)
+    with pytest.raises(SystemExit) as error:
+        run(gen_condense, gan_flags(tmp_path, "--save-interval", "1"))
+    assert error.value.code == 1
+    assert "generator.conv8.bias is not finite at epoch 1, step 1; no checkpoint" in capsys.readouterr().err
+    assert not (tmp_path / "gan" / "last.pth").exists()
+
+
+def test_the_meter_names_the_first_bad_step():
+    meter = LossMeter()
+    for step, value in enumerate([1.0, float("inf"), float("nan"), 2.0], start=1):
+        meter.update(Step(0, step, {"a": torch.tensor(1.0), "b": torch.tensor(value)}))
+    with pytest.raises(FailedRun, match="b is not finite at epoch 7, step 2"):
+        meter.means(6)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing file")]
+)
+def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, monkeypatch, capsys, error):
+    save, calls = torch.save, []
+
+    def full(state, path):
+        calls.append(1)
+        save(state, path)
+        if len(calls) == 3:
+            os.truncate(path, 1000)
+            raise error
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(SystemExit) as stop:
+        run(gen_condense, gan_flags(tmp_path, "--save-interval", "2"))
+    assert stop.value.code == 1
+    assert "could not be written" in capsys.readouterr().err
+    assert weights(tmp_path / "gan" / "last.pth")["position"] == {"epoch": 0, "step": 4}
+    assert not list((tmp_path / "gan").glob(".*"))
+
+
+def test_a_full_disk_elsewhere_is_one_line_too(tmp_path, monkeypatch, capsys):
+    def full(path, image):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(run_folder, "save_picture", full)
+    with pytest.raises(SystemExit) as stop:
+        run(gen_condense, gan_flags(tmp_path))
+    assert stop.value.code == 1
+    assert "img_0001.png: No space left on device" in capsys.readouterr().err
+
+
+def driver(script: str, counter, flags: list[str], **environment: str) -> subprocess.Popen:
+    command = [sys.executable, str(ROOT / "tests" / "driver.py"), script, str(counter), *flags]
+    return subprocess.Popen(command, env={**os.environ, **environment}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def check_whole(folder) -> None:
+    """Every file a reader might open is whole."""
+    for path in folder.glob("*.pth"):
+        weights(path)
+    if (folder / "metrics.jsonl").exists():
+        metrics(folder)
+    if (folder / "args.json").exists():
+        json.loads((folder / "args.json").read_text())
+    for path in folder.glob("outputs/img_*.png"):
+        Image.open(path).load()
+
+
+def stage_flags(stage: str, trained, results) -> tuple[str, list[str]]:
+    save = ["--save-interval", "2", "--epochs", "4"]
+    if stage == "gan":
+        return "gen_condense", gan_flags(results, *save)
+    return "pool_match", match_flags(results, trained / "gan" / "last.pth", *save)
+
+
+def survive_kills(stage: str, trained, tmp_path, kills: int) -> None:
+    rng = random.Random(kills)
+    script, flags = stage_flags(stage, trained, tmp_path / "killed")
+    counter = tmp_path / "steps"
+    counter.touch()
+    total, save_interval = 4 * STEPS, 2
+    survived = 0
+    for i in range(kills):
+        target = min(counter.stat().st_size + rng.randint(0, max(1, 2 * total // kills)), total * (i + 1))
+        process = driver(script, counter, flags)
+        deadline = time.time() + 120
+        while counter.stat().st_size < target and process.poll() is None and time.time() < deadline:
+            time.sleep(0.002)
+        time.sleep(rng.random() * 0.05)
+        process.kill()
+        process.communicate()
+        survived += process.returncode == -signal.SIGKILL
+        check_whole(tmp_path / "killed" / stage)
+    process = driver(script, counter, flags)
+    assert process.communicate()[1] is not None
+    assert process.returncode == 0
+    assert survived > 0
+    assert total <= counter.stat().st_size <= total + survived * save_interval
+    compare_with_unbroken(stage, trained, tmp_path)
+
+
+def compare_with_unbroken(stage: str, trained, tmp_path) -> None:
+    script, flags = stage_flags(stage, trained, tmp_path / "whole")
+    process = driver(script, tmp_path / "steps_whole", flags)
+    process.communicate()
+    assert (tmp_path / "steps_whole").stat().st_size == 4 * STEPS
+    killed, whole = tmp_path / "killed" / stage, tmp_path / "whole" / stage
+    assert same(weights(killed / "last.pth"), weights(whole / "last.pth"))
+    assert metrics(killed) == metrics(whole)
+    pictures = [p.name for p in sorted((whole / "outputs").iterdir())]
+    assert [p.name for p in sorted((killed / "outputs").iterdir())] == pictures
+    assert all((killed / "outputs" / name).read_bytes() == (whole / "outputs" / name).read_bytes() for name in pictures)
+
+
+@pytest.mark.parametrize("stage", ["gan", "match"])
+def test_three_kills_at_random_moments(trained, tmp_path, stage):
+    survive_kills(stage, trained, tmp_path, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["gan", "match"])
+def test_twenty_kills_at_random_moments(trained, tmp_path, stage):
+    survive_kills(stage, trained, tmp_path, 20)
+
+
+@pytest.mark.parametrize(
+    ("stage", "where", "write"), [("gan", "KILL_AT_WRITE", 3), ("match", "KILL_AT_WRITE", 2), ("gan", "KILL_AFTER_WRITE", 3)]
+)
+def test_a_kill_at_every_write_of_a_checkpoint(trained, tmp_path, stage, where, write):
+    script, flags = stage_flags(stage, trained, tmp_path / "killed")
+    counter = tmp_path / "steps"
+    kills = 0
+    while True:
+        process = driver(script, counter, flags, **{where: str(write)})
+        error = process.communicate()[1].decode()
+        check_whole(tmp_path / "killed" / stage)
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL, error
+        kills += 1
+    assert kills >= 3
+    assert counter.stat().st_size <= 4 * STEPS + kills * 2
+    compare_with_unbroken(stage, trained, tmp_path)
+
+
+# loops
+
+
+def test_a_loop_cannot_run_zero_steps():
+    info = DATASETS["digits"].info
+    gan = GAN(*build_gan({"num_classes": 10, "channels": 1, "image_size": 28, "width": 2, "z_dim": 20}), 1e-3)
+    few = ImageSet(torch.zeros(3, 1, 28, 28, dtype=torch.uint8), torch.zeros(3, dtype=torch.long))
+    with pytest.raises(UsageError, match="--batch-size 4: larger than the training set, which has 3"):
+        next(train_gan(gan, few, epochs=1, batch_size=4, gp_weight=10, seed=0, runtime=CPU))
+    pool = pool_match.Pool(["convnet_w32"], info, 0.01, "none", 0, CPU)
+    settings = {"gp_weight": 10, "pool_steps": 1, "match": "logit", "match_weight": 0.01, "match_strategy": None}
+    with pytest.raises(UsageError, match="larger than the training set"):
+        next(
+            pool_match.train_match(
+                gan, pool, few, epochs=1, batch_size=4, metric=None, bias=False, fc=False, seed=0, runtime=CPU, **settings
+            )
+        )
+
+
+def test_the_generator_step_leaves_the_discriminator_alone(monkeypatch):
+    gan = GAN(*build_gan({"num_classes": 10, "channels": 1, "image_size": 28, "width": 2, "z_dim": 20}), 1e-3)
+    before = {k: v.clone() for k, v in gan.discriminator.state_dict().items()}
+    monkeypatch.setattr(gen_condense, "discriminator_step", lambda *args: torch.zeros(()))
+    train = ImageSet(torch.zeros(8, 1, 28, 28, dtype=torch.uint8), torch.arange(8))
+    generator_before = gan.generator.fc1.weight.detach().clone()
+    next(train_gan(gan, train, epochs=1, batch_size=8, gp_weight=10, seed=0, runtime=CPU))
+    assert same(before, gan.discriminator.state_dict())
+    assert all(p.grad is None and p.requires_grad for p in gan.discriminator.parameters())
+    assert not torch.equal(generator_before, gan.generator.fc1.weight)
+
+
+def test_signals_leave_other_threads_alone():
+    import threading
+
+    failed = []
+
+    def work():
+        try:
+            with utils.handle_stops(lambda number: None):
+                pass
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert not failed
+
+
+def test_a_signal_is_answered_at_once_where_there_is_nothing_to_save():
+    with utils.handle_stops(utils.raise_stopped), pytest.raises(Stopped):
+        signal.raise_signal(signal.SIGINT)
