@@ -22,7 +22,7 @@ from models import Classifier, build_classifier, network_name, read_gan
 from models.gan import GAN, discriminator_step, sample_grid
 from run_folder import START, Position, RunFolder, Step, fixed_flags
 from runtime import Runtime, device_name, make_runtime
-from utils import Parser, cli, count, derive_seed, file_hash, frozen, nonnegative, number, positive, positive_int, seeded
+from utils import Parser, cli, count, derive_seed, file_hash, decay, frozen, nonnegative, positive, positive_int, probability_or_off, seeded
 from validate import BUDGETS, RECIPES, evaluate_generator, warn_of_seen_images
 
 
@@ -188,7 +188,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=positive_int, default=64, help="real images a step")
     parser.add_argument("--lr", type=positive, default=5e-6, help="Adam's rate for both players")
     parser.add_argument("--gp-weight", type=nonnegative, default=10.0, help="weight of the gradient penalty")
-    parser.add_argument("--ema", type=number(float, 0, 0.999999), default=0.0, help="decay of the generator's moving average; 0 = off")
+    parser.add_argument("--ema", type=decay, default=0.0, help="decay of the generator's moving average; 0 = off")
     parser.add_argument("--seed", type=count, default=0, help="of everything random")
     # matching
     parser.add_argument("--match", choices=MATCH_WEIGHTS, default="logit", help="what is matched; none: go on as a GAN, a control")
@@ -213,7 +213,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=positive_int, default=1, help="classifiers at each evaluation")
     parser.add_argument("--recipe", choices=RECIPES, default="dim", help="how a classifier is trained")
     parser.add_argument("--epochs-eval", type=positive_int, default=1000, help="epochs of a classifier")
-    parser.add_argument("--mix-p", type=number(float, -1, 1), default=-1.0, help="probability of CutMix for a batch; -1 = never")
+    parser.add_argument("--mix-p", type=probability_or_off, default=-1.0, help="probability of CutMix for a batch; -1 = never")
     # run
     parser.add_argument("--tag", required=True, help="name of the folder under --results-dir")
     parser.add_argument("--results-dir", default="results", help="where results go")

@@ -120,6 +120,8 @@ positive_int = number(int, 1)
 count = number(int, 0)
 positive = number(float, 0, exclusive=True)
 nonnegative = number(float, 0)
+probability_or_off = number(float, -1, 1)
+decay = number(float, 0, 0.999999)
 
 
 def derive_seed(*parts: int | str) -> int:

@@ -46,6 +46,7 @@ from utils import (
 )
 
 SOURCES = ("generator", "real", "random-real")
+SOURCES_DEFAULT = ("generator", "random-real", "real")
 BUDGETS = ("stream", "fixed")
 CUTMIX_BETA = 1.0
 
@@ -209,7 +210,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__.splitlines()[0])
     # what is trained on
     parser.add_argument("--pretrain-weight", help="checkpoint of gen_condense.py, pool_match.py or the reference code")
-    parser.add_argument("--source", nargs="+", choices=SOURCES, default=["generator", "random-real", "real"], help="rows of the table")
+    parser.add_argument("--source", nargs="+", choices=SOURCES, default=list(SOURCES_DEFAULT), help="rows of the table")
     parser.add_argument(
         "--budget", choices=BUDGETS, default="stream", help="fixed: ipc images a class, drawn once; stream: fresh at each epoch"
     )
@@ -226,7 +227,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--epochs-eval", type=positive_int, help="epochs of a classifier (default: the recipe's, 1000)")
     parser.add_argument("--batch-size", type=positive_int, help="(default: the recipe's, 128 or 256)")
     parser.add_argument("--lr", type=positive, help="learning rate (default: the recipe's, 0.01)")
-    parser.add_argument("--mix-p", type=number(float, -1, 1), default=-1.0, help="probability of CutMix for a batch; -1 = never")
+    parser.add_argument("--mix-p", type=probability_or_off, default=-1.0, help="probability of CutMix for a batch; -1 = never")
     parser.add_argument("--dsa-strategy", help="augmentation, such as color_crop, or none (default: the recipe's)")
     parser.add_argument("--dsa-composition", choices=COMPOSITIONS, help="how its operations combine (default: the recipe's)")
     parser.add_argument("--seed", type=count, default=0, help="of classifiers and image draws")

@@ -15,18 +15,18 @@ torch.set_num_threads(1)  # the tests' networks are too small to share out
 ROOT = Path(__file__).resolve().parent.parent
 
 
+TINY = "--val-size 1180 --batch-size 64 --epochs 2 --eval-interval 0 --device cpu".split()  # leaves 320 images: 5 steps an epoch
+
+
 def gan_flags(results: Path, *extra: str) -> list[str]:
     """A stage-1 command of two epochs of 5 steps, a second or so."""
-    return (
-        f"--tag gan --data digits --results-dir {results} --width 4 --batch-size 256 --epochs 2 --eval-interval 0 --device cpu".split()
-        + list(extra)
-    )
+    return ["--tag", "gan", "--data", "digits", "--results-dir", str(results), "--width", "4", *TINY, *extra]
 
 
 def match_flags(results: Path, weight: Path, *extra: str) -> list[str]:
     """A stage-2 command of two epochs of 5 steps."""
-    pool = "--pool convnet_w32 resnet10 --pool-steps 1 --batch-size 256 --epochs 2 --eval-interval 0 --device cpu".split()
-    return ["--tag", "match", "--weight", str(weight), "--results-dir", str(results), *pool, "--match-aug", *extra]
+    pool = "--pool convnet_w32 --pool-steps 1 --match-aug".split()
+    return ["--tag", "match", "--weight", str(weight), "--results-dir", str(results), *TINY, *pool, *extra]
 
 
 def validate_flags(results: Path, *extra: str) -> list[str]:

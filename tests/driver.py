@@ -1,22 +1,28 @@
-"""Run a training script as a process of its own, counting its steps, and dying where it is told to.
+"""Run training scripts as processes that can be killed: a server that forks one for each request.
 
-    python tests/driver.py SCRIPT COUNTER [FLAG ...]
-
-Appends a byte to the file COUNTER for each training step. KILL_AT_WRITE=N kills the process with SIGKILL in the middle
-of its Nth write of a checkpoint; KILL_AFTER_WRITE=N right after it was renamed into place.
+Reads JSON lines {"script", "flags", "counter", "kill_at_write", "kill_after_write"} on stdin. Answers {"pid"} when the process
+starts and {"status"} when it ended, as subprocess's return codes. A process appends a byte to the file `counter` for each
+training step, and kills itself with SIGKILL in the middle of its Nth write of a checkpoint, or right after that was renamed
+into place. Forking saves the seconds that importing torch takes.
 """
 
 import importlib
+import json
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
+from sklearn import datasets  # noqa: F401  imported here once, for the digits
+from torch.utils import tensorboard  # noqa: F401  likewise
 
+import gen_condense  # noqa: F401
 import models.gan
+import pool_match  # noqa: F401
 import run_folder
 
 
@@ -24,38 +30,56 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-script = importlib.import_module(sys.argv[1])
-counter = os.open(sys.argv[2], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-discriminator_step = models.gan.discriminator_step
+def work(request: dict) -> None:
+    """Become the script."""
+    script = importlib.import_module(request["script"])
+    counter = os.open(request["counter"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    step, save, write_atomic = models.gan.discriminator_step, torch.save, run_folder.write_atomic
+    writes = 0
+
+    def counted_step(*args):
+        loss = step(*args)
+        os.write(counter, b".")
+        return loss
+
+    def torn_save(state, path):
+        nonlocal writes
+        writes += 1
+        save(state, path)
+        if writes == request["kill_at_write"]:
+            os.truncate(path, os.path.getsize(path) // 2)
+            die()
+
+    def last_write(path, write):
+        write_atomic(path, write)
+        if path.suffix == ".pth" and writes == request["kill_after_write"]:
+            die()
+
+    script.discriminator_step, torch.save, run_folder.write_atomic = counted_step, torn_save, last_write
+    script.main(script.parse_args(request["flags"]))
 
 
-def counted(*args):
-    loss = discriminator_step(*args)
-    os.write(counter, b".")
-    return loss
+def main() -> None:
+    torch.set_num_threads(1)
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            code = 1
+            try:
+                work(json.loads(line))
+                code = 0
+            except SystemExit as stop:
+                code = stop.code
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        print(json.dumps({"pid": pid}), file=answers)
+        _, status = os.waitpid(pid, 0)
+        print(json.dumps({"status": os.waitstatus_to_exitcode(status)}), file=answers)
 
 
-script.discriminator_step = counted
-
-writes = 0
-save, write_atomic = torch.save, run_folder.write_atomic
-
-
-def torn_save(state, path):
-    global writes
-    writes += 1
-    save(state, path)
-    if writes == int(os.environ.get("KILL_AT_WRITE", 0)):
-        os.truncate(path, os.path.getsize(path) // 2)
-        die()
-
-
-def last_write(path, write):
-    write_atomic(path, write)
-    if path.suffix == ".pth" and writes == int(os.environ.get("KILL_AFTER_WRITE", 0)):
-        die()
-
-
-torch.save, run_folder.write_atomic = torn_save, last_write
-torch.set_num_threads(1)
-script.main(script.parse_args(sys.argv[3:]))
+if __name__ == "__main__":
+    main()

@@ -226,7 +226,7 @@ def bad_checkpoints(folder, good) -> dict[str, str]:
         "code.pth": "pickled code",
         "rawcode.pth": "expected a checkpoint of tensors and plain values",
         "width.pth": "does not fit",
-        "size.pth": "--image-size 30",
+        "size.pth": "size 30",
         "config.pth": "no networks of the sizes",
         "info.pth": "not a DiM checkpoint",
         "hollow.pth": "does not fit",

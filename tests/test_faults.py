@@ -1,0 +1,178 @@
+"""Bad input: one clear line on stderr, exit code 2, nothing written."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, SCRIPTS, run
+from test_models import bad_checkpoints, reference_checkpoint
+
+from data import DATASETS
+
+FLAGS = {
+    "gen_condense": ["--data", "digits"],
+    "pool_match": ["--weight", "{gan}"],
+    "validate": ["--pretrain-weight", "{gan}"],
+}
+EVERYWHERE = ("gen_condense", "pool_match", "validate")
+TRAINING = EVERYWHERE[:2]
+
+
+def refused(script: str, extra: list[str], results: Path, capsys, gan: Path) -> str:
+    """Run `script` with `extra` flags; the line it refuses them with, after checking that it wrote nothing."""
+    flags = ["--tag", "bad", "--results-dir", str(results), *FLAGS[script], *extra]
+    before = sorted(results.rglob("*"))
+    with pytest.raises(SystemExit) as error:
+        run(SCRIPTS[script], [flag.format(gan=gan) for flag in flags])
+    out, err = capsys.readouterr()
+    assert error.value.code == 2
+    assert "Traceback" not in err
+    lines = [line for line in (out + err).splitlines() if not line.startswith("warning")]
+    assert len(lines) == 1
+    assert sorted(results.rglob("*")) == before
+    return lines[0]
+
+
+CASES = [
+    *((s, ["--data", "imagenet"], "argument --data: invalid choice: 'imagenet'") for s in EVERYWHERE),
+    *((s, ["--eval-model", "vgg"], "unknown network 'vgg'") for s in EVERYWHERE),
+    *((s, ["--budget", "free"], "argument --budget: invalid choice") for s in EVERYWHERE),
+    *((s, ["--recipe", "x"], "argument --recipe: invalid choice") for s in EVERYWHERE),
+    *((s, [flag, bad], f"argument {flag}: found {bad}, expected a whole number >= 1")
+      for s in EVERYWHERE for flag in ("--ipc", "--repeats", "--batch-size", "--epochs-eval") for bad in ("0", "-3")),
+    *((s, ["--epochs", bad], "argument --epochs: found") for s in TRAINING for bad in ("0", "-1", "x", "1.5")),
+    *(("gen_condense", ["--width", bad], "argument --width: found") for bad in ("0", "-8")),
+    *((s, ["--lr", bad], f"argument --lr: found {bad}, expected a number > 0") for s in EVERYWHERE for bad in ("0", "-1", "nan", "inf")),
+    *((s, ["--gp-weight", bad], "argument --gp-weight: found") for s in TRAINING for bad in ("-1", "nan")),
+    *((s, ["--ema", bad], "argument --ema: found") for s in TRAINING for bad in ("-0.1", "1", "nan")),
+    *((s, ["--mix-p", bad], "argument --mix-p: found") for s in EVERYWHERE for bad in ("-2", "1.1", "nan")),
+    *((s, ["--seed", "-1"], "argument --seed: found -1") for s in EVERYWHERE),
+    *((s, ["--val-size", "-1"], "argument --val-size: found -1") for s in EVERYWHERE),
+    *((s, ["--val-size", "1500"], "--val-size 1500: asks for 150 of the") for s in EVERYWHERE),
+    *((s, ["--val-size", "3"], "at least one image for each of the 10 classes") for s in EVERYWHERE),
+    *((s, ["--batch-size", "1501"], "--batch-size 1501: larger than the training set, which has 1500 images") for s in TRAINING),
+    *((s, ["--image-size", "32"], "--image-size 32: digits has 28") for s in EVERYWHERE),
+    *((s, ["--image-size", "30"], "argument --image-size: invalid choice: 30") for s in EVERYWHERE),
+    *((s, ["--device", "tpu"], "argument --device: found 'tpu', expected auto, cpu, cuda or cuda:N") for s in EVERYWHERE),
+    *((s, ["--tag", ""], "--tag ''") for s in EVERYWHERE),
+    *((s, ["--tag", "../out"], "--tag '../out'") for s in EVERYWHERE),
+    *((s, ["--epoch", "3"], "unrecognized arguments: --epoch 3") for s in TRAINING),
+    ("gen_condense", ["--z-dim", "10"], "--z-dim 10: expected more than the 10 classes"),
+    ("pool_match", ["--match", "moments"], "argument --match: invalid choice: 'moments'"),
+    ("pool_match", ["--metric", "l7"], "argument --metric: invalid choice: 'l7'"),
+    ("pool_match", ["--pool", "convnet", "alexnet"], "unknown network 'alexnet'"),
+    ("pool_match", ["--pool-lr", "nan"], "argument --pool-lr: found nan"),
+    ("pool_match", ["--pool-steps", "-1"], "argument --pool-steps: found -1"),
+    ("pool_match", ["--match-weight", "nan"], "argument --match-weight: found nan"),
+    ("pool_match", ["--match-strategy", "color_blur"], "unknown operation 'blur'"),
+    ("pool_match", ["--pool-strategy", "zoom"], "unknown operation 'zoom'"),
+    ("validate", ["--dsa-strategy", "zoom"], "unknown operation 'zoom'"),
+    ("validate", ["--dsa-composition", "zoom"], "argument --dsa-composition: invalid choice"),
+    ("validate", ["--source", "fake"], "argument --source: invalid choice: 'fake'"),
+    ("validate", ["--ipc", "200"], "--ipc 200: the smallest class of digits has 146 training images for random-real"),
+    *((s, ["--data", "mnist"], "--data mnist: {gan} was trained on digits") for s in ("pool_match", "validate")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("script", "extra", "message"), CASES, ids=lambda v: v if isinstance(v, str) else " ".join(v))
+def test_bad_flags(script, extra, message, trained, tmp_path, capsys):
+    gan = trained / "gan" / "last.pth"
+    assert message.format(gan=gan) in refused(script, extra, tmp_path, capsys, gan)
+
+
+@pytest.mark.parametrize("script", ["pool_match", "validate"])
+def test_bad_checkpoints(script, trained, tmp_path, capsys):
+    gan, bad = trained / "gan" / "last.pth", tmp_path / "bad"
+    bad.mkdir()
+    flag = FLAGS[script][0]
+    for name, message in bad_checkpoints(bad, gan).items():
+        line = refused(script, [flag, str(bad / name)], tmp_path, capsys, gan)
+        assert message in line
+        assert str(bad / name) in line
+    assert not (bad / "executed").exists()
+
+
+@pytest.mark.parametrize("script", ["pool_match", "validate"])
+def test_a_reference_checkpoint_of_another_set(script, tmp_path, capsys, trained):
+    reference_checkpoint(tmp_path / "official.pth", channels=3, size=32, width=4)
+    line = refused(script, [FLAGS[script][0], str(tmp_path / "official.pth"), "--data", "digits"], tmp_path, capsys, trained)
+    assert "was made for channels 3, found 1 in digits; name its set with --data" in line
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize("script", EVERYWHERE)
+def test_cuda_without_one(script, trained, tmp_path, capsys):
+    line = refused(script, ["--device", "cuda"], tmp_path, capsys, trained / "gan" / "last.pth")
+    assert "--device cuda: no CUDA device is available" in line
+
+
+@pytest.mark.parametrize("script", EVERYWHERE)
+def test_data_that_is_not_there(script, trained, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    weight = tmp_path / "official.pth"
+    reference_checkpoint(weight, channels=3, size=32, width=4)
+    use = ["--data", "cifar10"] + ([] if script == "gen_condense" else [FLAGS[script][0], str(weight)])
+    line = refused(script, [*use, "--data-dir", str(tmp_path / "file")], tmp_path, capsys, trained)
+    assert f"--data-dir {tmp_path / 'file'}: is a file, expected a folder" in line
+    line = refused(script, [*use, "--data-dir", str(tmp_path / "empty")], tmp_path, capsys, trained)
+    assert f"--data-dir {tmp_path / 'empty'}: cifar10 not found, expected cifar-10-batches-py/" in line
+    assert "the download failed" in line
+
+
+@pytest.mark.parametrize("script", EVERYWHERE)
+def test_a_results_folder_that_cannot_be_written(script, trained, tmp_path, capsys, monkeypatch):
+    gan = trained / "gan" / "last.pth"
+    (tmp_path / "taken").write_text("a file")
+    line = refused(script, ["--results-dir", str(tmp_path / "taken")], tmp_path, capsys, gan)
+    assert f"{tmp_path / 'taken'}" in line
+    assert "cannot be written" in line
+
+    def denied(self, *args, **kwargs):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "mkdir", denied)
+    assert "cannot be written (Permission denied)" in refused(script, [], tmp_path, capsys, gan)
+
+
+@pytest.mark.parametrize("script", TRAINING)
+def test_a_results_folder_of_something_else(script, trained, tmp_path, capsys):
+    gan = trained / "gan" / "last.pth"
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    (folder / "args.json").write_text("[1]")
+    assert "expected the args.json of a run" in refused(script, [], tmp_path, capsys, gan)
+    (folder / "args.json").unlink()
+    (folder / "last.pth").write_bytes(b"x")
+    assert "holds last.pth but no args.json" in refused(script, [], tmp_path, capsys, gan)
+
+
+def test_a_results_json_that_is_not_one(trained, tmp_path, capsys):
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "results.json").write_text("{half")
+    line = refused("validate", [], tmp_path, capsys, trained / "gan" / "last.pth")
+    assert "results.json: expected a list of rows" in line
+
+
+def test_a_generator_needs_its_checkpoint(tmp_path, capsys):
+    with pytest.raises(SystemExit) as error:
+        run(SCRIPTS["validate"], ["--tag", "t", "--results-dir", str(tmp_path)])
+    assert error.value.code == 2
+    assert "--source generator needs --pretrain-weight" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_missing_tag_is_one_line(script, capsys):
+    with pytest.raises(SystemExit) as error:
+        SCRIPTS[script].parse_args([])
+    assert error.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_every_set_but_digits_and_folder_can_be_downloaded():
+    import torchvision
+
+    for name, row in DATASETS.items():
+        assert name == "digits" or hasattr(torchvision.datasets, row.torchvision_name)
+    assert (ROOT / "requirements.txt").exists()

@@ -1,0 +1,84 @@
+"""Every flag declared is read, every flag read is declared, and flags that scripts share agree."""
+
+import argparse
+import ast
+
+import pytest
+from conftest import ROOT, SCRIPTS
+
+import run_folder
+from utils import Parser
+
+# A flag that means the same in two scripts, with a reason for another default.
+OWN_DEFAULTS = {
+    "data": "stages 2 and 3 take it from the checkpoint",
+    "epochs": "150 in stage 1, 100 in stage 2",
+    "batch_size": "128, 64, or the recipe's",
+    "lr": "1e-4, 5e-6, or the recipe's",
+    "ipc": "several in stage 3",
+    "repeats": "one classifier while training, five for a result",
+    "epochs_eval": "the recipe's in stage 3",
+}
+
+
+def declared(script: str) -> dict[str, argparse.Action]:
+    seen = {}
+
+    class Stop(Exception):
+        pass
+
+    def record(self, argv):
+        seen.update({action.dest: action for action in self._actions if action.dest != "help"})
+        raise Stop
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Parser, "parse_args", record)
+        with pytest.raises(Stop):
+            SCRIPTS[script].parse_args([])
+    return seen
+
+
+def read(path) -> set[str]:
+    """The attributes taken from a variable called args."""
+    tree = ast.parse(path.read_text())
+    return {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id == "args"}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_flags_declared_are_the_flags_read(script):
+    by_run_folder = set() if script == "validate" else read(ROOT / "run_folder.py")
+    assert set(declared(script)) == read(ROOT / f"{script}.py") | by_run_folder
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_flag_has_a_help_text(script):
+    assert all(action.help for action in declared(script).values())
+
+
+def test_shared_flags_agree():
+    flags = {script: declared(script) for script in SCRIPTS}
+    for one in SCRIPTS:
+        for other in SCRIPTS:
+            for name in set(flags[one]) & set(flags[other]):
+                a, b = flags[one][name], flags[other][name]
+                assert a.type == b.type, name
+                assert (a.choices and list(a.choices)) == (b.choices and list(b.choices)), name
+                if name not in OWN_DEFAULTS:
+                    assert (a.default, a.nargs, a.required, a.help) == (b.default, b.nargs, b.required, b.help) or name in (
+                        "eval_model",
+                        "val_size",
+                        "seed",
+                        "repeats",
+                        "recipe",
+                    ), name
+
+
+def test_flags_free_to_change_exist():
+    assert set(declared("gen_condense")) & set(declared("pool_match")) >= run_folder.FREE_FLAGS
+
+
+def test_nothing_writes_to_args_after_parsing():
+    for script in SCRIPTS:
+        for node in ast.walk(ast.parse((ROOT / f"{script}.py").read_text())):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AugAssign) else []
+            assert not any(isinstance(t, ast.Attribute) and isinstance(t.value, ast.Name) and t.value.id == "args" for t in targets)
