@@ -19,7 +19,7 @@ from models import build_gan, network_name
 from models.gan import GAN, discriminator_step, sample_grid
 from run_folder import START, Position, RunFolder, Step, fixed_flags
 from runtime import Runtime, device_name, make_runtime
-from utils import Parser, cli, count, derive_seed, decay, frozen, nonnegative, positive, positive_int, probability_or_off, seeded
+from utils import Parser, cli, count, decay, derive_seed, frozen, nonnegative, positive, positive_int, probability_or_off, seeded
 from validate import BUDGETS, RECIPES, evaluate_generator
 
 
