@@ -40,7 +40,7 @@ def brightness(images: Tensor, shift: Tensor) -> Tensor:
 
 
 def saturation(images: Tensor, factor: Tensor) -> Tensor:
-    """Stretch each pixel about its mean over channels by `factor` (n, 1, 1, 1); a gray image becomes that mean's multiple of itself."""
+    """Stretch each pixel about its mean over channels by `factor` (n, 1, 1, 1); gray stays as it is."""
     mean = images.mean(1, keepdim=True)
     return (images - mean) * factor + mean
 

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch import Tensor
 from utils import UsageError, derive_seed, file_hash
 
 SPLITS = ("train", "test")
+GRAY_MODES = ("1", "L", "I", "I;16", "I;16B", "I;16L", "F")
 PICTURE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
@@ -91,11 +93,6 @@ class Data:
 def to_float(images: Tensor) -> Tensor:
     """uint8 [0, 255] to float32 [-1, 1]."""
     return images.float() / 127.5 - 1
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """float [-1, 1] to uint8 [0, 255]."""
-    return ((images + 1) * 127.5).round().clamp(0, 255).byte()
 
 
 # Readers: paths of one split -> (images uint8 (N, C, H, W), labels (N,)).
@@ -398,8 +395,8 @@ def _download(row: Row, data_dir: Path, splits: tuple[str, ...]) -> None:
                 if path.is_file() and not target.exists():
                     target.parent.mkdir(parents=True, exist_ok=True)
                     shutil.move(path, target)
-    except (OSError, RuntimeError) as error:  # torchvision reports failed mirrors as RuntimeError, the network as OSError
-        reason = str(error).splitlines()[0]
+    except (OSError, RuntimeError, HTTPException) as error:  # torchvision reports failed mirrors as RuntimeError
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UsageError(f"--data-dir {data_dir}: {_wanted(row, splits)}; the download failed: {reason}") from None
 
 
@@ -430,10 +427,9 @@ def _read_folder(
             odd = sorted(set(found) ^ set(names))
             expected = "those of the checkpoint" if info else f"those of {root / 'train'}"
             raise UsageError(f"{root / split}: its classes differ from {expected}: {', '.join(odd)} only on one side")
-    pictures = {split: [[_open_picture(path) for path in paths] for paths in found.values()] for split, found in files.items()}
-    gray = all(picture.mode in ("1", "L", "I;16", "I", "F") for of_class in pictures[wanted[0]] for picture in of_class)
+    gray = all(_read_picture(path, None).mode in GRAY_MODES for paths in files[wanted[0]].values() for path in paths)
     channels = info.channels if info else 1 if gray else 3
-    sets = {split: _to_set(of_split, channels, size) for split, of_split in pictures.items()}
+    sets = {split: _read_pictures(found, channels, size) for split, found in files.items()}
     if info is None:
         values = sets["train"].images.double() / 255
         mean, std = values.mean((0, 2, 3)), values.std((0, 2, 3)).clamp(min=1e-3)
@@ -456,18 +452,25 @@ def _list_folder(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def _open_picture(path: Path) -> Image.Image:
+def _read_pictures(files: dict[str, list[Path]], channels: int, size: int) -> ImageSet:
+    """Class name -> files, read one after another: as images of size x size, labels in the order of the classes."""
+    arrays = [np.asarray(_read_picture(path, size, "L" if channels == 1 else "RGB")) for paths in files.values() for path in paths]
+    images = torch.from_numpy(np.stack(arrays)).view(len(arrays), size, size, channels).permute(0, 3, 1, 2)
+    labels = torch.repeat_interleave(torch.arange(len(files)), torch.tensor([len(paths) for paths in files.values()]))
+    return ImageSet(images.contiguous(), labels)
+
+
+def _read_picture(path: Path, size: int | None, mode: str = "RGB") -> Image.Image:
+    """A picture of size x size: its shorter side resized, the longer cropped about the centre. Without a size, its header."""
     try:
         with Image.open(path) as picture:
-            return ImageOps.exif_transpose(picture).copy()
+            if size is None:
+                return picture
+            if picture.mode.startswith(("I", "F")):  # more than 8 bits, which Pillow's own conversion would clip
+                if picture.mode == "F":
+                    raise ValueError("floating-point values of unknown range; 8 or 16 bits expected")
+                values = np.asarray(picture)
+                picture = Image.fromarray((values / (257 if values.max() > 255 else 1)).round().clip(0, 255).astype(np.uint8))
+            return ImageOps.fit(ImageOps.exif_transpose(picture).convert(mode), (size, size))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UsageError(f"{path}: an unreadable picture ({str(error).splitlines()[0]})") from None
-
-
-def _to_set(pictures: list[list[Image.Image]], channels: int, size: int) -> ImageSet:
-    """Pictures by class -> images of size x size: the shorter side resized, the longer cropped about its centre."""
-    mode = "L" if channels == 1 else "RGB"
-    arrays = [np.asarray(ImageOps.fit(p.convert(mode), (size, size))) for of_class in pictures for p in of_class]
-    images = torch.from_numpy(np.stack(arrays)).view(len(arrays), size, size, channels).permute(0, 3, 1, 2)
-    labels = torch.repeat_interleave(torch.arange(len(pictures)), torch.tensor([len(p) for p in pictures]))
-    return ImageSet(images.contiguous(), labels)
+        raise UsageError(f"{path}: an unreadable picture ({(str(error) or type(error).__name__).splitlines()[0]})") from None

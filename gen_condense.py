@@ -17,9 +17,22 @@ from data import ImageSet, epoch_order, load_data, steps_per_epoch
 from losses import generator_loss
 from models import build_gan, network_name
 from models.gan import GAN, discriminator_step, sample_grid
-from run_folder import START, Position, RunFolder, Step, fixed_flags
+from run_folder import START, Position, RunFolder, Step, run_path
 from runtime import Runtime, device_name, make_runtime
-from utils import Parser, cli, count, decay, derive_seed, frozen, nonnegative, positive, positive_int, probability_or_off, seeded
+from utils import (
+    Parser,
+    cli,
+    count,
+    decay,
+    derive_seed,
+    frozen,
+    nonnegative,
+    positive,
+    positive_int,
+    probability_or_off,
+    seeded,
+    two_or_more,
+)
 from validate import BUDGETS, RECIPES, evaluate_generator
 
 
@@ -67,7 +80,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--z-dim", type=positive_int, help="latent size (default 100, or twice the classes if that is more)")
     # training
     parser.add_argument("--epochs", type=positive_int, default=150, help="passes over the set; more continue a finished run")
-    parser.add_argument("--batch-size", type=positive_int, default=128, help="real images a step")
+    parser.add_argument("--batch-size", type=two_or_more, default=128, help="real images a step")
     parser.add_argument("--lr", type=positive, default=1e-4, help="Adam's rate for both players")
     parser.add_argument("--gp-weight", type=nonnegative, default=10.0, help="weight of the gradient penalty")
     parser.add_argument("--ema", type=decay, default=0.0, help="decay of the generator's moving average; 0 = off")
@@ -98,6 +111,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> RunFolder:
     networks = [network_name(name) for name in args.eval_model]
     recipe = replace(RECIPES[args.recipe], epochs=args.epochs_eval, mix_p=args.mix_p)
+    folder = run_path(args.results_dir, args.tag)
     runtime = make_runtime(args.device, args.amp, args.channels_last)
     data = load_data(args.data, args.data_dir, val_size=args.val_size, image_size=args.image_size)
     num_steps = steps_per_epoch(len(data.train), args.batch_size)
@@ -114,7 +128,8 @@ def main(args: argparse.Namespace) -> RunFolder:
     torch.manual_seed(derive_seed(args.seed, "gan"))
 
     header = {"stage": "gan", "config": config, "info": data.info.to_dict(), "val_size": args.val_size}
-    run = RunFolder(args, fixed_flags(args) | {"info": data.info.to_dict()}, [gan], header, runtime.device, num_steps)
+    inputs = {"image set": data.info.to_dict()}
+    run = RunFolder(folder, vars(args), inputs, [gan], header, runtime.device, num_steps)
     data = data.to(runtime.device)
     steps = train_gan(
         gan,

@@ -20,9 +20,23 @@ from data import DataInfo, ImageSet, epoch_order, load_data, steps_per_epoch
 from losses import MATCH_WEIGHTS, METRICS, generator_loss, match_features, match_gradients, match_logits
 from models import Classifier, build_classifier, network_name, read_gan
 from models.gan import GAN, discriminator_step, sample_grid
-from run_folder import START, Position, RunFolder, Step, fixed_flags
+from run_folder import START, Position, RunFolder, Step, run_path
 from runtime import Runtime, device_name, make_runtime
-from utils import Parser, cli, count, decay, derive_seed, file_hash, frozen, nonnegative, positive, positive_int, probability_or_off, seeded
+from utils import (
+    Parser,
+    cli,
+    count,
+    decay,
+    derive_seed,
+    file_hash,
+    frozen,
+    nonnegative,
+    positive,
+    positive_int,
+    probability_or_off,
+    seeded,
+    two_or_more,
+)
 from validate import BUDGETS, RECIPES, evaluate_generator, warn_of_seen_images
 
 
@@ -136,7 +150,7 @@ def train_match(
         pool_batches = shuffled_batches(len(train), batch_size, runtime.device, seed, epoch, skip=first * pool_steps)
         order = epoch_order(len(train), runtime.device, seed, "match", epoch)
         for step in range(first, num_steps):
-            for _ in range(pool_steps):
+            for _ in range(pool_steps if match != "none" else 0):
                 pool.train_step(*train.batch(next(pool_batches)))
             real, y = train.batch(order[step * batch_size : (step + 1) * batch_size])
 
@@ -152,7 +166,7 @@ def train_match(
                 with runtime.autocast():
                     loss_match = match_weight * matching_loss(match, pool_model, real, fake, y, augment, metric, bias, fc)
             gan.optim_g.zero_grad()
-            (loss_g + loss_match).backward()
+            (loss_g + loss_match).backward(inputs=list(generator.parameters()))
             gan.optim_g.step()
             gan.update_ema()
 
@@ -185,7 +199,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--val-size", type=count, default=0, help="training images held out, class-balanced, to choose best.pth by")
     # training
     parser.add_argument("--epochs", type=positive_int, default=100, help="passes over the set; more continue a finished run")
-    parser.add_argument("--batch-size", type=positive_int, default=64, help="real images a step")
+    parser.add_argument("--batch-size", type=two_or_more, default=64, help="real images a step")
     parser.add_argument("--lr", type=positive, default=5e-6, help="Adam's rate for both players")
     parser.add_argument("--gp-weight", type=nonnegative, default=10.0, help="weight of the gradient penalty")
     parser.add_argument("--ema", type=decay, default=0.0, help="decay of the generator's moving average; 0 = off")
@@ -230,6 +244,7 @@ def main(args: argparse.Namespace) -> RunFolder:
     networks = [network_name(name) for name in args.eval_model]
     recipe = replace(RECIPES[args.recipe], epochs=args.epochs_eval, mix_p=args.mix_p)
     parse_strategy(args.match_strategy), parse_strategy(args.pool_strategy)
+    folder = run_path(args.results_dir, args.tag)
     runtime = make_runtime(args.device, args.amp, args.channels_last)
     checkpoint = read_gan(args.weight)
     data = load_data(
@@ -242,9 +257,11 @@ def main(args: argparse.Namespace) -> RunFolder:
     pool = Pool(args.pool, data.info, args.pool_lr, args.pool_strategy, args.seed, runtime)
     torch.manual_seed(derive_seed(args.seed, "match"))
 
-    header = {"stage": "match", "config": checkpoint.config, "info": data.info.to_dict(), "val_size": args.val_size}
-    fixed = fixed_flags(args) | {"info": data.info.to_dict(), "weight": file_hash(args.weight)}
-    run = RunFolder(args, fixed, [gan, pool], header, runtime.device, num_steps)
+    unseen = min(args.val_size, checkpoint.val_size or 0)  # the splits are nested
+    header = {"stage": "match", "config": checkpoint.config, "info": data.info.to_dict(), "val_size": unseen}
+    inputs = {"image set": data.info.to_dict(), "sha256 of --weight": file_hash(args.weight)}
+    flags = {name: value for name, value in vars(args).items() if name != "weight"}  # the same file may lie elsewhere
+    run = RunFolder(folder, flags, inputs, [gan, pool], header, runtime.device, num_steps)
     data = data.to(runtime.device)
     steps = train_match(
         gan,
@@ -268,7 +285,7 @@ def main(args: argparse.Namespace) -> RunFolder:
         if args.eval_interval and epoch % args.eval_interval == 0:
             with run.interruptible():
                 values |= evaluate_generator(gan.deployed, data, networks, args.budget, args.ipc, args.repeats, recipe, args.seed, runtime)
-        choose_by = None if data.val is None else "val_accuracy"
+        choose_by = "val_accuracy" if 0 < args.val_size <= unseen else None  # not by images that the generator has seen
         run.close_epoch(epoch, values, sample_grid(gan.deployed, args.seed), choose_by)
     print(run.best_path)
     return run

@@ -7,7 +7,7 @@ import contextlib
 import json
 import math
 import os
-from argparse import Namespace
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from utils import (
     UsageError,
     environment,
     handle_stops,
+    locked,
     raise_stopped,
     read_checkpoint,
     rng_state,
@@ -32,16 +33,14 @@ from utils import (
     write_json,
 )
 
-# Flags that may differ when a run is continued.
+ENVIRONMENT = ("commit", "torch", "device")
+
+# Flags that may differ when a run is continued: where and how it runs, and the evaluation's.
+EVALUATION_FLAGS = ("eval_model", "budget", "ipc", "repeats", "recipe", "epochs_eval", "mix_p")
 FREE_FLAGS = {
-    *("tag", "results_dir", "data_dir", "epochs", "device", "amp", "channels_last", "save_interval", "print_freq"),
-    *("eval_interval", "eval_model", "budget", "ipc", "repeats", "recipe", "epochs_eval", "mix_p"),
+    *("tag", "results_dir", "data_dir", "epochs", "device", "amp", "channels_last", "save_interval", "print_freq", "eval_interval"),
+    *EVALUATION_FLAGS,
 }
-
-
-def fixed_flags(args: Namespace) -> dict:
-    """The flags that a continued run must share with the run in its folder."""
-    return {name: value for name, value in vars(args).items() if name not in FREE_FLAGS}
 
 
 class Position(NamedTuple):
@@ -108,65 +107,73 @@ class LossMeter:
 class RunFolder:
     """results/TAG with args.json, metrics.jsonl, TensorBoard events, outputs/, last.pth and best.pth.
 
-    fixed: the settings that a continued run must share with the run in the folder.
-    parts: objects whose state_dict() holds everything that the next step depends on, beside the random numbers.
-    header: plain values to store in each checkpoint.
-    Raises UsageError, before writing anything, where the folder cannot be written or holds a run with other settings.
+    flags: all of them, by name. inputs: what else a continued run must share with the run in the folder, by the name that an
+    error gives it. parts: objects whose state_dict() holds everything that the next step depends on, beside the random
+    numbers. header: plain values to store in each checkpoint.
+    Raises UsageError, without having written anything, where the folder holds a run with other settings.
     """
 
-    def __init__(self, args: Namespace, fixed: dict, parts: list, header: dict, device: torch.device, steps_per_epoch: int):
-        self.folder = run_path(args.results_dir, args.tag)
-        self.parts, self.header, self.device = parts, header, device
-        self.num_epochs, self.steps_per_epoch = args.epochs, steps_per_epoch
+    def __init__(self, folder: Path, flags: dict, inputs: dict, parts: list, header: dict, device: torch.device, steps_per_epoch: int):
+        self.folder, self.flags, self.parts, self.header, self.device = folder, flags, parts, header, device
+        self.fixed = {name: value for name, value in flags.items() if name not in FREE_FLAGS} | inputs
+        self.evaluation = {name: flags[name] for name in EVALUATION_FLAGS}
+        self.num_epochs, self.steps_per_epoch = flags["epochs"], steps_per_epoch
         self.meter = LossMeter()
-        self.position = Position()
-        self.best: dict | None = None  # {"epoch", "name", "value"} of best.pth, on a held-out split only
+        self.position = START
+        self.best: dict | None = None  # {"epoch", "name", "value", "evaluation"} of best.pth, on a held-out split only
         self.lines: list[dict] = []
+        self.earlier: list[dict] = []  # what args.json said of the starts before this one
         self._stop_signal: int | None = None
         self._stop_at_once = False
         self._tensorboard = None
-        self._open(args, json.loads(json.dumps(fixed)))
+        self._resume()
 
-    def _open(self, args: Namespace, fixed: dict) -> None:
+    def _resume(self) -> None:
         args_file, last = self.folder / "args.json", self.folder / "last.pth"
-        if args_file.exists():
-            try:
-                found = json.loads(args_file.read_text())["fixed"]
-            except (ValueError, KeyError, TypeError, OSError):
-                raise UsageError(f"{args_file}: expected the args.json of a run, found something else; use another --tag") from None
-            for name in {**found, **fixed}:
-                if found.get(name) != fixed.get(name):
-                    flag = "--" + name.replace("_", "-")
-                    raise UsageError(
-                        f"{self.folder} holds a run with {flag} {found.get(name)}, found {flag} {fixed.get(name)}: "
-                        "give the same flags to continue it, or another --tag"
-                    )
-        elif last.exists():
-            raise UsageError(f"{self.folder} holds last.pth but no args.json, so it cannot be continued; use another --tag")
-        state = read_checkpoint(last) if last.exists() else None
-        flags = {k: v for k, v in vars(args).items()}
-        make_folder(self.folder / "outputs")
-        write_json(args_file, {"flags": flags, "fixed": fixed, **environment(self.device)})
-        for leftover in (*self.folder.glob(".*.tmp"), *self.folder.glob("outputs/.*.tmp")):
-            leftover.unlink()
-        if state is not None:
-            self._resume(state)
+        if not args_file.exists():
+            if last.exists():
+                raise UsageError(f"{self.folder} holds last.pth but no args.json, so it cannot be continued; use another --tag")
+            return
+        try:
+            args = json.loads(args_file.read_text())
+            found, self.earlier = dict(args["fixed"]), [*args["earlier"], {name: args[name] for name in ("flags", *ENVIRONMENT)}]
+        except (ValueError, KeyError, TypeError):
+            raise UsageError(f"{args_file}: expected the args.json of a run, found something else; use another --tag") from None
+        asked = json.loads(json.dumps(self.fixed))
+        for name in {**found, **asked}:
+            if found.get(name) != asked.get(name):
+                flag = "--" + name.replace("_", "-") if name in self.flags else f"the {name}"
+                raise UsageError(
+                    f"{self.folder} holds a run with {flag} {_short(found.get(name))}, found {flag} {_short(asked.get(name))}: "
+                    "give the same to continue it, or another --tag"
+                )
+        if last.exists():
+            self._load(read_checkpoint(last))
 
-    def _resume(self, state: dict) -> None:
-        for part in self.parts:
-            part.load_state_dict(state)
-        self.position = Position(**state["position"])
-        self.best = state["best"]
-        self.meter.load_state_dict(state["meter"], self.device)
-        set_rng_state(state["rng"], self.device)
+    def _load(self, state: dict) -> None:
+        try:
+            for part in self.parts:
+                part.load_state_dict(state)
+            self.position, self.best = Position(**state["position"]), state["best"]
+            self.meter.load_state_dict(state["meter"], self.device)
+            set_rng_state(state["rng"], self.device)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            reason = str(error).splitlines()[0]
+            raise UsageError(f"{self.folder / 'last.pth'}: not a checkpoint of this run ({reason}); use another --tag") from None
         metrics = self.folder / "metrics.jsonl"
         lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
         self.lines = [line for line in lines if line["epoch"] <= self.position.epoch]
 
-    @property
-    def finished(self) -> bool:
-        """Whether all the epochs asked for are done and closed."""
-        return self.position.epoch >= self.num_epochs
+    @contextlib.contextmanager
+    def _claimed(self) -> Iterator[None]:
+        """Hold the folder alone, note this start in args.json and clear what a kill left."""
+        make_folder(self.folder / "outputs")
+        with locked(self.folder):
+            start = {"flags": self.flags, "fixed": self.fixed, **environment(self.device), "earlier": self.earlier}
+            write_json(self.folder / "args.json", start)
+            for leftover in (*self.folder.glob(".*.tmp"), *self.folder.glob("outputs/.*.tmp")):
+                leftover.unlink()
+            yield
 
     @property
     def best_path(self) -> Path:
@@ -182,7 +189,10 @@ class RunFolder:
         """
         done = self.position.epoch * self.steps_per_epoch + self.position.step
         total = self.num_epochs * self.steps_per_epoch
-        with handle_stops(self._on_signal), tqdm(total=total, initial=done, unit="step", disable=None, dynamic_ncols=True) as bar:
+        if self.position.epoch >= self.num_epochs:
+            return
+        bar = tqdm(total=total, initial=done, unit="step", disable=None, dynamic_ncols=True)
+        with handle_stops(self._on_signal), self._claimed(), bar:
             if self.position.step == self.steps_per_epoch:  # stopped after the epoch's last step, before its closing
                 yield self.position.epoch + 1, self._means()
             for at in steps:
@@ -210,20 +220,22 @@ class RunFolder:
         """
         line = {"epoch": epoch, "step": epoch * self.steps_per_epoch, **values}
         score = values.get(choose_by) if choose_by else None
-        better = score is not None and (self.best is None or score > self.best["value"])
+        comparable = self.best is not None and self.best["evaluation"] == self.evaluation
+        better = score is not None and (not comparable or score > self.best["value"])
         if better:
-            self.best = {"epoch": epoch, "name": choose_by, "value": score}
+            self.best = {"epoch": epoch, "name": choose_by, "value": score, "evaluation": self.evaluation}
         self.lines.append(line)
         text = "".join(json.dumps(row) + "\n" for row in self.lines)
         write_atomic(self.folder / "metrics.jsonl", lambda path: path.write_text(text))
         save_picture(self.folder / "outputs" / f"img_{epoch:04d}.png", pictures)
         self._write_events(line, pictures)
-        tqdm.write(f"epoch {epoch}/{self.num_epochs}  " + "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
         self.position = Position(epoch, 0)
         self.meter.reset()
         if better:
             self.save("best.pth")
         self.save()
+        tqdm.write(f"epoch {epoch}/{self.num_epochs}  " + "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
+        sys.stdout.flush()  # a pipe shows it now too
 
     def save(self, name: str = "last.pth") -> None:
         """Write a checkpoint of this very step, unless its losses or weights are not finite (FailedRun)."""
@@ -287,6 +299,12 @@ class RunFolder:
                 self._tensorboard.add_scalar(name.replace("_", "/", 1), value, line["epoch"])
         self._tensorboard.add_image("samples", (pictures.clamp(-1, 1) + 1) / 2, line["epoch"])
         self._tensorboard.flush()
+
+
+def _short(value) -> str:
+    """A value as an error line shows it."""
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def run_path(results_dir: str, tag: str) -> Path:

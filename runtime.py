@@ -25,10 +25,6 @@ class Runtime:
         """bf16 for the matrix products of the block; losses, penalties and optimisers belong outside it."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp)
 
-    def float32(self) -> torch.autocast:
-        """A float32 block inside an autocast one."""
-        return torch.autocast(self.device.type, enabled=False)
-
     def synchronize(self) -> None:
         """Wait for the device, so that a clock read next is honest."""
         if self.device.type == "cuda":
@@ -48,7 +44,6 @@ def make_runtime(device: str, amp: bool | None, channels_last: bool | None) -> R
         if index >= torch.cuda.device_count():
             raise UsageError(f"--device {device}: found {torch.cuda.device_count()} CUDA devices, numbered from 0")
         torch.cuda.set_device(index)
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         name = f"cuda:{index}"
     on_cuda = name != "cpu"
     return Runtime(torch.device(name), on_cuda if amp is None else amp, on_cuda if channels_last is None else channels_last)

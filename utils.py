@@ -8,7 +8,6 @@ import hashlib
 import json
 import math
 import os
-import pickle
 import re
 import signal
 import subprocess
@@ -80,7 +79,8 @@ def cli(main: Callable) -> Callable:
     def wrapper(args):
         name = Path(sys.modules[main.__module__].__file__).name
         try:
-            return main(args)
+            with handle_stops(raise_stopped):
+                return main(args)
         except UsageError as error:
             print(f"{name}: error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
@@ -88,10 +88,10 @@ def cli(main: Callable) -> Callable:
             print(f"{name}: {error}", file=sys.stderr)
             raise SystemExit(1) from None
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if error.filename is None:
                 raise
-            print(f"{name}: {error.filename or 'the results'}: {error.strerror}; what was saved before is whole", file=sys.stderr)
-            raise SystemExit(1) from None
+            print(f"{name}: error: {error.filename}: {error.strerror}; what was saved before is whole", file=sys.stderr)
+            raise SystemExit(2 if error.errno in (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EROFS) else 1) from None
         except (Stopped, KeyboardInterrupt) as stop:
             print(f"{name}: stopped; the same command continues", file=sys.stderr)
             raise SystemExit(getattr(stop, "exit_code", 130)) from None
@@ -103,13 +103,14 @@ def number(kind: type, low: float, high: float = math.inf, *, exclusive: bool = 
     """An argparse type: a finite `kind` in [low, high], or in (low, high] with `exclusive`."""
     bounds = f"{'>' if exclusive else '>='} {low:g}" + (f" and <= {high:g}" if high < math.inf else "")
     expected = f"{'a whole number' if kind is int else 'a number'} {bounds}"
+    high = min(high, 2**31 - 1) if kind is int else high  # what torch takes for a size
 
     def parse(text: str) -> float:
         try:
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"found {text!r}, expected {expected}") from None
-        if not (math.isfinite(value) and (value > low if exclusive else value >= low) and value <= high):
+        if not (low < value < math.inf or (value == low and not exclusive)) or value > high:
             raise argparse.ArgumentTypeError(f"found {text}, expected {expected}")
         return value
 
@@ -117,6 +118,7 @@ def number(kind: type, low: float, high: float = math.inf, *, exclusive: bool = 
 
 
 positive_int = number(int, 1)
+two_or_more = number(int, 2)
 count = number(int, 0)
 positive = number(float, 0, exclusive=True)
 nonnegative = number(float, 0)
@@ -135,7 +137,9 @@ def seeded(device: torch.device, *parts: int | str) -> Iterator[None]:
     """Run the block on the random numbers of derive_seed(*parts), and put the surrounding stream back after."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(derive_seed(*parts))
+        torch.default_generator.manual_seed(derive_seed(*parts))
+        if devices:  # torch.manual_seed would seed every CUDA device, forked or not
+            torch.cuda.default_generators[device.index or 0].manual_seed(derive_seed(*parts))
         yield
 
 
@@ -192,6 +196,24 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
         raise
 
 
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process. Raises UsageError where another one holds it; a process that dies lets go."""
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such lock
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise UsageError(f"{folder}: another process is writing there, expected this command to be alone") from None
+    finally:
+        os.close(handle)
+
+
 def write_json(path: Path, value) -> None:
     """Write `value` as indented JSON, atomically."""
     write_atomic(path, lambda temporary: temporary.write_text(json.dumps(value, indent=1) + "\n"))
@@ -220,7 +242,7 @@ def read_checkpoint(path: str | Path) -> dict:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's own doubts about a foreign file; ours is the line below
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError, OSError) as error:
+    except Exception as error:  # damaged bytes fail in any way; nothing of them has been run
         code = re.search(r"GLOBAL (\S+)", str(error))
         found = f"pickled code ({code[1]}), not executed" if code else f"{path.stat().st_size} bytes that are none, or truncated"
         raise UsageError(f"{path}: expected a checkpoint of tensors and plain values, found {found}") from None
@@ -230,13 +252,14 @@ def read_checkpoint(path: str | Path) -> dict:
 
 
 def commit() -> str:
-    """The commit of this code, with -dirty where tracked files differ from it; "unknown" outside a checkout."""
+    """The commit of this code, with -dirty and a hash of the changes where tracked files differ; "unknown" outside a checkout."""
 
     def git(*command: str) -> str:
         return subprocess.run(("git", "-C", str(ROOT), *command), capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
+        changes = git("diff", "HEAD")
+        return git("rev-parse", "HEAD") + (f"-dirty-{hashlib.sha256(changes.encode()).hexdigest()[:8]}" if changes else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

@@ -8,12 +8,11 @@ classifier it was at.
 """
 
 import argparse
-import json
+import hashlib
 import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +21,9 @@ from tqdm import tqdm
 
 import data as datasets
 from augment import COMPOSITIONS, draw_cutmix, draw_dsa, parse_strategy
-from data import Data, ImageSet, balanced_epochs, load_data
+from data import Data, DataInfo, ImageSet, balanced_epochs, load_data
 from models import Classifier, GanCheckpoint, Generator, build_classifier, network_name, read_gan
+from results import Cost, ResultsFile, print_table
 from run_folder import make_folder, run_path
 from runtime import Runtime, device_name, make_runtime
 from storage import num_bytes
@@ -36,13 +36,11 @@ from utils import (
     environment,
     eval_mode,
     file_hash,
-    handle_stops,
+    locked,
     positive,
     positive_int,
     probability_or_off,
-    raise_stopped,
     seeded,
-    write_json,
 )
 
 SOURCES = ("generator", "real", "random-real")
@@ -70,16 +68,6 @@ RECIPES = {
     # what the condensation papers evaluate with since DSA (arXiv:2102.08259)
     "dc": Recipe(1000, 256, 0.01, True, "color_crop_cutout_flip_scale_rotate", "dc", -1.0),
 }
-
-
-@dataclass
-class Cost:
-    """What training one classifier took."""
-
-    images_seen: int = 0
-    steps: int = 0
-    seconds_generate: float = 0.0
-    seconds_train: float = 0.0
 
 
 def image_epochs(
@@ -256,12 +244,10 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
 
 
 def load_inputs(args: argparse.Namespace) -> tuple[Data, GanCheckpoint | None]:
-    """The checkpoint, if the generator is among the sources, and those splits of its set that are needed."""
-    checkpoint = None
-    if "generator" in args.source:
-        if args.pretrain_weight is None:
-            raise UsageError("--source generator needs --pretrain-weight, the checkpoint of a generator")
-        checkpoint = read_gan(args.pretrain_weight)
+    """The checkpoint, if one is given, and those splits of its set that are needed."""
+    if "generator" in args.source and args.pretrain_weight is None:
+        raise UsageError("--source generator needs --pretrain-weight, the checkpoint of a generator")
+    checkpoint = read_gan(args.pretrain_weight) if args.pretrain_weight else None
     name = checkpoint.data_name(args.data) if checkpoint else args.data or "cifar10"
     info = checkpoint.info if checkpoint else None
     needs_train = args.val_size or set(args.source) != {"generator"}
@@ -269,6 +255,7 @@ def load_inputs(args: argparse.Namespace) -> tuple[Data, GanCheckpoint | None]:
     data = load_data(name, args.data_dir, splits=tuple(splits), val_size=args.val_size, image_size=args.image_size, info=info)
     if checkpoint:
         checkpoint.check_data(data.info)
+    if "generator" in args.source:
         warn_of_seen_images(checkpoint, args.val_size)
     if "random-real" in args.source:
         fewest = int(torch.bincount(data.train.labels, minlength=data.info.num_classes).min())
@@ -286,55 +273,14 @@ def warn_of_seen_images(checkpoint: GanCheckpoint, val_size: int) -> None:
         )
 
 
-class ResultsFile:
-    """results/TAG/results.json: a list of rows, rewritten whole after each classifier."""
-
-    def __init__(self, folder: Path):
-        self.path = folder / "results.json"
-        try:
-            self.rows = json.loads(self.path.read_text()) if self.path.exists() else []
-        except (ValueError, OSError) as error:
-            raise UsageError(f"{self.path}: expected a list of rows, found a file that cannot be read ({error})") from None
-        make_folder(folder)
-
-    def row(self, settings: dict) -> dict:
-        """The row of exactly these settings, added if it is not there."""
-        for row in self.rows:
-            if all(row.get(name) == value for name, value in settings.items()):
-                return row
-        self.rows.append(settings | {"n": 0, "mean": None, "std": None, "accs": [], "seconds_generate": 0.0, "seconds_train": 0.0})
-        return self.rows[-1]
-
-    def add(self, row: dict, acc: float, cost: Cost) -> None:
-        """Add one classifier to `row`. Seconds are means per classifier."""
-        n = row["n"]
-        row["accs"].append(round(acc, 4))
-        row["n"] = n + 1
-        row["mean"] = statistics.mean(row["accs"])
-        row["std"] = statistics.stdev(row["accs"]) if n else None
-        row["images_seen"], row["steps"] = cost.images_seen, cost.steps
-        for name in ("seconds_generate", "seconds_train"):
-            row[name] = (row[name] * n + getattr(cost, name)) / (n + 1)
-        write_json(self.path, self.rows)
-
-
-def print_table(rows: list[dict]) -> None:
-    """One line a row, the accuracy as mean and sample standard deviation in percent."""
-    heads = ("classifier", "source", "budget", "recipe", "ipc", "accuracy", "n", "images seen", "steps", "generate s", "train s")
-    lines = [heads]
-    for row in rows:
-        spread = "" if row["std"] is None else f" ± {row['std']:.2f}"
-        cells = (row["classifier"], row["source"], row["budget"], row["recipe"], row["ipc"], f"{row['mean']:.2f}{spread}", row["n"])
-        counts = (f"{row['images_seen']:,}", f"{row['steps']:,}", f"{row['seconds_generate']:.1f}", f"{row['seconds_train']:.1f}")
-        lines.append(tuple(map(str, cells + counts)))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        left = [cell.ljust(width) for cell, width in zip(line[:4], widths, strict=False)]
-        right = [cell.rjust(width) for cell, width in zip(line[4:], widths[4:], strict=True)]
-        print("  ".join(left + right))
-    split = "held-out training images" if rows[0]["split"] == "val" else "test set"
-    few = "; provisional, n < 5" if min(row["n"] for row in rows) < 5 else ""
-    print(f"{rows[0]['dataset']}, {split}: percent at the last epoch, mean ± sample standard deviation over n classifiers{few}")
+def fingerprint(info: DataInfo, images: ImageSet | None) -> str | None:
+    """A short hash of a set and of its normalisation, so that rows of different images are never taken for one."""
+    if images is None:
+        return None
+    digest = hashlib.sha256(repr(info).encode())
+    for tensor in (images.images, images.labels):
+        digest.update(tensor.contiguous().numpy())
+    return digest.hexdigest()[:16]
 
 
 @cli
@@ -344,33 +290,36 @@ def main(args: argparse.Namespace) -> list[dict]:
     runtime = make_runtime(args.device, args.amp, args.channels_last)
     folder = run_path(args.results_dir, args.tag)
     data, checkpoint = load_inputs(args)
-    generator = runtime.place(checkpoint.generator()) if checkpoint else None
-    results = ResultsFile(folder)
-
+    generator = runtime.place(checkpoint.generator()) if "generator" in args.source else None
+    tested, trained = fingerprint(data.info, data.referee[1]), fingerprint(data.info, data.train)
     data = data.to(runtime.device)
     origin = {
         "generator_parameters": sum(p.numel() for p in generator.parameters()) if generator else None,
         "generator_bytes": num_bytes(generator) if generator else None,
-        "checkpoint_sha256": file_hash(checkpoint.path) if checkpoint else None,
+        "checkpoint_sha256": file_hash(checkpoint.path) if generator else None,
     }
     shared = {
         "dataset": data.info.name,
         "split": data.referee[0],
         "val_size": args.val_size,
+        "tested_on": tested,
         "budget": args.budget,
         "recipe": args.recipe,
-        **{name: value for name, value in asdict(recipe).items()},
+        **asdict(recipe),
         "seed": args.seed,
         "amp": runtime.amp,
         **environment(runtime.device),
     }
     rows = []
-    with handle_stops(raise_stopped):
+    make_folder(folder)
+    with locked(folder):
+        results = ResultsFile(folder)
         for network in networks:
             for ipc in dict.fromkeys(args.ipc):
                 for source in dict.fromkeys(args.source):
-                    of_generator = origin if source == "generator" else dict.fromkeys(origin)
-                    row = results.row({**shared, "classifier": network, "source": source, "ipc": ipc, **of_generator})
+                    settings = {**shared, "classifier": network, "source": source, "ipc": ipc}
+                    settings |= origin if source == "generator" else {**dict.fromkeys(origin), "drawn_from": trained}
+                    row = results.row(settings)
                     for repeat in range(row["n"], args.repeats):
                         seed = derive_seed(args.seed, network, ipc, repeat)
                         results.add(row, *validate_once(network, source, args.budget, ipc, data, generator, recipe, seed, runtime))

@@ -49,8 +49,10 @@ class Classifier(nn.Module):
 
     def logits_and_features(self, images: Tensor, augment: Transform | None = None) -> tuple[Tensor, list[Tensor]]:
         """The logits (B, K), and the output of each of the network's stages."""
-        x = (images - self.mean) / self.std
-        features = self.network.features(x if augment is None else augment(x))
+        with torch.autocast(images.device.type, enabled=False):  # bf16 coordinates would move the pixels of an augmentation
+            x = (images.float() - self.mean) / self.std
+            x = x if augment is None else augment(x)
+        features = self.network.features(x)
         return self.network.head(features[-1]).float(), features
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from losses import discriminator_loss, gradient_penalty
 from runtime import Runtime
-from utils import UsageError, eval_mode, seeded
+from utils import UsageError, derive_seed, eval_mode
 
 IMAGE_SIZES = (28, 32)
 
@@ -42,10 +42,6 @@ class Generator(nn.Module):
         self.conv7 = nn.ConvTranspose2d(width, width, 4, stride=2, padding=1)  # -> 32 or 28
         self.bn7 = nn.BatchNorm2d(width)
         self.conv8 = nn.Conv2d(width, channels, 3, padding=1)
-
-    def config(self) -> dict[str, int]:
-        """The constructor's values, for a checkpoint."""
-        return {name: getattr(self, name) for name in ("num_classes", "channels", "image_size", "width", "z_dim")}
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
         z = torch.cat([F.one_hot(y, self.num_classes).to(z.dtype), z[:, self.num_classes :]], dim=1)
@@ -164,8 +160,8 @@ def sample_grid(generator: Generator, seed: int, rows: int = 10) -> Tensor:
     """A picture (C, H, W) in [-1, 1]: a column for each of the first ten classes, a row for each z, the same at every call."""
     columns = min(generator.num_classes, 10)
     device = generator.fc1.weight.device
-    with seeded(torch.device("cpu"), seed, "pictures"):
-        z = torch.randn(rows, generator.z_dim).repeat_interleave(columns, 0).to(device)
+    draw = torch.Generator().manual_seed(derive_seed(seed, "pictures"))
+    z = torch.randn(rows, generator.z_dim, generator=draw).repeat_interleave(columns, 0).to(device)
     with eval_mode(generator):
         images = generator(z, torch.arange(columns, device=device).repeat(rows))
     images = F.pad(images, (1, 1, 1, 1), value=-1.0)

@@ -5,9 +5,9 @@ cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python}
 DATA_DIR=${DATA_DIR:-datasets}
 
-GAN=$($PYTHON gen_condense.py --tag cifar10_gan --data-dir "$DATA_DIR" --eval-interval 0 | tee >(cat >&2) | tail -n 1)
+GAN=$($PYTHON gen_condense.py --tag cifar10_gan --data-dir "$DATA_DIR" --eval-interval 0 | tee -i >(cat >&2) | tail -n 1)
 MATCH=$($PYTHON pool_match.py --tag cifar10_match --data-dir "$DATA_DIR" --match logit --match-aug --weight "$GAN" --eval-interval 0 \
-    | tee >(cat >&2) | tail -n 1)
+    | tee -i >(cat >&2) | tail -n 1)
 for BUDGET in stream fixed; do
     $PYTHON validate.py --tag cifar10_test --data-dir "$DATA_DIR" --pretrain-weight "$MATCH" --budget $BUDGET --ipc 1 10 50 \
         --eval-model convnet resnet18_w32

@@ -10,10 +10,10 @@ DATA_DIR=${DATA_DIR:-datasets}
 SHARED="--data-dir $DATA_DIR --batch-size 64 --ema 0.999 --eval-interval 0 --amp"
 POOL="--lr 2.5e-5 --epochs 2 --pool convnet_w32"
 
-GAN=$($PYTHON gen_condense.py --tag "${DATA}_gan" --data "$DATA" --width 32 --lr 5e-4 --epochs "$EPOCHS" $SHARED | tee >(cat >&2) | tail -n 1)
-MATCH=$($PYTHON pool_match.py --tag "${DATA}_match" --match logit --match-aug --weight "$GAN" --pool-steps 4 $POOL $SHARED | tee >(cat >&2) | tail -n 1)
+GAN=$($PYTHON gen_condense.py --tag "${DATA}_gan" --data "$DATA" --width 32 --lr 5e-4 --epochs "$EPOCHS" $SHARED | tee -i >(cat >&2) | tail -n 1)
+MATCH=$($PYTHON pool_match.py --tag "${DATA}_match" --match logit --match-aug --weight "$GAN" --pool-steps 4 $POOL $SHARED | tee -i >(cat >&2) | tail -n 1)
 # The control: as many more steps as a GAN, without matching.
-NONE=$($PYTHON pool_match.py --tag "${DATA}_none" --match none --weight "$GAN" --pool-steps 0 $POOL $SHARED | tee >(cat >&2) | tail -n 1)
+NONE=$($PYTHON pool_match.py --tag "${DATA}_none" --match none --weight "$GAN" --pool-steps 0 $POOL $SHARED | tee -i >(cat >&2) | tail -n 1)
 
 TEST="--data-dir $DATA_DIR --eval-model convnet_w32 --ipc 10 --epochs-eval 500 --repeats 3"
 for BUDGET in stream fixed; do

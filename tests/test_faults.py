@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, SCRIPTS, run
+from conftest import ROOT, SCRIPTS, gan_flags, run
 from test_models import bad_checkpoints, reference_checkpoint
 
 from data import DATASETS
+from utils import locked
 
 FLAGS = {
     "gen_condense": ["--data", "digits"],
@@ -41,7 +42,11 @@ CASES = [
     *((s, ["--budget", "free"], "argument --budget: invalid choice") for s in EVERYWHERE),
     *((s, ["--recipe", "x"], "argument --recipe: invalid choice") for s in EVERYWHERE),
     *((s, [flag, bad], f"argument {flag}: found {bad}, expected a whole number >= 1")
-      for s in EVERYWHERE for flag in ("--ipc", "--repeats", "--batch-size", "--epochs-eval") for bad in ("0", "-3")),
+      for s in EVERYWHERE for flag in ("--ipc", "--repeats", "--epochs-eval") for bad in ("0", "-3")),
+    *((s, ["--batch-size", bad], f"argument --batch-size: found {bad}, expected a whole number >= 2")
+      for s in TRAINING for bad in ("0", "-1", "1")),
+    *(("validate", ["--batch-size", bad], f"argument --batch-size: found {bad}, expected a whole number >= 1") for bad in ("0", "-1")),
+    *((s, ["--epochs", "9" * 400], "argument --epochs: found 9") for s in TRAINING),
     *((s, ["--epochs", bad], "argument --epochs: found") for s in TRAINING for bad in ("0", "-1", "x", "1.5")),
     *(("gen_condense", ["--width", bad], "argument --width: found") for bad in ("0", "-8")),
     *((s, ["--lr", bad], f"argument --lr: found {bad}, expected a number > 0") for s in EVERYWHERE for bad in ("0", "-1", "nan", "inf")),
@@ -143,16 +148,19 @@ def test_a_results_folder_of_something_else(script, trained, tmp_path, capsys):
     folder.mkdir()
     (folder / "args.json").write_text("[1]")
     assert "expected the args.json of a run" in refused(script, [], tmp_path, capsys, gan)
+    (folder / "args.json").write_text('{"fixed": 3}')
+    assert "expected the args.json of a run" in refused(script, [], tmp_path, capsys, gan)
     (folder / "args.json").unlink()
-    (folder / "last.pth").write_bytes(b"x")
+    torch.save({"generator": {}}, folder / "last.pth")
     assert "holds last.pth but no args.json" in refused(script, [], tmp_path, capsys, gan)
 
 
 def test_a_results_json_that_is_not_one(trained, tmp_path, capsys):
     (tmp_path / "bad").mkdir()
-    (tmp_path / "bad" / "results.json").write_text("{half")
-    line = refused("validate", [], tmp_path, capsys, trained / "gan" / "last.pth")
-    assert "results.json: expected a list of rows" in line
+    for text in ("{half", '{"a": 1}', "[1]", "7"):
+        (tmp_path / "bad" / "results.json").write_text(text)
+        line = refused("validate", [], tmp_path, capsys, trained / "gan" / "last.pth")
+        assert "results.json: expected a list of rows" in line
 
 
 def test_a_generator_needs_its_checkpoint(tmp_path, capsys):
@@ -168,6 +176,38 @@ def test_a_missing_tag_is_one_line(script, capsys):
         SCRIPTS[script].parse_args([])
     assert error.value.code == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_foreign_checkpoint_in_the_place_of_last_pth(tmp_path, capsys, trained):
+    flags = gan_flags(tmp_path, "--epochs", "1")
+    run(SCRIPTS["gen_condense"], flags)
+    torch.save({"generator": {}}, tmp_path / "gan" / "last.pth")
+    args = (tmp_path / "gan" / "args.json").read_text()
+    with pytest.raises(SystemExit) as error:
+        run(SCRIPTS["gen_condense"], flags)
+    assert error.value.code == 2
+    assert "last.pth: not a checkpoint of this run" in capsys.readouterr().err
+    assert (tmp_path / "gan" / "args.json").read_text() == args
+
+
+@pytest.mark.parametrize("script", EVERYWHERE)
+def test_a_folder_that_another_process_writes_to(script, trained, tmp_path, capsys):
+    (tmp_path / "bad" / "outputs").mkdir(parents=True)
+    with locked(tmp_path / "bad"):
+        line = refused(script, [], tmp_path, capsys, trained / "gan" / "last.pth")
+    assert "another process is writing there" in line
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.EACCES, 2), (errno.EIO, 1)])
+def test_any_other_fault_of_a_file_is_one_line(monkeypatch, tmp_path, capsys, number, code):
+    def broken(*args, **kwargs):
+        raise OSError(number, os.strerror(number), "some/file")
+
+    monkeypatch.setattr("gen_condense.load_data", broken)
+    with pytest.raises(SystemExit) as error:
+        run(SCRIPTS["gen_condense"], gan_flags(tmp_path))
+    assert error.value.code == code
+    assert f"some/file: {os.strerror(number)}" in capsys.readouterr().err
 
 
 def test_every_set_but_digits_and_folder_can_be_downloaded():

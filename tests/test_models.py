@@ -6,12 +6,16 @@ import torch
 from torch import nn
 
 import models
+from augment import draw_dsa
 from data import DATASETS, DataInfo
 from models import NETWORKS, Classifier, build_classifier, build_gan, load_generator, network_name, read_gan
 from models.gan import GAN, sample_grid
-from utils import UsageError, file_hash
+from utils import UsageError, file_hash, seeded
 
 INFOS = [*(row.info for row in DATASETS.values()), DataInfo("folder", 3, 28, 3, ("a", "b", "c"), (0.5,) * 3, (0.2,) * 3)]
+
+
+CONFIG = {"num_classes": 2, "channels": 1, "image_size": 28, "width": 2, "z_dim": 4}
 
 
 def num_parameters(module: nn.Module) -> int:
@@ -101,6 +105,19 @@ def test_the_wrapper_normalises_before_it_augments():
     assert torch.allclose(seen[0][0, :, 0, 0], torch.tensor([(0.75 - 0.25) / 0.5 + 1, (0.4 - 0.5) / 0.1 + 1]), atol=1e-5)
 
 
+def test_the_augmentation_is_not_rounded_to_bf16():
+    seen = []
+    classifier = build_classifier("convnet_w32", DATASETS["digits"].info)
+    images = torch.rand(2, 1, 28, 28) * 2 - 1
+    transform = draw_dsa("rotate", "dim", 1, 28, torch.device("cpu"))
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = classifier(images, lambda x: seen.append(transform(x)) or seen[0])
+    normalised = (images - classifier.mean) / classifier.std
+    assert torch.equal(seen[0], transform(normalised))
+    assert logits.dtype == torch.float32
+    assert classifier.network.convs[0](normalised).dtype == torch.float32  # outside of autocast
+
+
 def test_resnet_ap_pools_where_the_other_strides():
     info = DATASETS["cifar10"].info
     plain, pooled = build_classifier("resnet10", info).network, build_classifier("resnet10_ap", info).network
@@ -123,6 +140,17 @@ def test_moving_average_of_the_generator():
     assert torch.allclose(gan.deployed.fc1.weight, before + 1.0, atol=1e-6)
     assert torch.equal(gan.deployed.bn0.running_mean, gan.generator.bn0.running_mean)
     assert gan.deployed is gan.generator_ema
+
+
+def test_pictures_leave_every_stream_of_random_numbers_alone(monkeypatch):
+    generator, _ = build_gan(CONFIG)
+    monkeypatch.setattr("torch.cuda.manual_seed_all", lambda seed: pytest.fail("seeds CUDA"))
+    state = torch.get_rng_state()
+    sample_grid(generator, seed=0)
+    with seeded(torch.device("cpu"), 1):
+        inside = torch.get_rng_state()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(inside, state)
 
 
 def test_pictures_have_a_column_for_each_class_and_the_same_z_every_time():
@@ -176,12 +204,11 @@ def test_load_generator_needs_nothing_but_the_file(trained, tmp_path):
 
 
 def test_the_moving_average_is_what_is_deployed(tmp_path):
-    generator, discriminator = build_gan({"num_classes": 2, "channels": 1, "image_size": 28, "width": 2, "z_dim": 4})
-    gan = GAN(generator, discriminator, 1e-3, ema=0.5)
+    gan = GAN(*build_gan(CONFIG), 1e-3, ema=0.5)
     with torch.no_grad():
         gan.generator_ema.fc1.weight.fill_(3.0)
     info = DataInfo("digits", 1, 28, 2, ("0", "1"), (0.5,), (0.5,))
-    torch.save({"config": generator.config(), "info": info.to_dict(), "val_size": 0, **gan.state_dict()}, tmp_path / "g.pth")
+    torch.save({"config": CONFIG, "info": info.to_dict(), "val_size": 0, **gan.state_dict()}, tmp_path / "g.pth")
     assert load_generator(tmp_path / "g.pth").fc1.weight.unique().tolist() == [3.0]
     assert read_gan(tmp_path / "g.pth").players()[0].fc1.weight.unique().tolist() == [3.0]
 
@@ -200,6 +227,11 @@ def bad_checkpoints(folder, good) -> dict[str, str]:
     """file name -> what the error says."""
     content = good.read_bytes()
     (folder / "half.pth").write_bytes(content[: len(content) // 2])
+    state = torch.load(good, weights_only=True)
+    torch.save(state, folder / "old.pth", _use_new_zipfile_serialization=False)
+    old = (folder / "old.pth").read_bytes()
+    for i in range(20):
+        (folder / f"old{i}.pth").write_bytes(old[: len(old) * i // 20])
     (folder / "empty.pth").write_bytes(b"")
     (folder / "text.pth").write_text("hello\n" * 100)
     (folder / "folder.pth").mkdir()
@@ -208,7 +240,6 @@ def bad_checkpoints(folder, good) -> dict[str, str]:
     torch.save(nn.Linear(1, 1), folder / "module.pth")
     torch.save({"generator": Code(folder / "executed"), "discriminator": {}}, folder / "code.pth")
     (folder / "rawcode.pth").write_bytes(pickle.dumps(Code(folder / "executed")))
-    state = torch.load(good, weights_only=True)
     torch.save({**state, "config": {**state["config"], "width": 7}}, folder / "width.pth")
     torch.save({**state, "config": {**state["config"], "image_size": 30}}, folder / "size.pth")
     torch.save({**state, "config": {**state["config"], "depth": 3}}, folder / "config.pth")
@@ -217,6 +248,7 @@ def bad_checkpoints(folder, good) -> dict[str, str]:
     return {
         "missing.pth": "no such file",
         "half.pth": "or truncated",
+        **{f"old{i}.pth": "or truncated" for i in range(20)},
         "empty.pth": "or truncated",
         "text.pth": "or truncated",
         "folder.pth": "is a folder",

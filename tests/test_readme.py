@@ -2,7 +2,9 @@
 
 import json
 import re
+import statistics
 
+import pytest
 from conftest import ROOT
 from test_flags import declared
 
@@ -28,6 +30,8 @@ def test_tables_equal_their_records():
         assert str(record["ipc"]) in cells, line
         assert str(record["n"]) in cells, line
         assert len(record["accs"]) == record["n"]
+        assert record["mean"] == pytest.approx(statistics.mean(record["accs"]))
+        assert record["std"] == pytest.approx(statistics.stdev(record["accs"]))
 
 
 def test_every_record_says_how_it_was_made():

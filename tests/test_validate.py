@@ -16,7 +16,7 @@ from data import DATASETS, Data, ImageSet, load_data
 from models import build_classifier, build_gan
 from run_folder import RunFolder
 from runtime import Runtime
-from utils import UsageError, file_hash
+from utils import file_hash
 from validate import RECIPES, Recipe, image_epochs, train_classifier, validate_once
 
 CPU = Runtime(torch.device("cpu"))
@@ -287,18 +287,30 @@ def test_reference_checkpoints_are_validated(tmp_path):
     assert run(validate, validate_flags(tmp_path, *flags))[0]["n"] == 2
 
 
-def test_images_of_another_size_are_refused():
-    with pytest.raises(UsageError, match="random-real"):
-        validate.load_inputs(validate.parse_args(["--tag", "t", "--source", "random-real", "--data", "digits", "--ipc", "147"]))
+def test_rows_of_other_images_are_not_taken_for_these(tmp_path):
+    for folder, level in (("a", 40), ("b", 90)):
+        for split in ("train", "test"):
+            for i, name in enumerate(("cat", "dog")):
+                for k in range(3):
+                    picture(tmp_path / folder / split / name / f"{k}.png", (level * i, 20 * k, 90))
+        flags = ["--source", "real", "--data", "folder", "--data-dir", str(tmp_path / folder), "--repeats", "1"]
+        run(validate, validate_flags(tmp_path, *flags))
+        run(validate, validate_flags(tmp_path, *flags, "--image-size", "28"))
+    assert [row["n"] for row in rows(tmp_path)] == [1, 1, 1, 1]
+
+
+def test_a_weight_that_is_given_names_the_data_and_is_checked(trained, tmp_path):
+    weight = ["--source", "real", "--pretrain-weight", str(trained / "gan" / "last.pth")]
+    assert run(validate, validate_flags(tmp_path, *weight))[0]["dataset"] == "digits"
+    with pytest.raises(SystemExit):
+        run(validate, validate_flags(tmp_path, "--source", "real", "--data", "digits", "--pretrain-weight", "none.pth"))
 
 
 @pytest.mark.slow
 def test_calibration_random_real_cifar10_gives_the_literatures_number(data_dir, tmp_path):
     """Random, ConvNet-3, IPC 10: 31.0 in the literature's recipe (DC, arXiv:2006.05929, and those after it)."""
     flags = "--source random-real --data cifar10 --recipe dc --budget fixed --ipc 10 --eval-model convnet --repeats 3 --tag test".split()
-    torch.set_num_threads(2)
     found = run(validate, [*flags, "--data-dir", str(data_dir), "--results-dir", str(tmp_path)])
-    torch.set_num_threads(1)
     assert found[0]["mean"] == pytest.approx(31.0, abs=2.0)
 
 
