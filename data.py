@@ -16,14 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
 from torch import Tensor
 
+from pictures import is_gray, list_pictures, read_pictures
 from utils import UsageError, derive_seed, file_hash
 
 SPLITS = ("train", "test")
-GRAY_MODES = ("1", "L", "I", "I;16", "I;16B", "I;16L", "F")
-PICTURE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
 @dataclass(frozen=True)
@@ -420,57 +418,17 @@ def _read_folder(
     if info and image_size not in (None, info.image_size):
         raise UsageError(f"--image-size {image_size}: the checkpoint was made for {info.image_size} pixels")
     wanted = splits if info else SPLITS
-    files = {split: _list_folder(root / split) for split in wanted}
+    files = {split: list_pictures(root / split) for split in wanted}
     names = info.class_names if info else tuple(files["train"])
     for split, found in files.items():
         if tuple(found) != names:
             odd = sorted(set(found) ^ set(names))
             expected = "those of the checkpoint" if info else f"those of {root / 'train'}"
             raise UsageError(f"{root / split}: its classes differ from {expected}: {', '.join(odd)} only on one side")
-    gray = all(_read_picture(path, None).mode in GRAY_MODES for paths in files[wanted[0]].values() for path in paths)
-    channels = info.channels if info else 1 if gray else 3
-    sets = {split: _read_pictures(found, channels, size) for split, found in files.items()}
+    channels = info.channels if info else 1 if all(is_gray(path) for paths in files[wanted[0]].values() for path in paths) else 3
+    sets = {split: ImageSet(*read_pictures(list(found.values()), channels, size)) for split, found in files.items()}
     if info is None:
         values = sets["train"].images.double() / 255
         mean, std = values.mean((0, 2, 3)), values.std((0, 2, 3)).clamp(min=1e-3)
         info = DataInfo("folder", channels, size, len(names), names, tuple(mean.tolist()), tuple(std.tolist()))
     return info, sets
-
-
-def _list_folder(folder: Path) -> dict[str, list[Path]]:
-    """Class name -> its picture files, both sorted."""
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: no such folder; --data folder expects PATH/train/CLASS/* and PATH/test/CLASS/*")
-    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if len(classes) < 2:
-        raise UsageError(f"{folder}: found {len(classes)} class folders, expected at least 2")
-    found = {}
-    for path in classes:
-        found[path.name] = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES and not p.name.startswith("."))
-        if not found[path.name]:
-            raise UsageError(f"{path}: an empty class, expected pictures ({' '.join(sorted(PICTURE_SUFFIXES))})")
-    return found
-
-
-def _read_pictures(files: dict[str, list[Path]], channels: int, size: int) -> ImageSet:
-    """Class name -> files, read one after another: as images of size x size, labels in the order of the classes."""
-    arrays = [np.asarray(_read_picture(path, size, "L" if channels == 1 else "RGB")) for paths in files.values() for path in paths]
-    images = torch.from_numpy(np.stack(arrays)).view(len(arrays), size, size, channels).permute(0, 3, 1, 2)
-    labels = torch.repeat_interleave(torch.arange(len(files)), torch.tensor([len(paths) for paths in files.values()]))
-    return ImageSet(images.contiguous(), labels)
-
-
-def _read_picture(path: Path, size: int | None, mode: str = "RGB") -> Image.Image:
-    """A picture of size x size: its shorter side resized, the longer cropped about the centre. Without a size, its header."""
-    try:
-        with Image.open(path) as picture:
-            if size is None:
-                return picture
-            if picture.mode.startswith(("I", "F")):  # more than 8 bits, which Pillow's own conversion would clip
-                if picture.mode == "F":
-                    raise ValueError("floating-point values of unknown range; 8 or 16 bits expected")
-                values = np.asarray(picture)
-                picture = Image.fromarray((values / (257 if values.max() > 255 else 1)).round().clip(0, 255).astype(np.uint8))
-            return ImageOps.fit(ImageOps.exif_transpose(picture).convert(mode), (size, size))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UsageError(f"{path}: an unreadable picture ({(str(error) or type(error).__name__).splitlines()[0]})") from None

@@ -2,8 +2,8 @@
 
 Reads JSON lines {"script", "flags", "counter", "kill_at_write", "kill_after_write"} on stdin. Answers {"pid"} when the process
 starts and {"status"} when it ended, as subprocess's return codes. A process appends a byte to the file `counter` for each
-training step, and kills itself with SIGKILL in the middle of its Nth write of a checkpoint, or right after that was renamed
-into place. Forking saves the seconds that importing torch takes.
+training step, and kills itself with SIGKILL in the middle of its Nth write of a file, or right after that was renamed into
+place. Its evaluations are a figure taken from the weights. Forking saves the seconds that importing torch takes.
 """
 
 import importlib
@@ -24,6 +24,7 @@ import gen_condense  # noqa: F401
 import models.gan
 import pool_match  # noqa: F401
 import run_folder
+import utils
 
 
 def die() -> None:
@@ -34,7 +35,7 @@ def work(request: dict) -> None:
     """Become the script."""
     script = importlib.import_module(request["script"])
     counter = os.open(request["counter"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    step, save, write_atomic = models.gan.discriminator_step, torch.save, run_folder.write_atomic
+    step, write_atomic = models.gan.discriminator_step, utils.write_atomic
     writes = 0
 
     def counted_step(*args):
@@ -42,20 +43,24 @@ def work(request: dict) -> None:
         os.write(counter, b".")
         return loss
 
-    def torn_save(state, path):
+    def counted_write(path, write):
         nonlocal writes
         writes += 1
-        save(state, path)
-        if writes == request["kill_at_write"]:
-            os.truncate(path, os.path.getsize(path) // 2)
+        this = writes
+
+        def maybe_torn(temporary):
+            write(temporary)
+            if this == request["kill_at_write"]:
+                os.truncate(temporary, os.path.getsize(temporary) // 2)
+                die()
+
+        write_atomic(path, maybe_torn)
+        if this == request["kill_after_write"]:
             die()
 
-    def last_write(path, write):
-        write_atomic(path, write)
-        if path.suffix == ".pth" and writes == request["kill_after_write"]:
-            die()
-
-    script.discriminator_step, torch.save, run_folder.write_atomic = counted_step, torn_save, last_write
+    script.discriminator_step = counted_step
+    utils.write_atomic = run_folder.write_atomic = counted_write
+    script.evaluate_generator = lambda generator, *args: {"val_accuracy": generator.fc1.weight.abs().sum().item()}
     script.main(script.parse_args(request["flags"]))
 
 

@@ -45,7 +45,7 @@ def test_what_a_run_leaves(trained):
     for stage, losses in (("gan", {"loss_d", "loss_g"}), ("match", {"loss_d", "loss_g", "loss_match"})):
         folder = trained / stage
         args = json.loads((folder / "args.json").read_text())
-        assert {"flags", "fixed", "commit", "torch", "device"} <= set(args)
+        assert {"flags", "fixed", "commit", "torch", "device", "earlier"} <= set(args)
         assert [(line["epoch"], line["step"]) for line in metrics(folder)] == [(1, STEPS), (2, 2 * STEPS)]
         assert set(metrics(folder)[0]) == {"epoch", "step"} | losses
         pictures = sorted((folder / "outputs").iterdir())
@@ -197,12 +197,85 @@ def test_stage_2_takes_reference_checkpoints(tmp_path):
     assert weights(found.best_path)["info"]["name"] == "digits"
 
 
-def test_amp_and_channels_last_run_and_stay_close(trained, tmp_path):
+def test_amp_is_bf16_but_for_the_penalty_losses_and_optimisers(monkeypatch):
+    seen, penalty = {}, models.gan.gradient_penalty
+
+    def spy(discriminator, real, fake):
+        seen["penalty"] = (torch.is_autocast_enabled("cpu"), real.dtype, fake.dtype)
+        return penalty(discriminator, real, fake)
+
+    monkeypatch.setattr(models.gan, "gradient_penalty", spy)
+    gan = GAN(*build_gan({"num_classes": 10, "channels": 1, "image_size": 28, "width": 4, "z_dim": 20}), 1e-3)
+    outputs = []
+    gan.discriminator.conv1.register_forward_hook(lambda module, inputs, output: outputs.append(output.dtype))
+    gan.generator.conv1.register_forward_hook(lambda module, inputs, output: outputs.append(output.dtype))
+    train = ImageSet(torch.zeros(8, 1, 28, 28, dtype=torch.uint8), torch.arange(8))
+    runtime = Runtime(torch.device("cpu"), amp=True)
+    at = next(train_gan(gan, train, epochs=1, batch_size=8, gp_weight=10, seed=0, runtime=runtime))
+    assert outputs == [torch.bfloat16] * 4 + [torch.float32]  # G, D; G, D; the penalty's D
+    assert seen["penalty"] == (False, torch.float32, torch.float32)
+    assert all(loss.dtype == torch.float32 for loss in at.losses.values())
+    assert all(state["exp_avg"].dtype == torch.float32 for state in gan.optim_d.state.values())
+
+
+def test_amp_and_channels_last_stay_close(trained, tmp_path):
     run(gen_condense, gan_flags(tmp_path, "--amp", "--channels-last", "--epochs", "1"))
     run(pool_match, match_flags(tmp_path, tmp_path / "gan" / "last.pth", "--amp", "--channels-last", "--epochs", "1"))
-    plain, amp = metrics(trained / "gan")[0], metrics(tmp_path / "gan")[0]
-    assert amp["loss_d"] == pytest.approx(plain["loss_d"], rel=0.05)
-    assert weights(tmp_path / "gan" / "last.pth")["optim_g"]["state"][0]["exp_avg"].dtype == torch.float32
+    for stage in ("gan", "match"):
+        assert metrics(tmp_path / stage)[0]["loss_d"] == pytest.approx(metrics(trained / stage)[0]["loss_d"], rel=0.05)
+
+
+def test_a_control_takes_no_pool_steps_and_matching_leaves_the_pool_to_its_own_steps(monkeypatch, trained, tmp_path):
+    calls, grads = [], []
+    step = pool_match.Pool.train_step
+
+    def counted(pool, *batch):
+        calls.append(1)
+        grads.append([p.grad is None or not p.grad.any() for p in pool.model.parameters()])
+        pool.optim.zero_grad()
+        step(pool, *batch)
+        pool.optim.zero_grad()
+
+    monkeypatch.setattr(pool_match.Pool, "train_step", counted)
+    for match, expected in (("none", 0), ("grad", STEPS * 3)):
+        calls.clear()
+        flags = ["--epochs", "1", "--pool-steps", "3", "--match", match]
+        run(pool_match, match_flags(tmp_path / match, trained / "gan" / "last.pth", *flags))
+        assert len(calls) == expected
+    assert all(map(all, grads))
+
+
+def test_a_stage_does_not_choose_by_images_that_an_earlier_one_has_seen(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pool_match, "evaluate_generator", lambda *args: {"val_accuracy": 50.0})
+    found = run(gen_condense, gan_flags(tmp_path, "--val-size", "100", "--batch-size", "700", "--epochs", "1"))
+    evaluate = ["--eval-interval", "1", "--epochs", "1"]
+    seen = run(pool_match, match_flags(tmp_path / "seen", found.best_path, *evaluate))
+    assert "warning: --val-size 1180" in capsys.readouterr().out
+    assert seen.best_path.name == "last.pth"
+    assert weights(seen.best_path)["val_size"] == 100
+    fair = match_flags(tmp_path / "fair", found.best_path, *evaluate, "--val-size", "100", "--batch-size", "700")
+    assert run(pool_match, fair).best_path.name == "best.pth"
+
+
+def test_best_pth_is_not_compared_across_evaluations(tmp_path, monkeypatch):
+    scores = iter([90.0, 20.0, 10.0])
+    monkeypatch.setattr(gen_condense, "evaluate_generator", lambda *args: {"val_accuracy": next(scores)})
+    flags = gan_flags(tmp_path, "--eval-interval", "1")
+    assert run(gen_condense, [*flags, "--epochs", "1", "--ipc", "50"]).best["value"] == 90.0
+    found = run(gen_condense, [*flags, "--epochs", "3", "--ipc", "1"])
+    assert (found.best["epoch"], found.best["value"]) == (2, 20.0)
+
+
+def test_a_finished_run_keeps_the_account_of_how_it_was_made(trained, tmp_path, monkeypatch):
+    run(gen_condense, gan_flags(tmp_path, "--epochs", "1"))
+    first = json.loads((tmp_path / "gan" / "args.json").read_text())
+    monkeypatch.setattr(utils, "commit", lambda: "another")
+    run(gen_condense, gan_flags(tmp_path, "--epochs", "1"))
+    assert json.loads((tmp_path / "gan" / "args.json").read_text()) == first
+    run(gen_condense, gan_flags(tmp_path))
+    last = json.loads((tmp_path / "gan" / "args.json").read_text())
+    assert last["commit"] == "another"
+    assert last["earlier"] == [{name: first[name] for name in ("flags", "commit", "torch", "device")}]
 
 
 def test_other_flags_in_the_same_folder_are_refused(trained, tmp_path, capsys):
@@ -403,7 +476,7 @@ def check_whole(folder) -> None:
 
 
 def stage_flags(stage: str, trained, results) -> tuple[str, list[str]]:
-    save = ["--save-interval", "2", "--epochs", "4"]
+    save = ["--save-interval", "2", "--epochs", "4", "--eval-interval", "1"]
     if stage == "gan":
         return "gen_condense", gan_flags(results, *save)
     return "pool_match", match_flags(results, trained / "gan" / "last.pth", *save)
@@ -446,7 +519,8 @@ def compare_with_unbroken(driver, stage: str, trained, tmp_path) -> None:
     assert driver.call(script, tmp_path / "steps_whole", flags) == 0
     assert (tmp_path / "steps_whole").stat().st_size == 4 * STEPS
     killed, whole = tmp_path / "killed" / stage, tmp_path / "whole" / stage
-    assert same(weights(killed / "last.pth"), weights(whole / "last.pth"))
+    for name in ("last.pth", "best.pth"):
+        assert same(weights(killed / name), weights(whole / name))
     assert metrics(killed) == metrics(whole)
     pictures = [p.name for p in sorted((whole / "outputs").iterdir())]
     assert [p.name for p in sorted((killed / "outputs").iterdir())] == pictures
@@ -464,18 +538,17 @@ def test_twenty_kills_at_random_moments(driver, trained, tmp_path, stage):
     survive_kills(driver, stage, trained, tmp_path, 20)
 
 
-@pytest.mark.parametrize(
-    ("stage", "kill"), [("gan", {"kill_at_write": 3}), ("match", {"kill_at_write": 2}), ("gan", {"kill_after_write": 3})]
-)
-def test_a_kill_at_every_write_of_a_checkpoint(driver, trained, tmp_path, stage, kill):
+@pytest.mark.parametrize(("stage", "kill"), [("gan", "kill_at_write"), ("match", "kill_at_write"), ("gan", "kill_after_write")])
+def test_kills_at_writes(driver, trained, tmp_path, stage, kill):
+    """The first process dies at its first write, the second at its second, and so on, until one has nothing left to write."""
     script, flags = stage_flags(stage, trained, tmp_path / "killed")
     counter = tmp_path / "steps"
     kills = 0
-    while (status := driver.call(script, counter, flags, **kill)) != 0:
+    while (status := driver.call(script, counter, flags, **{kill: kills + 1})) != 0:
         assert status == -signal.SIGKILL
         check_whole(tmp_path / "killed" / stage)
         kills += 1
-    assert kills >= 3
+    assert kills >= 6
     assert counter.stat().st_size <= 4 * STEPS + kills * 2
     compare_with_unbroken(driver, stage, trained, tmp_path)
 
