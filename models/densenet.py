@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.resnet import Staged
+
 
 class Bottleneck(nn.Module):
     """Norm, ReLU, 1x1 conv to 4 x growth, norm, ReLU, 3x3 conv to growth, concatenated to the input."""
@@ -32,7 +34,7 @@ class Transition(nn.Module):
         return F.avg_pool2d(self.conv(F.relu(self.norm(x))), 2)
 
 
-class DenseNet(nn.Module):
+class DenseNet(Staged):
     """3x3 stem to 2 x growth, four dense blocks of 6, 12, 24 and 16 layers, global average pool, linear. `width` is the growth."""
 
     BLOCKS = (6, 12, 24, 16)
@@ -52,14 +54,6 @@ class DenseNet(nn.Module):
         self.stages = nn.ModuleList(stages)
         self.norm = nn.BatchNorm2d(planes)
         self.classifier = nn.Linear(planes, num_classes)
-
-    def features(self, x: Tensor) -> list[Tensor]:
-        """The output (B, C, h, w) of each dense block."""
-        outputs, x = [], self.stem(x)
-        for stage in self.stages:
-            x = stage(x)
-            outputs.append(x)
-        return outputs
 
     def head(self, features: Tensor) -> Tensor:
         """The last of `features` -> logits (B, K)."""

@@ -33,7 +33,22 @@ class BasicBlock(nn.Module):
         return F.relu(self.norm2(self.conv2(out)) + self.shortcut(x))
 
 
-class ResNet(nn.Module):
+class Staged(nn.Module):
+    """A network of a `stem` and a list of `stages`."""
+
+    stem: nn.Module
+    stages: nn.ModuleList
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """The output (B, C, h, w) of each stage."""
+        outputs, x = [], self.stem(x)
+        for stage in self.stages:
+            x = stage(x)
+            outputs.append(x)
+        return outputs
+
+
+class ResNet(Staged):
     """Four stages of `blocks` basic blocks at width, 2, 4 and 8 times width; global average pool; linear."""
 
     def __init__(
@@ -52,14 +67,6 @@ class ResNet(nn.Module):
             stages.append(nn.Sequential(*stage))
         self.stages = nn.ModuleList(stages)
         self.classifier = nn.Linear(in_width, num_classes)
-
-    def features(self, x: Tensor) -> list[Tensor]:
-        """The output (B, C, h, w) of each stage."""
-        outputs, x = [], self.stem(x)
-        for stage in self.stages:
-            x = stage(x)
-            outputs.append(x)
-        return outputs
 
     def head(self, features: Tensor) -> Tensor:
         """The last of `features` -> logits (B, K)."""
