@@ -260,8 +260,7 @@ def main(args: argparse.Namespace) -> RunFolder:
     unseen = min(args.val_size, checkpoint.val_size or 0)  # the splits are nested
     header = {"stage": "match", "config": checkpoint.config, "info": data.info.to_dict(), "val_size": unseen}
     inputs = {"image set": data.info.to_dict(), "sha256 of --weight": file_hash(args.weight)}
-    flags = {name: value for name, value in vars(args).items() if name != "weight"}  # the same file may lie elsewhere
-    run = RunFolder(folder, flags, inputs, [gan, pool], header, runtime.device, num_steps)
+    run = RunFolder(folder, vars(args), inputs, [gan, pool], header, runtime.device, num_steps)
     data = data.to(runtime.device)
     steps = train_match(
         gan,

@@ -35,10 +35,23 @@ from utils import (
 
 ENVIRONMENT = ("commit", "torch", "device")
 
-# Flags that may differ when a run is continued: where and how it runs, and the evaluation's.
+# Flags that may differ when a run is continued: where and how it runs (what lies at --weight is compared by its hash), and the
+# evaluation's.
 EVALUATION_FLAGS = ("eval_model", "budget", "ipc", "repeats", "recipe", "epochs_eval", "mix_p")
 FREE_FLAGS = {
-    *("tag", "results_dir", "data_dir", "epochs", "device", "amp", "channels_last", "save_interval", "print_freq", "eval_interval"),
+    *(
+        "tag",
+        "results_dir",
+        "data_dir",
+        "weight",
+        "epochs",
+        "device",
+        "amp",
+        "channels_last",
+        "save_interval",
+        "print_freq",
+        "eval_interval",
+    ),
     *EVALUATION_FLAGS,
 }
 

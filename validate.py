@@ -10,6 +10,7 @@ classifier it was at.
 import argparse
 import hashlib
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -268,8 +269,9 @@ def warn_of_seen_images(checkpoint: GanCheckpoint, val_size: int) -> None:
     """Say so where the images now held out were trained on when the checkpoint was made."""
     if val_size > (checkpoint.val_size or 0):
         seen = "unknown, taken as 0" if checkpoint.val_size is None else checkpoint.val_size
-        tqdm.write(
-            f"warning: --val-size {val_size}: {checkpoint.path} was trained with --val-size {seen}, so it has seen images held out now"
+        print(
+            f"warning: --val-size {val_size}: {checkpoint.path} was trained with --val-size {seen}: it has seen images held out now",
+            file=sys.stderr,
         )
 
 

@@ -250,7 +250,7 @@ def test_a_stage_does_not_choose_by_images_that_an_earlier_one_has_seen(tmp_path
     found = run(gen_condense, gan_flags(tmp_path, "--val-size", "100", "--batch-size", "700", "--epochs", "1"))
     evaluate = ["--eval-interval", "1", "--epochs", "1"]
     seen = run(pool_match, match_flags(tmp_path / "seen", found.best_path, *evaluate))
-    assert "warning: --val-size 1180" in capsys.readouterr().out
+    assert "warning: --val-size 1180" in capsys.readouterr().err
     assert seen.best_path.name == "last.pth"
     assert weights(seen.best_path)["val_size"] == 100
     fair = match_flags(tmp_path / "fair", found.best_path, *evaluate, "--val-size", "100", "--batch-size", "700")

@@ -255,9 +255,9 @@ def test_held_out_images_are_tested_on_and_not_trained_on(monkeypatch, tmp_path)
 def test_a_split_seen_in_an_earlier_stage_is_warned_about(trained, tmp_path, capsys):
     flags = ["--source", "generator", "--pretrain-weight", str(trained / "gan" / "last.pth")]
     run(validate, validate_flags(tmp_path, *flags, "--val-size", "1190"))
-    assert "warning: --val-size 1190: " in capsys.readouterr().out
+    assert "warning: --val-size 1190: " in capsys.readouterr().err
     run(validate, validate_flags(tmp_path, *flags, "--val-size", "1180"))
-    assert "warning" not in capsys.readouterr().out
+    assert "warning" not in capsys.readouterr().err
 
 
 def test_an_in_training_evaluation_uses_the_same_function(tmp_path, monkeypatch):
