@@ -25,7 +25,7 @@ class ResultsFile:
         self.path = folder / "results.json"
         try:
             self.rows = json.loads(self.path.read_text()) if self.path.exists() else []
-            if not all(isinstance(row, dict) and isinstance(row.get("accs"), list) for row in [*self.rows]):
+            if not all(isinstance(row, dict) and isinstance(row.get("accs"), list) for row in list(self.rows)):
                 raise ValueError("no list of rows")
         except (ValueError, TypeError) as error:
             raise UsageError(f"{self.path}: expected a list of rows, found something else ({error})") from None

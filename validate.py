@@ -44,8 +44,7 @@ from utils import (
     seeded,
 )
 
-SOURCES = ("generator", "real", "random-real")
-SOURCES_DEFAULT = ("generator", "random-real", "real")
+SOURCES = ("generator", "random-real", "real")
 BUDGETS = ("stream", "fixed")
 CUTMIX_BETA = 1.0
 
@@ -199,7 +198,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__.splitlines()[0])
     # what is trained on
     parser.add_argument("--pretrain-weight", help="checkpoint of gen_condense.py, pool_match.py or the reference code")
-    parser.add_argument("--source", nargs="+", choices=SOURCES, default=list(SOURCES_DEFAULT), help="rows of the table")
+    parser.add_argument("--source", nargs="+", choices=SOURCES, default=list(SOURCES), help="rows of the table")
     parser.add_argument(
         "--budget", choices=BUDGETS, default="stream", help="fixed: ipc images a class, drawn once; stream: fresh at each epoch"
     )

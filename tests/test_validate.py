@@ -44,7 +44,7 @@ def test_table_and_rows(trained, tmp_path, capsys):
     out = capsys.readouterr().out
     found = rows(tmp_path)
     assert [(r["classifier"], r["ipc"], r["source"]) for r in found] == [
-        (network, ipc, source) for network in ("convnet_w32", "convnet") for ipc in (2, 3) for source in validate.SOURCES_DEFAULT
+        (network, ipc, source) for network in ("convnet_w32", "convnet") for ipc in (2, 3) for source in validate.SOURCES
     ]
     row = found[0]
     assert (row["dataset"], row["split"], row["budget"], row["recipe"], row["n"]) == ("digits", "test", "stream", "dim", 2)
