@@ -2,7 +2,7 @@
 
 Images are (B, C, H, W), normalised: DSA's brightness step and its zero fill are in those units. Operations are pure
 functions of the images and of parameters with leading dimension n, either 1 (one draw for the batch, "siamese") or B
-(one per image). `draw_dsa` draws the parameters once, on the device, and returns the transform that applies them.
+(one per image). They are drawn once, on the device; the transform that applies them is returned.
 """
 
 import math
@@ -91,21 +91,28 @@ def parse_strategy(strategy: str) -> tuple[str, ...]:
     return names
 
 
-def draw_dsa(strategy: str, composition: str, n: int, image_size: int, device: torch.device) -> Transform:
-    """Draw one set of DSA parameters for n = 1 (siamese) or n = B (per image), and return the transform that applies it.
+def choose_operations(strategy: str, composition: str, rng: torch.Generator | None = None) -> tuple[str, ...]:
+    """The operations of one batch, in their order; what is launched hangs on them, so they are drawn on the host.
 
     composition "dim": flip, the three colour steps, *one* of crop, scale and rotate, then cutout, each if named.
     composition "dc": *one* of the operations named, for the whole batch.
     """
     names = parse_strategy(strategy)
     if composition == "dc":
-        names = _one_of(names)
-    elif composition == "dim":
-        geometric = _one_of(tuple(name for name in names if name in GEOMETRIC))
-        names = tuple(name for name in OPERATIONS if name in names and (name not in GEOMETRIC or name in geometric))
-    else:
-        raise UsageError(f"DSA composition {composition!r}: unknown, expected one of {', '.join(COMPOSITIONS)}")
-    transforms = [_draw_operation(name, n, image_size, device) for name in names]
+        return _one_of(names, rng)
+    if composition == "dim":
+        geometric = _one_of(tuple(name for name in names if name in GEOMETRIC), rng)
+        return tuple(name for name in OPERATIONS if name in names and (name not in GEOMETRIC or name in geometric))
+    raise UsageError(f"DSA composition {composition!r}: unknown, expected one of {', '.join(COMPOSITIONS)}")
+
+
+def _one_of(names: tuple[str, ...], rng: torch.Generator | None) -> tuple[str, ...]:
+    return (names[int(torch.randint(len(names), (), generator=rng))],) if len(names) > 1 else names
+
+
+def draw_operations(names: tuple[str, ...], n: int, image_size: int, device: torch.device, rng: torch.Generator | None = None) -> Transform:
+    """Draw the parameters of `names` on the device for n = 1 (siamese) or n = B (per image); the transform that applies them."""
+    transforms = [_draw_operation(name, n, image_size, device, rng) for name in names]
 
     def apply(images: Tensor) -> Tensor:
         for transform in transforms:
@@ -115,21 +122,21 @@ def draw_dsa(strategy: str, composition: str, n: int, image_size: int, device: t
     return apply
 
 
-def _one_of(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Which operation runs decides what is launched, so this one draw is made on the host."""
-    return (names[int(torch.randint(len(names), ()))],) if len(names) > 1 else names
+def draw_dsa(strategy: str, composition: str, n: int, image_size: int, device: torch.device) -> Transform:
+    """choose_operations, then draw_operations."""
+    return draw_operations(choose_operations(strategy, composition), n, image_size, device)
 
 
-def _draw_operation(name: str, n: int, image_size: int, device: torch.device) -> Transform:
+def _draw_operation(name: str, n: int, image_size: int, device: torch.device, rng: torch.Generator | None) -> Transform:
     def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return torch.rand(n, *shape, device=device) * (high - low) + low
+        return torch.rand(n, *shape, device=device, generator=rng) * (high - low) + low
 
     def integers(low: int, high: int) -> Tensor:  # low..high, both included
-        return torch.randint(low, high + 1, (n, 2), device=device)
+        return torch.randint(low, high + 1, (n, 2), device=device, generator=rng)
 
     zero = torch.zeros(n, device=device)
     if name == "flip":
-        flipped = torch.rand(n, 1, 1, 1, device=device) < 0.5
+        flipped = uniform(0, 1, 1, 1, 1) < 0.5
         return lambda images: flip(images, flipped)
     if name == "color":
         shift = uniform(-BRIGHTNESS / 2, BRIGHTNESS / 2, 1, 1, 1)
@@ -153,21 +160,21 @@ def _draw_operation(name: str, n: int, image_size: int, device: torch.device) ->
     return lambda images: affine(images, theta)
 
 
-def draw_cutmix(batch: int, image_size: int, beta: float, device: torch.device) -> tuple[Transform, Tensor, float]:
-    """Draw a CutMix: (transform, partner (B,), share), where the loss is share * CE(y) + (1 - share) * CE(y[partner]).
+def draw_cutmix(batch: int, image_size: int, device: torch.device, rng: torch.Generator | None = None) -> tuple[Transform, Tensor, Tensor]:
+    """Draw a CutMix: (transform, partner (B,), share ()), where the loss is share * CE(y) + (1 - share) * CE(y[partner]).
 
-    A box of area 1 - lambda, lambda ~ Beta(beta, beta), uniformly placed and clipped at the border, comes from the partner.
+    A box of area 1 - lambda, lambda ~ U(0, 1) = Beta(1, 1), uniformly placed and clipped at the border, comes from the partner.
     """
-    ratio = float(torch.distributions.Beta(beta, beta).sample())
-    half = image_size * math.sqrt(1 - ratio) / 2
-    row, column = (int(torch.randint(image_size, ())) for _ in range(2))
-    top, bottom = max(int(row - half), 0), min(int(row + half), image_size)
-    left, right = max(int(column - half), 0), min(int(column + half), image_size)
-    partner = torch.randperm(batch, device=device)
+    draws = torch.rand(3, device=device, generator=rng)
+    half = image_size * (1 - draws[0]).sqrt() / 2
+    centre = (draws[1:] * image_size).floor()  # row, column
+    low, high = (centre - half).clamp(min=0).floor(), (centre + half).clamp(max=image_size).floor()
+    place = torch.arange(image_size, device=device)
+    inside = (place >= low[:, None]) & (place < high[:, None])  # (2, side): rows, columns
+    box = inside[0, :, None] & inside[1]
+    partner = torch.rand(batch, device=device, generator=rng).argsort()
 
     def apply(images: Tensor) -> Tensor:
-        mixed = images.clone()
-        mixed[:, :, top:bottom, left:right] = images[partner, :, top:bottom, left:right]
-        return mixed
+        return torch.where(box, images[partner], images)
 
-    return apply, partner, 1 - (bottom - top) * (right - left) / image_size**2
+    return apply, partner, 1 - (high - low).prod() / image_size**2

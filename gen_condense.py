@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 import data as datasets
 from data import ImageSet, epoch_order, load_data, steps_per_epoch
@@ -18,13 +19,12 @@ from losses import generator_loss
 from models import build_gan, network_name
 from models.gan import GAN, discriminator_step, sample_grid
 from run_folder import START, Position, RunFolder, Step, run_path
-from runtime import Runtime, device_name, make_runtime
+from runtime import Losses, Runtime, device_name, make_runtime
 from utils import (
     Parser,
     cli,
     count,
     decay,
-    derive_seed,
     frozen,
     nonnegative,
     positive,
@@ -45,27 +45,32 @@ def train_gan(
     earlier run of the same seed stopped. Raises UsageError where the set holds no whole batch.
     """
     generator, discriminator = gan.generator.train(), gan.discriminator.train()
+
+    def step(index: Tensor) -> Losses:
+        real, y = train.batch(index)
+
+        # loss_g = -E[D(fake)] + CE(fake), on fakes of the real labels
+        with runtime.autocast():
+            fake = generator.sample(y)
+            with frozen(discriminator):
+                scores, logits = discriminator(fake)
+        loss_g = generator_loss(scores, logits, y)
+        gan.optim_g.zero_grad()
+        loss_g.backward()
+        runtime.update(gan.optim_g)
+        gan.update_ema()
+
+        # loss_d = E[D(fake)] - E[D(real)] + CE(fake) + CE(real) + gp_weight * GP, on fakes of uniform labels
+        loss_d = discriminator_step(gan, real, y, gp_weight, runtime)
+        return {"loss_d": loss_d, "loss_g": loss_g}
+
+    step = runtime.graphed(step)
     num_steps = steps_per_epoch(len(train), batch_size)
     for epoch in range(start.epoch, epochs):
         order = epoch_order(len(train), runtime.device, seed, "gan", epoch)
-        for step in range(start.step if epoch == start.epoch else 0, num_steps):
-            real, y = train.batch(order[step * batch_size : (step + 1) * batch_size])
-
-            # loss_g = -E[D(fake)] + CE(fake), on fakes of the real labels
-            with runtime.autocast():
-                fake = generator.sample(y)
-                with frozen(discriminator):
-                    scores, logits = discriminator(fake)
-            loss_g = generator_loss(scores, logits, y)
-            gan.optim_g.zero_grad()
-            loss_g.backward()
-            gan.optim_g.step()
-            gan.update_ema()
-
-            # loss_d = E[D(fake)] - E[D(real)] + CE(fake) + CE(real) + gp_weight * GP, on fakes of uniform labels
-            loss_d = discriminator_step(gan, real, y, gp_weight, runtime)
-
-            yield Step(epoch, step + 1, {"loss_d": loss_d, "loss_g": loss_g})
+        for i in range(start.step if epoch == start.epoch else 0, num_steps):
+            index = order[i * batch_size : (i + 1) * batch_size]
+            yield Step(epoch, i + 1, step(runtime.shard(index)))
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -104,6 +109,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--amp", action=argparse.BooleanOptionalAction, help="bf16 autocast (default: on CUDA)")
     parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction, help="memory layout (default: on CUDA)")
+    parser.add_argument("--graphs", action=argparse.BooleanOptionalAction, default=False, help="replay each step as one CUDA graph")
     return parser.parse_args(argv)
 
 
@@ -112,7 +118,8 @@ def main(args: argparse.Namespace) -> RunFolder:
     networks = [network_name(name) for name in args.eval_model]
     recipe = replace(RECIPES[args.recipe], epochs=args.epochs_eval, mix_p=args.mix_p)
     folder = run_path(args.results_dir, args.tag)
-    runtime = make_runtime(args.device, args.amp, args.channels_last)
+    runtime = make_runtime(args.device, args.amp, args.channels_last, args.graphs)
+    runtime.check_batch_size(args.batch_size)
     data = load_data(args.data, args.data_dir, val_size=args.val_size, image_size=args.image_size)
     num_steps = steps_per_epoch(len(data.train), args.batch_size)
     config = {
@@ -125,11 +132,11 @@ def main(args: argparse.Namespace) -> RunFolder:
     with seeded(torch.device("cpu"), args.seed, "init"):
         generator, discriminator = build_gan(config)
     gan = GAN(runtime.place(generator), runtime.place(discriminator), args.lr, args.ema)
-    torch.manual_seed(derive_seed(args.seed, "gan"))
+    torch.manual_seed(runtime.own_seed(args.seed, "gan"))
 
     header = {"stage": "gan", "config": config, "info": data.info.to_dict(), "val_size": args.val_size}
     inputs = {"image set": data.info.to_dict()}
-    run = RunFolder(folder, vars(args), inputs, [gan], header, runtime.device, num_steps)
+    run = RunFolder(folder, vars(args), inputs, [gan], header, runtime, num_steps)
     data = data.to(runtime.device)
     steps = train_gan(
         gan,

@@ -15,19 +15,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import data as datasets
-from augment import Transform, draw_dsa, parse_strategy
+from augment import Transform, choose_operations, draw_operations, parse_strategy
 from data import DataInfo, ImageSet, epoch_order, load_data, steps_per_epoch
 from losses import MATCH_WEIGHTS, METRICS, generator_loss, match_features, match_gradients, match_logits
 from models import Classifier, build_classifier, network_name, read_gan
 from models.gan import GAN, discriminator_step, sample_grid
 from run_folder import START, Position, RunFolder, Step, run_path
-from runtime import Runtime, device_name, make_runtime
+from runtime import Losses, Runtime, device_name, fused, load_optimizer, make_runtime
 from utils import (
     Parser,
     cli,
     count,
     decay,
-    derive_seed,
     file_hash,
     frozen,
     nonnegative,
@@ -41,38 +40,65 @@ from validate import BUDGETS, RECIPES, evaluate_generator, warn_of_seen_images
 
 
 class Pool:
-    """The pool network of the current epoch and its SGD, trained on real images between generator steps."""
+    """The networks of the pool, one of them in use, trained by SGD on real images between generator steps.
+
+    Each is built once and put back to a fresh initialisation in place when it is drawn again, so that its place in memory stays.
+    """
 
     def __init__(self, names: Sequence[str], info: DataInfo, lr: float, strategy: str, seed: int, runtime: Runtime):
         self.names = [network_name(name) for name in names]
         self.info, self.lr, self.strategy, self.seed, self.runtime = info, lr, strategy, seed, runtime
-        self.epoch = -1  # of the network drawn last
+        self.networks: dict[str, tuple[Classifier, torch.optim.SGD]] = {}
+        self.name, self.epoch = "", -1  # of the network in use
+        self.update = runtime.graphed(self._update)
 
-    def draw(self, epoch: int) -> Classifier:
-        """The network of `epoch`, freshly initialised from (seed, epoch) unless it is the one already at hand."""
-        if epoch != self.epoch:
-            with seeded(self.runtime.device, self.seed, "pool", epoch):
-                self.name = self.names[int(torch.randint(len(self.names), ()))]
-                self._build()
-            self.epoch = epoch
-        return self.model
+    def draw(self, epoch: int) -> None:
+        """Put the network of `epoch` in use, freshly initialised from (seed, epoch) unless it is at hand."""
+        if epoch == self.epoch:
+            return
+        with seeded(self.runtime.device, self.seed, "pool", epoch):
+            name = self.names[int(torch.randint(len(self.names), ()))]
+            fresh = build_classifier(name, self.info)
+        self._use(name, epoch)
+        self.model.load_state_dict(fresh.state_dict())
+        for state in self.optim.state.values():
+            state["momentum_buffer"].zero_()
 
-    def _build(self) -> None:
-        self.model = self.runtime.place(build_classifier(self.name, self.info)).train()
-        self.optim = torch.optim.SGD(self.model.parameters(), lr=self.lr, momentum=0.9, weight_decay=5e-4)
+    def _use(self, name: str, epoch: int) -> None:
+        if name not in self.networks:
+            with seeded(self.runtime.device, "any"):  # weights that are overwritten at once must not cost random numbers
+                model = self.runtime.place(build_classifier(name, self.info)).train()
+            parameters = list(model.parameters())
+            self.networks[name] = model, torch.optim.SGD(parameters, self.lr, momentum=0.9, weight_decay=5e-4, **fused(parameters))
+        self.name, self.epoch = name, epoch
 
-    def train_step(self, real: Tensor, y: Tensor) -> None:
-        """One SGD step on real images (B, C, H, W) of labels y, each image augmented with its own parameters."""
-        augment = draw_dsa(self.strategy, "dim", len(real), real.shape[-1], real.device)
+    @property
+    def model(self) -> Classifier:
+        """The network in use."""
+        return self.networks[self.name][0]
+
+    @property
+    def optim(self) -> torch.optim.SGD:
+        """Its optimiser."""
+        return self.networks[self.name][1]
+
+    def train_step(self, train: ImageSet, index: Tensor) -> None:
+        """One SGD step on the real images at `index` (B,), each augmented with its own parameters."""
+        self.update(*train.batch(index), network=self.name, operations=choose_operations(self.strategy, "dim"))
+
+    def _update(self, real: Tensor, y: Tensor, network: str, operations: tuple[str, ...]) -> Losses:
+        model, optim = self.networks[network]
+        augment = draw_operations(operations, len(real), real.shape[-1], real.device)
         with self.runtime.autocast():
-            logits = self.model(real, augment)
+            logits = model(real, augment)
         loss = F.cross_entropy(logits, y)
-        self.optim.zero_grad()
+        optim.zero_grad()
         loss.backward()
-        self.optim.step()
+        self.runtime.update(optim)
+        return {}
 
     def state_dict(self) -> dict:
-        """The network at hand, under the key "pool"."""
+        """The network in use, under the key "pool"."""
         if self.epoch < 0:
             return {"pool": None}
         network = {"name": self.name, "epoch": self.epoch, "model": self.model.state_dict(), "optim": self.optim.state_dict()}
@@ -81,10 +107,9 @@ class Pool:
     def load_state_dict(self, state: dict) -> None:
         """Go on from state_dict()."""
         if state["pool"] is not None:
-            self.name, self.epoch = state["pool"]["name"], state["pool"]["epoch"]
-            self._build()
+            self._use(state["pool"]["name"], state["pool"]["epoch"])
             self.model.load_state_dict(state["pool"]["model"])
-            self.optim.load_state_dict(state["pool"]["optim"])
+            load_optimizer(self.optim, state["pool"]["optim"])
 
 
 def matching_loss(
@@ -141,39 +166,45 @@ def train_match(
     `train`. match_strategy: DSA operations of the matching term, None = none. `start` is where an earlier run stopped.
     """
     generator, discriminator = gan.generator.train(), gan.discriminator.train()
+
+    def step(index: Tensor, network: str, operations: tuple[str, ...] | None) -> Losses:
+        real, y = train.batch(index)
+
+        # loss_g = -E[D(fake)] + CE(fake) + match_weight * distance(pool(real), pool(fake)), on fakes of the real labels
+        with runtime.autocast():
+            fake = generator.sample(y)
+            with frozen(discriminator):
+                scores, logits = discriminator(fake)
+        loss_g = generator_loss(scores, logits, y)
+        loss_match = torch.zeros_like(loss_g)
+        if match != "none":
+            augment = None if operations is None else draw_operations(operations, 1, real.shape[-1], real.device)
+            with runtime.autocast():
+                loss_match = match_weight * matching_loss(match, pool.networks[network][0], real, fake, y, augment, metric, bias, fc)
+        gan.optim_g.zero_grad()
+        (loss_g + loss_match).backward(inputs=list(generator.parameters()))
+        runtime.update(gan.optim_g)
+        gan.update_ema()
+
+        # loss_d = E[D(fake)] - E[D(real)] + CE(fake) + CE(real) + gp_weight * GP, on fakes of uniform labels
+        loss_d = discriminator_step(gan, real, y, gp_weight, runtime)
+        return {"loss_d": loss_d, "loss_g": loss_g, "loss_match": loss_match}
+
+    step = runtime.graphed(step)
     num_steps = steps_per_epoch(len(train), batch_size)
     for epoch in range(start.epoch, epochs):
         first = start.step if epoch == start.epoch else 0
         if first == num_steps:
             continue
-        pool_model = pool.draw(epoch)
+        pool.draw(epoch)
         pool_batches = shuffled_batches(len(train), batch_size, runtime.device, seed, epoch, skip=first * pool_steps)
         order = epoch_order(len(train), runtime.device, seed, "match", epoch)
-        for step in range(first, num_steps):
+        for i in range(first, num_steps):
             for _ in range(pool_steps if match != "none" else 0):
-                pool.train_step(*train.batch(next(pool_batches)))
-            real, y = train.batch(order[step * batch_size : (step + 1) * batch_size])
-
-            # loss_g = -E[D(fake)] + CE(fake) + match_weight * distance(pool(real), pool(fake)), on fakes of the real labels
-            with runtime.autocast():
-                fake = generator.sample(y)
-                with frozen(discriminator):
-                    scores, logits = discriminator(fake)
-            loss_g = generator_loss(scores, logits, y)
-            loss_match = torch.zeros_like(loss_g)
-            if match != "none":
-                augment = match_strategy and draw_dsa(match_strategy, "dim", 1, real.shape[-1], real.device)
-                with runtime.autocast():
-                    loss_match = match_weight * matching_loss(match, pool_model, real, fake, y, augment, metric, bias, fc)
-            gan.optim_g.zero_grad()
-            (loss_g + loss_match).backward(inputs=list(generator.parameters()))
-            gan.optim_g.step()
-            gan.update_ema()
-
-            # loss_d = E[D(fake)] - E[D(real)] + CE(fake) + CE(real) + gp_weight * GP, on fakes of uniform labels
-            loss_d = discriminator_step(gan, real, y, gp_weight, runtime)
-
-            yield Step(epoch, step + 1, {"loss_d": loss_d, "loss_g": loss_g, "loss_match": loss_match})
+                pool.train_step(train, runtime.shard(next(pool_batches)))
+            index = order[i * batch_size : (i + 1) * batch_size]
+            operations = None if match_strategy is None else choose_operations(match_strategy, "dim")
+            yield Step(epoch, i + 1, step(runtime.shard(index), network=pool.name, operations=operations))
 
 
 def shuffled_batches(num_images: int, batch_size: int, device: torch.device, seed: int, epoch: int, skip: int) -> Iterator[Tensor]:
@@ -236,6 +267,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--amp", action=argparse.BooleanOptionalAction, help="bf16 autocast (default: on CUDA)")
     parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction, help="memory layout (default: on CUDA)")
+    parser.add_argument("--graphs", action=argparse.BooleanOptionalAction, default=False, help="replay each step as one CUDA graph")
     return parser.parse_args(argv)
 
 
@@ -245,7 +277,8 @@ def main(args: argparse.Namespace) -> RunFolder:
     recipe = replace(RECIPES[args.recipe], epochs=args.epochs_eval, mix_p=args.mix_p)
     parse_strategy(args.match_strategy), parse_strategy(args.pool_strategy)
     folder = run_path(args.results_dir, args.tag)
-    runtime = make_runtime(args.device, args.amp, args.channels_last)
+    runtime = make_runtime(args.device, args.amp, args.channels_last, args.graphs)
+    runtime.check_batch_size(args.batch_size)
     checkpoint = read_gan(args.weight)
     data = load_data(
         checkpoint.data_name(args.data), args.data_dir, val_size=args.val_size, image_size=args.image_size, info=checkpoint.info
@@ -255,12 +288,12 @@ def main(args: argparse.Namespace) -> RunFolder:
     num_steps = steps_per_epoch(len(data.train), args.batch_size)
     gan = GAN(*(runtime.place(player) for player in checkpoint.players()), args.lr, args.ema)
     pool = Pool(args.pool, data.info, args.pool_lr, args.pool_strategy, args.seed, runtime)
-    torch.manual_seed(derive_seed(args.seed, "match"))
+    torch.manual_seed(runtime.own_seed(args.seed, "match"))
 
     unseen = min(args.val_size, checkpoint.val_size or 0)  # the splits are nested
     header = {"stage": "match", "config": checkpoint.config, "info": data.info.to_dict(), "val_size": unseen}
     inputs = {"image set": data.info.to_dict(), "sha256 of --weight": file_hash(args.weight)}
-    run = RunFolder(folder, vars(args), inputs, [gan, pool], header, runtime.device, num_steps)
+    run = RunFolder(folder, vars(args), inputs, [gan, pool], header, runtime, num_steps)
     data = data.to(runtime.device)
     steps = train_match(
         gan,

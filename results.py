@@ -19,10 +19,10 @@ class Cost:
 
 
 class ResultsFile:
-    """results/TAG/results.json: a list of rows, rewritten whole after each classifier."""
+    """results/TAG/results.json: a list of rows, rewritten whole after each classifier by the process that writes."""
 
-    def __init__(self, folder: Path):
-        self.path = folder / "results.json"
+    def __init__(self, folder: Path, writes: bool = True):
+        self.path, self.writes = folder / "results.json", writes
         try:
             self.rows = json.loads(self.path.read_text()) if self.path.exists() else []
             if not all(isinstance(row, dict) and isinstance(row.get("accs"), list) for row in list(self.rows)):
@@ -48,7 +48,8 @@ class ResultsFile:
         row["images_seen"], row["steps"] = cost.images_seen, cost.steps
         for name in ("seconds_generate", "seconds_train"):
             row[name] = (row[name] * n + getattr(cost, name)) / (n + 1)
-        write_json(self.path, self.rows)
+        if self.writes:
+            write_json(self.path, self.rows)
 
 
 def print_table(rows: list[dict]) -> None:

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from runtime import Runtime
 from utils import (
     FailedRun,
     UsageError,
@@ -48,6 +49,7 @@ FREE_FLAGS = {
         "device",
         "amp",
         "channels_last",
+        "graphs",
         "save_interval",
         "print_freq",
         "eval_interval",
@@ -76,9 +78,10 @@ class Step:
 
 
 class LossMeter:
-    """Sums of an epoch's losses, kept on the device so that a step need not wait for the host."""
+    """Sums of an epoch's losses on the device, so that a step need not wait for the host nor add to its work."""
 
-    def __init__(self):
+    def __init__(self, runtime: Runtime | None = None):
+        self.runtime = runtime
         self.reset()
 
     def reset(self) -> None:
@@ -86,22 +89,19 @@ class LossMeter:
         self.names: list[str] = []
         self.values: Tensor | None = None  # (2, losses): sums, and the first step at which each was not finite
         self.steps = 0
+        self.waiting: list[Step] = []  # not yet added
 
     def update(self, at: Step) -> None:
-        """Add one step's losses."""
-        losses = torch.stack([loss.detach().float() for loss in at.losses.values()]).double()
-        if self.values is None:
-            self.names = list(at.losses)
-            self.values = torch.stack([torch.zeros_like(losses), torch.full_like(losses, math.inf)])
-        bad = torch.where(losses.isfinite(), math.inf, float(at.step))
-        self.values = torch.stack([self.values[0] + losses, torch.minimum(self.values[1], bad)])
+        """Take in one step's losses."""
+        self.waiting.append(at)
         self.steps += 1
 
     def means(self, epoch: int) -> dict[str, float]:
-        """Mean of each loss so far. Raises FailedRun, naming epoch and step, if one was not finite."""
-        if self.values is None:
+        """Mean of each loss so far, over steps and ranks. Raises FailedRun, naming epoch and step, if one was not finite."""
+        values = self._reduced()
+        if values is None:
             return {}
-        sums, first_bad = self.values.tolist()
+        sums, first_bad = values.tolist()
         for name, step in zip(self.names, first_bad, strict=True):
             if step < math.inf:
                 raise FailedRun(f"{name} is not finite at epoch {epoch + 1}, step {int(step)}")
@@ -109,12 +109,28 @@ class LossMeter:
 
     def state_dict(self) -> dict:
         """Plain values and tensors, for a checkpoint inside an epoch."""
-        return {"names": self.names, "values": self.values, "steps": self.steps}
+        return {"names": self.names, "values": self._reduced(), "steps": self.steps}
 
     def load_state_dict(self, state: dict, device: torch.device) -> None:
         """Go on from state_dict()."""
-        self.names, self.steps = state["names"], state["steps"]
+        self.names, self.steps, self.waiting = state["names"], state["steps"], []
         self.values = None if state["values"] is None else state["values"].to(device)
+
+    def _reduced(self) -> Tensor | None:
+        """The values over all ranks, what waits added one after another, so that it does not matter when."""
+        if self.waiting:
+            self.names = list(self.waiting[0].losses)
+            losses = torch.stack([torch.stack([loss.detach().float() for loss in at.losses.values()]) for at in self.waiting]).double()
+            steps = torch.tensor([float(at.step) for at in self.waiting], dtype=torch.double).to(losses.device)
+            bad = torch.where(losses.isfinite(), math.inf, steps[:, None]).amin(0)
+            if self.values is None:
+                self.values = torch.stack([torch.zeros_like(bad), torch.full_like(bad, math.inf)])
+            sums = torch.cat([self.values[:1], losses]).cumsum(0)[-1]
+            self.values = torch.stack([sums, torch.minimum(self.values[1], bad)])
+            self.waiting = []
+        if self.values is None or self.runtime is None or self.runtime.world_size == 1:
+            return self.values
+        return torch.stack([self.runtime.mean(self.values[0]), self.runtime.minimum(self.values[1])])
 
 
 class RunFolder:
@@ -122,16 +138,16 @@ class RunFolder:
 
     flags: all of them, by name. inputs: what else a continued run must share with the run in the folder, by the name that an
     error gives it. parts: objects whose state_dict() holds everything that the next step depends on, beside the random
-    numbers. header: plain values to store in each checkpoint.
+    numbers. header: plain values to store in each checkpoint. Of several ranks the first one writes; all take part.
     Raises UsageError, without having written anything, where the folder holds a run with other settings.
     """
 
-    def __init__(self, folder: Path, flags: dict, inputs: dict, parts: list, header: dict, device: torch.device, steps_per_epoch: int):
-        self.folder, self.flags, self.parts, self.header, self.device = folder, flags, parts, header, device
+    def __init__(self, folder: Path, flags: dict, inputs: dict, parts: list, header: dict, runtime: Runtime, steps_per_epoch: int):
+        self.folder, self.flags, self.parts, self.header, self.runtime = folder, flags, parts, header, runtime
         self.fixed = {name: value for name, value in flags.items() if name not in FREE_FLAGS} | inputs
         self.evaluation = {name: flags[name] for name in EVALUATION_FLAGS}
         self.num_epochs, self.steps_per_epoch = flags["epochs"], steps_per_epoch
-        self.meter = LossMeter()
+        self.meter = LossMeter(runtime)
         self.position = START
         self.best: dict | None = None  # {"epoch", "name", "value", "evaluation"} of best.pth, on a held-out split only
         self.lines: list[dict] = []
@@ -168,8 +184,8 @@ class RunFolder:
             for part in self.parts:
                 part.load_state_dict(state)
             self.position, self.best = Position(**state["position"]), state["best"]
-            self.meter.load_state_dict(state["meter"], self.device)
-            set_rng_state(state["rng"], self.device)
+            self.meter.load_state_dict(state["meter"], self.runtime.device)
+            self._load_rng(state)
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             reason = str(error).splitlines()[0]
             raise UsageError(f"{self.folder / 'last.pth'}: not a checkpoint of this run ({reason}); use another --tag") from None
@@ -177,12 +193,24 @@ class RunFolder:
         lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
         self.lines = [line for line in lines if line["epoch"] <= self.position.epoch]
 
+    def _load_rng(self, state: dict) -> None:
+        """Go on with this rank's random numbers; one that the job did not have then begins its own at the place reached."""
+        streams = [state["rng"], *state.get("rng_of_ranks", [])]
+        if self.runtime.rank < len(streams):
+            set_rng_state(streams[self.runtime.rank], self.runtime.device)
+        else:
+            torch.manual_seed(self.runtime.own_seed(self.flags["seed"], *self.position))
+
     @contextlib.contextmanager
     def _claimed(self) -> Iterator[None]:
         """Hold the folder alone, note this start in args.json and clear what a kill left."""
+        self.runtime.barrier()  # every rank has read what lies there
+        if not self.runtime.is_main:
+            yield
+            return
         make_folder(self.folder / "outputs")
         with locked(self.folder):
-            start = {"flags": self.flags, "fixed": self.fixed, **environment(self.device), "earlier": self.earlier}
+            start = {"flags": self.flags, "fixed": self.fixed, **environment(self.runtime.device), "earlier": self.earlier}
             write_json(self.folder / "args.json", start)
             for leftover in (*self.folder.glob(".*.tmp"), *self.folder.glob("outputs/.*.tmp")):
                 leftover.unlink()
@@ -197,14 +225,14 @@ class RunFolder:
         """Drive the training loop `steps`; yield (epoch, mean losses) after the last step of each epoch.
 
         epoch counts from 1. Saves last.pth every save_interval steps (0 = not inside an epoch) and at each epoch's end.
-        SIGINT and SIGTERM end the step, save, and raise Stopped. Losses are read every print_freq steps; one that is
-        not finite raises FailedRun and leaves the last good checkpoint.
+        SIGINT and SIGTERM end the step (with several ranks: the steps up to the next reading), save, and raise Stopped.
+        Losses are read every print_freq steps; one that is not finite raises FailedRun and leaves the last good checkpoint.
         """
         done = self.position.epoch * self.steps_per_epoch + self.position.step
         total = self.num_epochs * self.steps_per_epoch
         if self.position.epoch >= self.num_epochs:
             return
-        bar = tqdm(total=total, initial=done, unit="step", disable=None, dynamic_ncols=True)
+        bar = tqdm(total=total, initial=done, unit="step", disable=None if self.runtime.is_main else True, dynamic_ncols=True)
         with handle_stops(self._on_signal), self._claimed(), bar:
             if self.position.step == self.steps_per_epoch:  # stopped after the epoch's last step, before its closing
                 yield self.position.epoch + 1, self._means()
@@ -213,17 +241,23 @@ class RunFolder:
                 self.meter.update(at)
                 bar.update()
                 ends = at.step == self.steps_per_epoch
-                if ends or at.step % print_freq == 0:
+                reads = ends or at.step % print_freq == 0
+                if reads:
                     bar.set_description(f"epoch {at.epoch + 1}/{self.num_epochs}", refresh=False)
                     bar.set_postfix({name: f"{value:.3f}" for name, value in self._means().items()})
-                if self._stop_signal or (save_interval and at.step % save_interval == 0 and not ends):
+                stop = self._agreed_stop() if reads or self.runtime.world_size == 1 else None
+                if stop or (save_interval and at.step % save_interval == 0 and not ends):
                     self.save()
-                if self._stop_signal:
-                    raise_stopped(self._stop_signal)
+                if stop:
+                    raise_stopped(stop)
                 if ends:
                     yield at.epoch + 1, self._means()
-                    if self._stop_signal:  # arrived while the epoch was closed, which saved it
-                        raise_stopped(self._stop_signal)
+                    if stop := self._agreed_stop():  # arrived while the epoch was closed, which saved it
+                        raise_stopped(stop)
+
+    def _agreed_stop(self) -> int | None:
+        """The signal that came to any rank, so that all save the same step."""
+        return self.runtime.any_rank(self._stop_signal)
 
     def close_epoch(self, epoch: int, values: dict[str, float], pictures: Tensor, choose_by: str | None) -> None:
         """Write the epoch's line, picture and checkpoints.
@@ -238,10 +272,11 @@ class RunFolder:
         if better:
             self.best = {"epoch": epoch, "name": choose_by, "value": score, "evaluation": self.evaluation}
         self.lines.append(line)
-        text = "".join(json.dumps(row) + "\n" for row in self.lines)
-        write_atomic(self.folder / "metrics.jsonl", lambda path: path.write_text(text))
-        save_picture(self.folder / "outputs" / f"img_{epoch:04d}.png", pictures)
-        self._write_events(line, pictures)
+        if self.runtime.is_main:
+            text = "".join(json.dumps(row) + "\n" for row in self.lines)
+            write_atomic(self.folder / "metrics.jsonl", lambda path: path.write_text(text))
+            save_picture(self.folder / "outputs" / f"img_{epoch:04d}.png", pictures)
+            self._write_events(line, pictures)
         self.position = Position(epoch, 0)
         self.meter.reset()
         if better:
@@ -261,8 +296,12 @@ class RunFolder:
             "position": self.position._asdict(),
             "best": self.best,
             "meter": self.meter.state_dict(),
-            "rng": rng_state(self.device),
         }
+        state["rng"], *others = self.runtime.gather(rng_state(self.runtime.device))
+        if others:
+            state["rng_of_ranks"] = others
+        if not self.runtime.is_main:
+            return
         try:
             write_atomic(self.folder / name, lambda path: torch.save(state, path))
         except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError

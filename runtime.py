@@ -1,21 +1,43 @@
-"""Device, precision and memory layout: how a step is executed, never what it computes."""
+"""Device, precision, memory layout, CUDA graphs and ranks: how a step is executed, never what it computes."""
 
 import argparse
+import contextlib
+import ctypes
+import datetime
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 
-from utils import UsageError
+from utils import FailedRun, UsageError, derive_seed, own_rank
+
+Losses = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and in which precision the steps of a stage run."""
+    """Where, in which precision and beside how many others the steps of a stage run."""
 
     device: torch.device
     amp: bool = False
     channels_last: bool = False
+    graphs: bool = False
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.rank == 0
+
+    # precision and layout
 
     def place(self, module: nn.Module) -> nn.Module:
         """Move `module` to the device, its convolution weights in the memory layout chosen."""
@@ -25,28 +47,290 @@ class Runtime:
         """bf16 for the matrix products of the block; losses, penalties and optimisers belong outside it."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp)
 
+    # execution
+
+    def graphed(self, step: Callable[..., Losses], rng: torch.Generator | None = None) -> Callable[..., Losses]:
+        """`step` itself, or with --graphs one that is captured as a CUDA graph and replayed: see Graphed.
+
+        rng: random numbers of its own that the step draws from, beside the device's.
+        """
+        if not self.graphs:
+            return step
+        memory = torch.cuda.graph_pool_handle()  # one for all recordings of a step: they are replayed one after another
+        return Graphed(step, lambda work: record_graph(work, memory, rng))
+
     def synchronize(self) -> None:
         """Wait for the device, so that a clock read next is honest."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
+    # ranks
 
-def make_runtime(device: str, amp: bool | None, channels_last: bool | None) -> Runtime:
-    """Resolve the flags --device auto|cpu|cuda[:N], --amp and --channels-last; None means on for CUDA, off for the CPU.
+    def own_seed(self, *parts: int | str) -> int:
+        """derive_seed(*parts), another one on each rank but the first."""
+        return derive_seed(*parts) if self.is_main else derive_seed(*parts, "rank", self.rank)
 
-    Raises UsageError where CUDA is asked for and not there.
+    def check_batch_size(self, batch_size: int) -> None:
+        """Raise UsageError where a global batch does not fall into equal shards of two images or more (BatchNorm needs two)."""
+        if batch_size % self.world_size or batch_size < 2 * self.world_size:
+            raise UsageError(
+                f"--batch-size {batch_size}: expected a multiple of the {self.world_size} processes, at least {2 * self.world_size}"
+            )
+
+    def shard(self, index: Tensor) -> Tensor:
+        """This rank's part of the indices (..., B) of a global batch."""
+        return index if self.world_size == 1 else index.chunk(self.world_size, dim=-1)[self.rank]
+
+    def update(self, optimizer: torch.optim.Optimizer) -> None:
+        """Step `optimizer` on the gradients averaged over the ranks."""
+        if self.world_size > 1:
+            grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            flat = torch.cat([grad.flatten() for grad in grads])
+            self._collective(dist.all_reduce, flat)
+            flat /= self.world_size
+            for grad, mean in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
+                grad.copy_(mean.view_as(grad))
+        optimizer.step()
+
+    def mean(self, values: Tensor) -> Tensor:
+        """`values` averaged over the ranks."""
+        return self._reduced(values, dist.ReduceOp.SUM) / self.world_size
+
+    def minimum(self, values: Tensor) -> Tensor:
+        """The smallest of `values` over the ranks, element by element."""
+        return self._reduced(values, dist.ReduceOp.MIN)
+
+    def any_rank(self, number: int | None) -> int | None:
+        """The largest number that any rank brings; None where none does."""
+        found = self.gather(number)
+        return max((n for n in found if n is not None), default=None)
+
+    def gather(self, value: Any) -> list:
+        """The plain value of every rank, in their order, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        values = [None] * self.world_size
+        self._collective(dist.all_gather_object, values, value)
+        return values
+
+    def spread(self, work: Callable[[Any], Any], jobs: Sequence) -> list:
+        """[work(job) for job in jobs], the jobs dealt out to the ranks, on every rank."""
+        mine = {i: work(jobs[i]) for i in range(self.rank, len(jobs), self.world_size)}
+        done = {i: result for part in self.gather(mine) for i, result in part.items()}
+        return [done[i] for i in range(len(jobs))]
+
+    def share_buffers(self, module: nn.Module) -> None:
+        """Give every rank the first one's BatchNorm statistics, which each keeps of its own batches."""
+        if self.world_size > 1:
+            for buffer in module.buffers():
+                self._collective(dist.broadcast, buffer, 0)
+
+    def barrier(self) -> None:
+        """Wait for the other ranks."""
+        self.gather(None)
+
+    def _reduced(self, values: Tensor, operation: dist.ReduceOp) -> Tensor:
+        values = values.clone()
+        if self.world_size > 1:
+            self._collective(dist.all_reduce, values, operation)
+        return values
+
+    def _collective(self, call: Callable, *args) -> None:
+        try:
+            call(*args)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise FailedRun(
+                f"another process of this job is gone ({reason}); the same command continues from the last checkpoint"
+            ) from None
+
+
+class Graphed:
+    """A step that is run as it is for its first calls, then recorded once and replayed.
+
+    step(*tensors, **settings) -> {name: tensor}. Each combination of the tensors' shapes and types and of the (hashable)
+    settings has its own recording. The first calls are steps like any other: they settle what is allocated once (optimiser
+    state, the choice of kernels), and recording itself computes nothing, so that the steps taken are the caller's, no more
+    and no fewer. What the step reads beside its tensors must stay where it is in memory.
+    record(work) -> (what work returned, replay): replay does the same again on the same memory.
     """
+
+    WARMUP = 3
+
+    def __init__(self, step: Callable[..., Losses], record: Callable[[Callable[[], Losses]], tuple[Losses, Callable[[], None]]]):
+        self.step, self.record = step, record
+        self.calls: Counter[Hashable] = Counter()
+        self.recorded: dict[Hashable, tuple[list[Tensor], Losses, Callable[[], None]]] = {}
+
+    def __call__(self, *inputs: Tensor, **settings: Hashable) -> Losses:
+        key = (*((tuple(value.shape), value.dtype) for value in inputs), *sorted(settings.items()))
+        if self.calls[key] < self.WARMUP:
+            self.calls[key] += 1
+            return self.step(*inputs, **settings)
+        if key not in self.recorded:
+            buffers = [value.clone() for value in inputs]
+            self.recorded[key] = (buffers, *self.record(lambda: self.step(*buffers, **settings)))
+        buffers, outputs, replay = self.recorded[key]
+        for buffer, value in zip(buffers, inputs, strict=True):
+            buffer.copy_(value)
+        replay()
+        return {name: value.clone() for name, value in outputs.items()}  # another recording may reuse their memory
+
+
+def record_graph(work: Callable[[], Losses], memory: tuple, rng: torch.Generator | None) -> tuple[Losses, Callable[[], None]]:
+    """Capture `work` as a CUDA graph on the current stream, which must not be the default one; `memory` is a graph pool."""
+    graph = torch.cuda.CUDAGraph()
+    if rng is not None:
+        graph.register_generator_state(rng)
+    try:
+        with torch.cuda.graph(graph, memory, torch.cuda.current_stream(), "thread_local"):
+            outputs = {name: value.detach() for name, value in work().items()}
+    except RuntimeError as error:
+        if out_of_memory := _find_out_of_memory(error):
+            raise out_of_memory from None
+        reason = str(error).splitlines()[0]
+        raise FailedRun(f"the step could not be captured as a CUDA graph ({reason}); --no-graphs runs it as it is") from error
+    return outputs, graph.replay
+
+
+def _find_out_of_memory(error: BaseException | None) -> torch.OutOfMemoryError | None:
+    """The lack of memory behind an error: a capture that it broke off ends with an error of its own."""
+    while error is not None and not isinstance(error, torch.OutOfMemoryError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+class Lanes:
+    """n blocks whose work may overlap on the device, entered again and again: `with lanes[i]: ...`; at the end lanes.join()."""
+
+    def __init__(self, n: int, device: torch.device):
+        self.streams = [torch.cuda.Stream(device) for _ in range(n)] if n > 1 and device.type == "cuda" else []
+        for stream in self.streams:
+            stream.wait_stream(torch.cuda.current_stream())
+
+    def __getitem__(self, i: int) -> contextlib.AbstractContextManager:
+        return torch.cuda.stream(self.streams[i]) if self.streams else contextlib.nullcontext()
+
+    @property
+    def overlap(self) -> int:
+        """How many may run at the same time."""
+        return max(1, len(self.streams))
+
+    def join(self) -> None:
+        """What follows waits for the lanes."""
+        for stream in self.streams:
+            torch.cuda.current_stream().wait_stream(stream)
+
+
+class Stopwatch:
+    """Seconds that the device spent in `with watch:` blocks, summed, without making the host wait until they are asked for."""
+
+    def __init__(self, device: torch.device):
+        self.cuda = device.type == "cuda"
+        self.laps: list[tuple] = []
+
+    def _now(self) -> Any:
+        if not self.cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def __enter__(self) -> None:
+        self.laps.append((self._now(),))
+
+    def __exit__(self, *error) -> None:
+        self.laps[-1] += (self._now(),)
+
+    def seconds(self) -> float:
+        """Of all blocks so far; waits for the last."""
+        if not self.cuda:
+            return sum(end - start for start, end in self.laps)
+        torch.cuda.current_stream().synchronize()
+        return sum(start.elapsed_time(end) for start, end in self.laps) / 1000
+
+
+def fused(parameters: list[nn.Parameter]) -> dict[str, bool]:
+    """Arguments of an optimiser for one kernel a step where the parameters are on CUDA."""
+    return {"fused": True} if parameters[0].is_cuda else {}
+
+
+def capturable(parameters: list[nn.Parameter]) -> dict[str, bool]:
+    """The same for Adam, which must also keep its step count on the device for a CUDA graph to hold it."""
+    return {"fused": True, "capturable": True} if parameters[0].is_cuda else {}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """load_state_dict, but how the steps are executed stays this optimiser's: a checkpoint may come from another device."""
+    own = {name: optimizer.param_groups[0].get(name) for name in ("foreach", "fused", "capturable")}
+    groups = [group | {name: value for name, value in own.items() if name in group} for group in state["param_groups"]]
+    optimizer.load_state_dict(state | {"param_groups": groups})
+
+
+def make_runtime(device: str, amp: bool | None, channels_last: bool | None, graphs: bool | None = False) -> Runtime:
+    """Resolve --device auto|cpu|cuda[:N], --amp, --channels-last (None: on for CUDA, off for the CPU) and --graphs.
+
+    Under torchrun the process joins its job: NCCL on CUDA, a device each, gloo on the CPU; ranks other than the first are
+    silent on stdout. Raises UsageError where CUDA is asked for and not there.
+    """
+    rank, world_size = own_rank(), int(os.environ.get("WORLD_SIZE", 1))
     name = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda"):
         if not torch.cuda.is_available():
             raise UsageError(f"--device {device}: no CUDA device is available to torch {torch.__version__}, expected cpu or auto")
-        index = int(name.partition(":")[2] or torch.cuda.current_device())
+        if world_size > 1 and ":" in name:
+            raise UsageError(f"--device {device}: names one device for {world_size} processes, expected cuda, a device each")
+        index = int(os.environ.get("LOCAL_RANK", 0)) if world_size > 1 else int(name.partition(":")[2] or torch.cuda.current_device())
         if index >= torch.cuda.device_count():
-            raise UsageError(f"--device {device}: found {torch.cuda.device_count()} CUDA devices, numbered from 0")
+            raise UsageError(f"--device {device}: found {torch.cuda.device_count()} CUDA devices, numbered from 0, expected number {index}")
         torch.cuda.set_device(index)
         name = f"cuda:{index}"
     on_cuda = name != "cpu"
-    return Runtime(torch.device(name), on_cuda if amp is None else amp, on_cuda if channels_last is None else channels_last)
+    if graphs and not on_cuda:
+        raise UsageError("--graphs: CUDA graphs need a CUDA device, found cpu")
+    amp = on_cuda if amp is None else amp
+    if on_cuda:
+        # TF32 where float32 is left beside bf16; without --amp, float32 means float32
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = amp
+        torch.backends.cudnn.benchmark = True  # shapes stay the same for a whole run
+    if graphs:
+        torch.cuda.set_stream(torch.cuda.Stream())  # the default stream cannot be captured, and one stream needs no waiting
+    keep_freed_memory()
+    if world_size > 1:
+        join_job(rank, torch.device(name))
+    return Runtime(torch.device(name), amp, on_cuda if channels_last is None else channels_last, bool(graphs), rank, world_size)
+
+
+def join_job(rank: int, device: torch.device) -> None:
+    """Meet the other processes that torchrun started."""
+    if not dist.is_initialized():
+        # an evaluation on one rank may take hours while the others wait; torchrun ends the job when a process dies
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(days=7))
+    if rank > 0:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  for the life of the process
+
+
+def keep_freed_memory() -> None:
+    """Let glibc's malloc keep what is freed for the next step.
+
+    By default it hands large blocks back to the system and gets them again, page by page, at every step. Another C
+    library keeps its own ways.
+    """
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # malloc.h
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(mmap_threshold, 1 << 25)  # the largest that it takes
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(top_pad, 1 << 26)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes that this process held at most: of the device, or on the CPU of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def device_name(text: str) -> str:

@@ -17,9 +17,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parent
+LESS_MEMORY = "a smaller --batch-size needs less; what was saved before is whole"
 
 
 class UsageError(ValueError):
@@ -36,6 +38,17 @@ class Stopped(Exception):
     def __init__(self, exit_code: int):
         super().__init__(exit_code)
         self.exit_code = exit_code
+
+
+def own_rank() -> int:
+    """This process's number in the job that torchrun started; 0 alone."""
+    return int(os.environ.get("RANK", 0))
+
+
+def tell(message: str) -> None:
+    """Print a line on stderr, once where several processes found the same."""
+    if own_rank() == 0:
+        print(message, file=sys.stderr)
 
 
 def raise_stopped(number: int) -> None:
@@ -68,7 +81,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str):
-        print(f"{self.prog}: error: {message} (see --help)", file=sys.stderr)
+        tell(f"{self.prog}: error: {message} (see --help)")
         raise SystemExit(2)
 
 
@@ -78,14 +91,26 @@ def cli(main: Callable) -> Callable:
     @functools.wraps(main)
     def wrapper(args):
         name = Path(sys.modules[main.__module__].__file__).name
+        name = f"{name} (rank {own_rank()})" if own_rank() else name
         try:
             with handle_stops(raise_stopped):
-                return main(args)
+                result = main(args)
+            if dist.is_initialized():
+                dist.destroy_process_group()
+            return result
         except UsageError as error:
-            print(f"{name}: error: {error}", file=sys.stderr)
+            tell(f"{name}: error: {error}")
             raise SystemExit(2) from None
         except FailedRun as error:
             print(f"{name}: {error}", file=sys.stderr)
+            raise SystemExit(1) from None
+        except torch.OutOfMemoryError as error:
+            print(f"{name}: out of memory ({str(error).partition(' GPU ')[0]}); {LESS_MEMORY}", file=sys.stderr)
+            raise SystemExit(1) from None
+        except RuntimeError as error:
+            if "can't allocate memory" not in str(error):  # how the CPU says it
+                raise
+            print(f"{name}: out of memory ({str(error).partition('. Error code')[0].rpartition('] ')[2]}); {LESS_MEMORY}", file=sys.stderr)
             raise SystemExit(1) from None
         except OSError as error:
             if error.filename is None:
@@ -93,7 +118,7 @@ def cli(main: Callable) -> Callable:
             print(f"{name}: error: {error.filename}: {error.strerror}; what was saved before is whole", file=sys.stderr)
             raise SystemExit(2 if error.errno in (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EROFS) else 1) from None
         except (Stopped, KeyboardInterrupt) as stop:
-            print(f"{name}: stopped; the same command continues", file=sys.stderr)
+            tell(f"{name}: stopped; the same command continues")
             raise SystemExit(getattr(stop, "exit_code", 130)) from None
 
     return wrapper

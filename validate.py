@@ -8,12 +8,15 @@ classifier it was at.
 """
 
 import argparse
+import contextlib
 import hashlib
+import itertools
+import math
 import statistics
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,12 +24,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import data as datasets
-from augment import COMPOSITIONS, draw_cutmix, draw_dsa, parse_strategy
+from augment import COMPOSITIONS, choose_operations, draw_cutmix, draw_operations, parse_strategy
 from data import Data, DataInfo, ImageSet, balanced_epochs, load_data
 from models import Classifier, GanCheckpoint, Generator, build_classifier, network_name, read_gan
 from results import Cost, ResultsFile, print_table
 from run_folder import make_folder, run_path
-from runtime import Runtime, device_name, make_runtime
+from runtime import Lanes, Losses, Runtime, Stopwatch, device_name, fused, make_runtime
 from storage import num_bytes
 from utils import (
     Parser,
@@ -42,11 +45,11 @@ from utils import (
     positive_int,
     probability_or_off,
     seeded,
+    tell,
 )
 
 SOURCES = ("generator", "random-real", "real")
 BUDGETS = ("stream", "fixed")
-CUTMIX_BETA = 1.0
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,19 @@ RECIPES = {
 }
 
 
+class Draws(NamedTuple):
+    """The random numbers of one classifier's training: of the choices that the host makes, and of tensors on the device."""
+
+    host: torch.Generator
+    device: torch.Generator
+
+    @classmethod
+    def seeded(cls, seed: int, device: torch.device) -> "Draws":
+        """Both from `seed`; on the CPU they are one stream."""
+        host = torch.Generator().manual_seed(derive_seed(seed, "train"))
+        return cls(host, host if device.type == "cpu" else torch.Generator(device).manual_seed(derive_seed(seed, "train")))
+
+
 def image_epochs(
     source: str,
     budget: str,
@@ -78,7 +94,8 @@ def image_epochs(
     seed: int,
     train: ImageSet | None,
     generator: Generator | None,
-    device: torch.device,
+    draws: Draws,
+    runtime: Runtime,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Endless epochs of training images (num_classes * ipc, C, H, W) in [-1, 1] and balanced labels.
 
@@ -86,9 +103,9 @@ def image_epochs(
     random-real: one random subset of the real images for all epochs. real: fresh real images at each epoch, on both.
     """
     if source == "generator":
-        labels = torch.arange(num_classes, device=device).repeat_interleave(ipc)
+        labels = torch.arange(num_classes, device=runtime.device).repeat_interleave(ipc)
         while True:
-            images = generate(generator, labels)
+            images = generate(generator, labels, draws.device, runtime)
             yield images, labels
             while budget == "fixed":
                 yield images, labels
@@ -101,56 +118,94 @@ def image_epochs(
 
 
 @torch.no_grad()
-def generate(generator: Generator, labels: Tensor, batch_size: int = 500) -> Tensor:
-    """One image (N, C, H, W) in [-1, 1] for each label (N,), in eval mode, z from the running random numbers."""
-    with eval_mode(generator):
-        return torch.cat([generator.sample(part) for part in labels.split(batch_size)])
+def generate(generator: Generator, labels: Tensor, rng: torch.Generator, runtime: Runtime, batch_size: int = 500) -> Tensor:
+    """One image (N, C, H, W) in [-1, 1] for each label (N,), in eval mode, z from `rng`."""
+    with eval_mode(generator), runtime.autocast():
+        return torch.cat([generator.sample(part, rng) for part in labels.split(batch_size)])
 
 
-def train_classifier(
-    classifier: Classifier, epochs_of_images: Iterator[tuple[Tensor, Tensor]], recipe: Recipe, runtime: Runtime, title: str = ""
-) -> Cost:
-    """Train `classifier` in place for recipe.epochs passes, each over the next epoch of images.
+def train_steps(
+    classifier: Classifier, epochs_of_images: Iterator[tuple[Tensor, Tensor]], recipe: Recipe, draws: Draws, runtime: Runtime
+) -> Iterator[Cost]:
+    """Train `classifier` in place for recipe.epochs passes, each over the next epoch of images; one yield a step.
 
-    Batches are min(batch size, images available); the last partial batch is used. Raises ValueError for zero steps.
+    Batches are min(batch size, images available); the last partial batch is used. Yields the cost so far, in which
+    seconds_train is left to the caller. Raises ValueError for zero steps.
     """
-    optimizer = torch.optim.SGD(classifier.parameters(), lr=recipe.lr, momentum=0.9, weight_decay=5e-4)
-    cost = Cost()
+    parameters = list(classifier.parameters())
+    optimizer = torch.optim.SGD(parameters, lr=recipe.lr, momentum=0.9, weight_decay=5e-4, **fused(parameters))
+
+    def step(images: Tensor, y: Tensor, operations: tuple[str, ...], mix: bool, lr: float) -> Losses:
+        loss = classifier_loss(classifier, images, y, operations, mix, draws.device, runtime)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.step()
+        return {}
+
+    step = runtime.graphed(step, draws.device)
+    cost, watch = Cost(), Stopwatch(runtime.device)
     classifier.train()
-    for epoch in tqdm(range(recipe.epochs), desc=title, unit="epoch", leave=False, disable=None, dynamic_ncols=True):
-        if recipe.decay_at_half and epoch == recipe.epochs // 2:
-            optimizer.param_groups[0]["lr"] = recipe.lr * 0.1
-        start = time.perf_counter()
-        images, labels = next(epochs_of_images)
-        runtime.synchronize()
-        generated = time.perf_counter()
-        for index in torch.randperm(len(labels), device=labels.device).split(recipe.batch_size):
-            loss = classifier_loss(classifier, images[index], labels[index], recipe, runtime)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+    for epoch in range(recipe.epochs):
+        lr = recipe.lr * (0.1 if recipe.decay_at_half and epoch >= recipe.epochs // 2 else 1)
+        with watch:
+            images, labels = next(epochs_of_images)
+        for index in torch.randperm(len(labels), device=labels.device, generator=draws.device).split(recipe.batch_size):
+            operations = choose_operations(recipe.dsa_strategy, recipe.dsa_composition, draws.host)
+            mix = recipe.mix_p > 0 and float(torch.rand((), generator=draws.host)) < recipe.mix_p
+            step(images[index], labels[index], operations=operations, mix=mix, lr=lr)
             cost.steps += 1
             cost.images_seen += len(index)
-        runtime.synchronize()
-        cost.seconds_generate += generated - start
-        cost.seconds_train += time.perf_counter() - generated
+            yield cost
     if cost.steps == 0:
         raise ValueError("a classifier was trained for zero steps")
-    return cost
+    cost.seconds_generate = watch.seconds()
 
 
-def classifier_loss(classifier: Classifier, images: Tensor, y: Tensor, recipe: Recipe, runtime: Runtime) -> Tensor:
-    """Cross-entropy on an augmented batch (B, C, H, W) of labels y (B,), each image with its own DSA parameters."""
-    side = images.shape[-1]
-    augment = draw_dsa(recipe.dsa_strategy, recipe.dsa_composition, len(images), side, images.device)
-    if recipe.mix_p <= 0 or float(torch.rand(())) >= recipe.mix_p:
+def classifier_loss(
+    classifier: Classifier, images: Tensor, y: Tensor, operations: tuple[str, ...], mix: bool, rng: torch.Generator, runtime: Runtime
+) -> Tensor:
+    """Cross-entropy on an augmented batch (B, C, H, W) of labels y (B,), each image with its own parameters of `operations`.
+
+    mix: CutMix after them.
+    """
+    n, side, device = len(images), images.shape[-1], images.device
+    augment = draw_operations(operations, n, side, device, rng)
+    if not mix:
         with runtime.autocast():
             logits = classifier(images, augment)
         return F.cross_entropy(logits, y)
-    mix, partner, share = draw_cutmix(len(images), side, CUTMIX_BETA, images.device)
+    cutmix, partner, share = draw_cutmix(n, side, device, rng)
     with runtime.autocast():
-        logits = classifier(images, lambda x: mix(augment(x)))
+        logits = classifier(images, lambda x: cutmix(augment(x)))
     return share * F.cross_entropy(logits, y) + (1 - share) * F.cross_entropy(logits, y[partner])
+
+
+def train_together(trainings: Sequence[Iterator[Cost]], total_steps: int, runtime: Runtime, title: str = "") -> list[Cost]:
+    """Drive several train_steps in turn, a step of each, so that a device with room to spare works on all of them at once.
+
+    Each draws its own random numbers, so that none depends on the others. Seconds are the group's, divided by its size.
+    """
+    lanes = Lanes(len(trainings), runtime.device)
+    costs: list[Cost] = []
+    start = time.perf_counter()
+    bar = tqdm(total=total_steps, desc=title, unit="step", leave=False, disable=None if runtime.is_main else True, dynamic_ncols=True)
+    with bar:
+        while True:
+            costs, last = [], costs
+            for i, training in enumerate(trainings):
+                with lanes[i]:
+                    costs += itertools.islice(training, 1)
+            if not costs:
+                break
+            bar.update()
+    lanes.join()
+    runtime.synchronize()
+    seconds = (time.perf_counter() - start) / len(trainings)
+    for cost in last:
+        cost.seconds_generate /= lanes.overlap
+        cost.seconds_train = max(0.0, seconds - cost.seconds_generate)
+    return last
 
 
 @torch.no_grad()
@@ -164,32 +219,56 @@ def accuracy(classifier: nn.Module, images: ImageSet, batch_size: int = 1000) ->
     return 100 * correct.item() / len(images)
 
 
-def validate_once(
-    network: str, source: str, budget: str, ipc: int, data: Data, generator: Generator | None, recipe: Recipe, seed: int, runtime: Runtime
-) -> tuple[float, Cost]:
-    """Train one fresh classifier and test it on data.referee: (percent, cost).
+def validate_group(
+    network: str,
+    source: str,
+    budget: str,
+    ipc: int,
+    data: Data,
+    generator: Generator | None,
+    recipe: Recipe,
+    seeds: Sequence[int],
+    runtime: Runtime,
+) -> list[tuple[float, Cost]]:
+    """Train a fresh classifier from each seed, side by side, and test it on data.referee: (percent, cost) of each.
 
-    Depends on `seed` alone and leaves the surrounding random numbers as they were, so that evaluating more often does
+    A result depends on its seed alone. The surrounding random numbers stay as they were, so that evaluating more often does
     not change a training. Sources share the initialisation of their classifiers.
     """
-    device = runtime.device
-    with seeded(device, seed, "init"):
-        classifier = runtime.place(build_classifier(network, data.info))
-    with seeded(device, seed, "train"):
-        epochs = image_epochs(source, budget, ipc, data.info.num_classes, seed, data.train, generator, device)
-        cost = train_classifier(classifier, epochs, recipe, runtime, title=f"{network} on {source}, ipc {ipc}")
-    return accuracy(classifier, data.referee[1]), cost
+    device, num_classes = runtime.device, data.info.num_classes
+    classifiers, trainings = [], []
+    for seed in seeds:
+        with seeded(device, seed, "init"):
+            classifiers.append(runtime.place(build_classifier(network, data.info)))
+        draws = Draws.seeded(seed, device)
+        epochs = image_epochs(source, budget, ipc, num_classes, seed, data.train, generator, draws, runtime)
+        trainings.append(train_steps(classifiers[-1], epochs, recipe, draws, runtime))
+    total_steps = recipe.epochs * math.ceil(num_classes * ipc / recipe.batch_size)
+    costs = train_together(trainings, total_steps, runtime, title=f"{network} on {source}, ipc {ipc}")
+    return [(accuracy(classifier, data.referee[1]), cost) for classifier, cost in zip(classifiers, costs, strict=True)]
+
+
+def group_size(together: int | None, repeats: int, runtime: Runtime) -> int:
+    """How many classifiers are trained side by side: --together, or where that is None all with CUDA graphs, else one."""
+    return together or (math.ceil(repeats / runtime.world_size) if runtime.graphs else 1)
 
 
 def evaluate_generator(
     generator: Generator, data: Data, networks: list[str], budget: str, ipc: int, repeats: int, recipe: Recipe, seed: int, runtime: Runtime
 ) -> dict[str, float]:
     """The evaluation of stages 1 and 2: {"val_accuracy" or "test_accuracy": mean percent}, and each network's if several."""
+    runtime.share_buffers(generator)
+    size = group_size(None, repeats, runtime)
+    jobs = [
+        (network, [derive_seed(seed, network, ipc, repeat) for repeat in range(first, min(first + size, repeats))])
+        for network in networks
+        for first in range(0, repeats, size)
+    ]
+    groups = runtime.spread(lambda job: validate_group(job[0], "generator", budget, ipc, data, generator, recipe, job[1], runtime), jobs)
     name = f"{data.referee[0]}_accuracy"
     means = {}
     for network in networks:
-        seeds = [derive_seed(seed, network, ipc, repeat) for repeat in range(repeats)]
-        accs = [validate_once(network, "generator", budget, ipc, data, generator, recipe, s, runtime)[0] for s in seeds]
+        accs = [acc for job, group in zip(jobs, groups, strict=True) if job[0] == network for acc, _ in group]
         means[f"{name}_{network}"] = statistics.mean(accs)
     return {name: statistics.mean(means.values())} | (means if len(means) > 1 else {})
 
@@ -211,6 +290,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     # classifiers
     parser.add_argument("--eval-model", nargs="+", default=["convnet"], help="networks to train")
     parser.add_argument("--repeats", type=positive_int, default=5, help="classifiers for each row")
+    parser.add_argument("--together", type=positive_int, help="trained side by side (default: all of a row with --graphs, else 1)")
     parser.add_argument("--recipe", choices=RECIPES, default="dim", help="sets those of the flags below that are not given")
     parser.add_argument("--epochs-eval", type=positive_int, help="epochs of a classifier (default: the recipe's, 1000)")
     parser.add_argument("--batch-size", type=positive_int, help="(default: the recipe's, 128 or 256)")
@@ -225,6 +305,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--amp", action=argparse.BooleanOptionalAction, help="bf16 autocast (default: on CUDA)")
     parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction, help="memory layout (default: on CUDA)")
+    parser.add_argument("--graphs", action=argparse.BooleanOptionalAction, default=False, help="replay each step as one CUDA graph")
     return parser.parse_args(argv)
 
 
@@ -268,10 +349,7 @@ def warn_of_seen_images(checkpoint: GanCheckpoint, val_size: int) -> None:
     """Say so where the images now held out were trained on when the checkpoint was made."""
     if val_size > (checkpoint.val_size or 0):
         seen = "unknown, taken as 0" if checkpoint.val_size is None else checkpoint.val_size
-        print(
-            f"warning: --val-size {val_size}: {checkpoint.path} was trained with --val-size {seen}: it has seen images held out now",
-            file=sys.stderr,
-        )
+        tell(f"warning: --val-size {val_size}: {checkpoint.path} was trained with --val-size {seen}: it has seen images held out now")
 
 
 def fingerprint(info: DataInfo, images: ImageSet | None) -> str | None:
@@ -288,7 +366,7 @@ def fingerprint(info: DataInfo, images: ImageSet | None) -> str | None:
 def main(args: argparse.Namespace) -> list[dict]:
     networks = list(dict.fromkeys(network_name(name) for name in args.eval_model))
     recipe = recipe_of(args)
-    runtime = make_runtime(args.device, args.amp, args.channels_last)
+    runtime = make_runtime(args.device, args.amp, args.channels_last, args.graphs)
     folder = run_path(args.results_dir, args.tag)
     data, checkpoint = load_inputs(args)
     generator = runtime.place(checkpoint.generator()) if "generator" in args.source else None
@@ -311,20 +389,32 @@ def main(args: argparse.Namespace) -> list[dict]:
         "amp": runtime.amp,
         **environment(runtime.device),
     }
-    rows = []
-    make_folder(folder)
-    with locked(folder):
-        results = ResultsFile(folder)
+    rows, jobs = [], []
+    if runtime.is_main:
+        make_folder(folder)
+    with locked(folder) if runtime.is_main else contextlib.nullcontext():
+        results = ResultsFile(folder, writes=runtime.is_main)
         for network in networks:
             for ipc in dict.fromkeys(args.ipc):
                 for source in dict.fromkeys(args.source):
                     settings = {**shared, "classifier": network, "source": source, "ipc": ipc}
                     settings |= origin if source == "generator" else {**dict.fromkeys(origin), "drawn_from": trained}
                     row = results.row(settings)
-                    for repeat in range(row["n"], args.repeats):
-                        seed = derive_seed(args.seed, network, ipc, repeat)
-                        results.add(row, *validate_once(network, source, args.budget, ipc, data, generator, recipe, seed, runtime))
                     rows.append(row)
+                    size = group_size(args.together, args.repeats - row["n"], runtime)
+                    for first in range(row["n"], args.repeats, size or 1):
+                        seeds = [derive_seed(args.seed, network, ipc, i) for i in range(first, min(first + size, args.repeats))]
+                        jobs.append((row, network, source, ipc, seeds))
+
+        def work(job: tuple) -> list[tuple[float, Cost]]:
+            _, network, source, ipc, seeds = job
+            return validate_group(network, source, args.budget, ipc, data, generator, recipe, seeds, runtime)
+
+        for first in range(0, len(jobs), runtime.world_size):  # a job for each rank, then all of them are written down
+            part = jobs[first : first + runtime.world_size]
+            for (row, *_), group in zip(part, runtime.spread(work, part), strict=True):
+                for acc, cost in group:
+                    results.add(row, acc, cost)
     print_table(rows)
     print(results.path)
     return rows

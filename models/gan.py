@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from losses import discriminator_loss, gradient_penalty
-from runtime import Runtime
+from runtime import Runtime, capturable, load_optimizer
 from utils import UsageError, derive_seed, eval_mode
 
 IMAGE_SIZES = (28, 32)
@@ -55,9 +55,9 @@ class Generator(nn.Module):
         x = F.relu(self.bn7(self.conv7(x)))
         return torch.tanh(self.conv8(x).float())
 
-    def sample(self, y: Tensor) -> Tensor:
-        """One image (B, C, H, W) for each label of y (B,), z drawn on y's device."""
-        return self(torch.randn(len(y), self.z_dim, device=y.device), y)
+    def sample(self, y: Tensor, rng: torch.Generator | None = None) -> Tensor:
+        """One image (B, C, H, W) for each label of y (B,), z drawn on y's device, from `rng` if given."""
+        return self(torch.randn(len(y), self.z_dim, device=y.device, generator=rng), y)
 
 
 class Discriminator(nn.Module):
@@ -99,8 +99,10 @@ class GAN:
     def __init__(self, generator: Generator, discriminator: Discriminator, lr: float, ema: float = 0.0):
         self.generator, self.discriminator, self.ema = generator, discriminator, ema
         self.generator_ema = copy.deepcopy(generator).requires_grad_(False) if ema else None
-        self.optim_g = torch.optim.Adam(generator.parameters(), lr=lr, betas=(0.0, 0.9))
-        self.optim_d = torch.optim.Adam(discriminator.parameters(), lr=lr, betas=(0.0, 0.9))
+        self.optim_g, self.optim_d = (
+            torch.optim.Adam(player.parameters(), lr=lr, betas=(0.0, 0.9), **capturable(list(player.parameters())))
+            for player in (generator, discriminator)
+        )
 
     @property
     def deployed(self) -> Generator:
@@ -129,8 +131,10 @@ class GAN:
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from state_dict()."""
-        for name in ("generator", "discriminator", "optim_g", "optim_d"):
+        for name in ("generator", "discriminator"):
             getattr(self, name).load_state_dict(state[name])
+        for name in ("optim_g", "optim_d"):
+            load_optimizer(getattr(self, name), state[name])
         if self.generator_ema is not None:
             self.generator_ema.load_state_dict(state["generator_ema"])
 
@@ -151,7 +155,7 @@ def discriminator_step(gan: GAN, real: Tensor, y: Tensor, gp_weight: float, runt
     loss = loss + gp_weight * gradient_penalty(discriminator, real, fake)
     gan.optim_d.zero_grad()
     loss.backward()
-    gan.optim_d.step()
+    runtime.update(gan.optim_d)
     return loss
 
 

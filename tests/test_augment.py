@@ -136,7 +136,7 @@ def test_none_is_the_identity_and_unknown_names_are_refused():
 def test_cutmix_mixes_the_share_it_names():
     torch.manual_seed(0)
     for _ in range(20):
-        mix, partner, share = draw_cutmix(6, 16, 1.0, CPU)
+        mix, partner, share = draw_cutmix(6, 16, CPU)
         images = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 1, 16, 16)
         out = mix(images)
         for i in range(6):

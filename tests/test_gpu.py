@@ -7,7 +7,7 @@ from conftest import gan_flags, match_flags, run, validate_flags
 import gen_condense
 import pool_match
 import validate
-from data import DATASETS
+from data import DATASETS, ImageSet
 from models import NETWORKS, load_generator
 from pool_match import Pool
 from runtime import make_runtime
@@ -57,7 +57,8 @@ def test_a_pool_update_of_every_network(name):
     runtime = make_runtime("cuda", None, None)
     pool = Pool([name], DATASETS["cifar10"].info, 0.01, "color_crop", 0, runtime)
     pool.draw(0)
-    pool.train_step(torch.rand(8, 3, 32, 32, device=runtime.device) * 2 - 1, torch.arange(8, device=runtime.device))
+    images = ImageSet(torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8), torch.arange(8)).to(runtime.device)
+    pool.train_step(images, torch.arange(8, device=runtime.device))
     assert all(torch.isfinite(p).all() for p in pool.model.parameters())
 
 

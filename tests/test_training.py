@@ -19,6 +19,7 @@ import models.gan
 import pool_match
 import run_folder
 import utils
+from augment import draw_dsa
 from data import DATASETS, ImageSet
 from gen_condense import train_gan
 from losses import MATCH_WEIGHTS, METRICS
@@ -156,7 +157,7 @@ def test_matching_pulls_generated_images_alone(match, metric, network):
     model = build_classifier(network, info).train()
     real, y = torch.rand(6, 1, 28, 28) * 2 - 1, torch.arange(6)
     fake = (torch.rand(6, 1, 28, 28) * 2 - 1).requires_grad_(True)
-    augment = pool_match.draw_dsa("color_crop_cutout", "dim", 1, 28, CPU.device)
+    augment = draw_dsa("color_crop_cutout", "dim", 1, 28, CPU.device)
     loss = pool_match.matching_loss(match, model, real, fake, y, augment, metric, True, True)
     loss.backward()
     assert loss > 0

@@ -17,10 +17,17 @@ from models import build_classifier, build_gan
 from run_folder import RunFolder
 from runtime import Runtime
 from utils import file_hash
-from validate import RECIPES, Recipe, image_epochs, train_classifier, validate_once
+from validate import RECIPES, Cost, Draws, Recipe, image_epochs, train_steps, train_together, validate_group
 
 CPU = Runtime(torch.device("cpu"))
 FEW = Recipe(3, 8, 0.01, False, "none", "dim", -1.0)
+
+
+def train_on_real(classifier, recipe: Recipe, ipc: int, data: Data) -> Cost:
+    """Train one classifier on the stream of real images."""
+    draws = Draws.seeded(0, CPU.device)
+    epochs = image_epochs("real", "stream", ipc, 10, 0, data.train, None, draws, CPU)
+    return train_together([train_steps(classifier, epochs, recipe, draws, CPU)], recipe.epochs, CPU)[0]
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +73,8 @@ def test_a_finished_table_is_printed_again_and_more_repeats_are_added(tmp_path, 
     flags = validate_flags(tmp_path, "--source", "real", "--data", "digits")
     first = run(validate, flags)
     calls = []
-    once = validate.validate_once
-    monkeypatch.setattr(validate, "validate_once", lambda *args: calls.append(1) or once(*args))
+    group = validate.validate_group
+    monkeypatch.setattr(validate, "validate_group", lambda *args: calls.append(1) or group(*args))
     assert run(validate, flags) == first
     assert not calls
     run(validate, [*flags, "--repeats", "3"])
@@ -83,15 +90,15 @@ def test_a_stopped_table_goes_on_with_the_classifier_it_was_at(tmp_path, monkeyp
 
     flags = validate_flags(tmp_path, "--source", "random-real", "real", "--data", "digits")
     whole = run(validate, validate_flags(tmp_path / "whole", "--source", "random-real", "real", "--data", "digits"))
-    once, calls = validate.validate_once, []
+    group, calls = validate.validate_group, []
 
     def stop(*args):
         calls.append(1)
         if len(calls) == 4:
             os.kill(os.getpid(), signal.SIGTERM)
-        return once(*args)
+        return group(*args)
 
-    monkeypatch.setattr(validate, "validate_once", stop)
+    monkeypatch.setattr(validate, "validate_group", stop)
     with pytest.raises(SystemExit) as error:
         run(validate, flags)
     assert error.value.code == 143
@@ -103,8 +110,7 @@ def test_a_stopped_table_goes_on_with_the_classifier_it_was_at(tmp_path, monkeyp
 
 def test_budgets(digits, generator):
     def epochs(source: str, budget: str) -> list:
-        torch.manual_seed(0)
-        source_epochs = image_epochs(source, budget, 4, 10, 0, digits.train, generator, CPU.device)
+        source_epochs = image_epochs(source, budget, 4, 10, 0, digits.train, generator, Draws.seeded(0, CPU.device), CPU)
         return [next(source_epochs) for _ in range(3)]
 
     for source, budget, fresh in (
@@ -137,12 +143,11 @@ def test_the_last_partial_batch_is_used_and_small_sets_make_small_batches(digits
             sizes.append(len(images))
             return self.layer(augment(images).flatten(1))
 
-    epochs = image_epochs("real", "stream", 2, 10, 0, digits.train, None, CPU.device)
-    cost = train_classifier(Spy(), epochs, FEW, CPU)
+    cost = train_on_real(Spy(), FEW, 2, digits)
     assert sizes == [8, 8, 4] * 3
     assert (cost.steps, cost.images_seen) == (9, 60)
     sizes.clear()
-    train_classifier(Spy(), epochs, Recipe(1, 128, 0.01, False, "none", "dim", -1.0), CPU)
+    train_on_real(Spy(), Recipe(1, 128, 0.01, False, "none", "dim", -1.0), 2, digits)
     assert sizes == [20]
 
 
@@ -150,7 +155,7 @@ def test_zero_steps_raise(digits):
     classifier = build_classifier("convnet_w32", digits.info)
     nothing = iter([(torch.zeros(0, 1, 28, 28), torch.zeros(0, dtype=torch.long))])
     with pytest.raises(ValueError, match="zero steps"):
-        train_classifier(classifier, nothing, Recipe(0, 8, 0.01, False, "none", "dim", -1.0), CPU)
+        list(train_steps(classifier, nothing, Recipe(0, 8, 0.01, False, "none", "dim", -1.0), Draws.seeded(0, CPU.device), CPU))
 
 
 def test_recipe_dc_lowers_its_rate_at_half(digits, monkeypatch):
@@ -159,8 +164,7 @@ def test_recipe_dc_lowers_its_rate_at_half(digits, monkeypatch):
     monkeypatch.setattr(torch.optim.SGD, "step", lambda self, *args: rates.append(self.param_groups[0]["lr"]) or step(self, *args))
     assert RECIPES["dc"] == Recipe(1000, 256, 0.01, True, "color_crop_cutout_flip_scale_rotate", "dc", -1.0)
     recipe = Recipe(5, 256, 0.01, True, "none", "dc", -1.0)
-    epochs = image_epochs("real", "stream", 1, 10, 0, digits.train, None, CPU.device)
-    train_classifier(build_classifier("convnet_w32", digits.info), epochs, recipe, CPU)
+    train_on_real(build_classifier("convnet_w32", digits.info), recipe, 1, digits)
     assert rates == pytest.approx([0.01, 0.01, 0.001, 0.001, 0.001])
 
 
@@ -171,8 +175,7 @@ def test_cutmix_is_drawn_with_its_probability(digits, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(validate, "draw_cutmix", lambda *args: calls.append(1) or draw(*args))
             recipe = Recipe(20, 20, 0.01, False, "crop", "dim", p)
-            epochs = image_epochs("real", "stream", 1, 10, 0, digits.train, None, CPU.device)
-            train_classifier(build_classifier("convnet_w32", digits.info), epochs, recipe, CPU)
+            train_on_real(build_classifier("convnet_w32", digits.info), recipe, 1, digits)
         return len(calls)
 
     torch.manual_seed(0)
@@ -196,7 +199,7 @@ def test_accuracy_is_counted_in_eval_mode(digits):
 
 def test_one_classifier_depends_on_its_seed_alone_and_leaves_the_random_numbers_alone(digits, generator):
     def once(seed: int) -> float:
-        return validate_once("convnet_w32", "generator", "stream", 2, digits, generator, FEW, seed, CPU)[0]
+        return validate_group("convnet_w32", "generator", "stream", 2, digits, generator, FEW, [seed], CPU)[0][0]
 
     torch.manual_seed(1)
     state = torch.get_rng_state()
@@ -215,7 +218,7 @@ def test_untrained_generators_give_chance(digits):
     for seed in range(8):
         torch.manual_seed(seed)
         untrained, _ = build_gan({"num_classes": 10, "channels": 1, "image_size": 28, "width": 8, "z_dim": 100})
-        accs.append(validate_once("convnet_w32", "generator", "stream", 3, digits, untrained, recipe, seed, CPU)[0])
+        accs.append(validate_group("convnet_w32", "generator", "stream", 3, digits, untrained, recipe, [seed], CPU)[0][0])
     assert statistics.mean(accs) == pytest.approx(10, abs=6)
 
 
@@ -223,9 +226,9 @@ def test_permuted_labels_give_chance_and_right_ones_do_not(digits):
     recipe = Recipe(12, 128, 0.01, False, "color_crop", "dim", -1.0)
     order = torch.randperm(1500, generator=torch.Generator().manual_seed(0))
     permuted = Data(digits.info, ImageSet(digits.train.images, digits.train.labels[order]), None, digits.test)
-    wrong = [validate_once("convnet_w32", "real", "stream", 10, permuted, None, recipe, seed, CPU)[0] for seed in range(3)]
-    assert statistics.mean(wrong) == pytest.approx(10, abs=8)
-    assert validate_once("convnet_w32", "real", "stream", 10, digits, None, recipe, 0, CPU)[0] > 50
+    wrong = validate_group("convnet_w32", "real", "stream", 10, permuted, None, recipe, range(3), CPU)
+    assert statistics.mean(acc for acc, _ in wrong) == pytest.approx(10, abs=8)
+    assert validate_group("convnet_w32", "real", "stream", 10, digits, None, recipe, [0], CPU)[0][0] > 50
 
 
 def test_the_generator_gives_the_same_number_with_the_training_files_deleted(tmp_path):
@@ -245,7 +248,7 @@ def test_the_generator_gives_the_same_number_with_the_training_files_deleted(tmp
 
 def test_held_out_images_are_tested_on_and_not_trained_on(monkeypatch, tmp_path):
     seen = []
-    monkeypatch.setattr(validate, "validate_once", lambda *args: seen.append(args[4]) or (50.0, validate.Cost(1, 1)))
+    monkeypatch.setattr(validate, "validate_group", lambda *args: seen.append(args[4]) or [(50.0, Cost(1, 1))])
     found = run(validate, validate_flags(tmp_path, "--source", "real", "--data", "digits", "--val-size", "100"))
     assert found[0]["split"] == "val"
     assert len(seen[0].referee[1]) == 100
@@ -263,11 +266,11 @@ def test_a_split_seen_in_an_earlier_stage_is_warned_about(trained, tmp_path, cap
 def test_an_in_training_evaluation_uses_the_same_function(tmp_path, monkeypatch):
     calls = []
 
-    def once(network, source, budget, ipc, data, generator, recipe, seed, runtime):
+    def group(network, source, budget, ipc, data, generator, recipe, seeds, runtime):
         calls.append((network, source, budget, ipc, recipe.epochs, recipe.mix_p, data.referee[0]))
-        return 40.0 + len(calls), validate.Cost(1, 1)
+        return [(40.0 + len(calls), Cost(1, 1)) for _ in seeds]
 
-    monkeypatch.setattr(validate, "validate_once", once)
+    monkeypatch.setattr(validate, "validate_group", group)
     evaluation = "--eval-interval 2 --eval-model convnet_w32 resnet18 --budget fixed --ipc 7 --epochs-eval 9 --mix-p 0.5 --repeats 2"
     found: RunFolder = run(gen_condense, gan_flags(tmp_path, *evaluation.split()))
     assert (
@@ -277,6 +280,37 @@ def test_an_in_training_evaluation_uses_the_same_function(tmp_path, monkeypatch)
     assert found.lines[1]["val_accuracy"] == 42.5
     assert found.lines[1]["val_accuracy_resnet18_w32"] == 43.5
     assert "val_accuracy" not in found.lines[0]
+
+
+def weights_of(seeds: list[int], recipe: Recipe, data: Data, generator, steps: int, together: bool) -> list[dict]:
+    classifiers = []
+    groups = [seeds] if together else [[seed] for seed in seeds]
+    for group in groups:
+        trainings = []
+        for seed in group:
+            torch.manual_seed(seed)
+            classifiers.append(build_classifier("resnet10", data.info))
+            draws = Draws.seeded(seed, CPU.device)
+            epochs = image_epochs("generator", "stream", 2, 10, seed, None, generator, draws, CPU)
+            trainings.append(train_steps(classifiers[-1], epochs, recipe, draws, CPU))
+        assert [cost.steps for cost in train_together(trainings, steps, CPU)] == [steps] * len(group)
+    return [classifier.state_dict() for classifier in classifiers]
+
+
+def test_classifiers_trained_together_equal_those_trained_one_at_a_time(digits, generator):
+    recipe = Recipe(5, 12, 0.01, True, "color_crop_cutout_flip_scale_rotate", "dc", 0.5)
+    together, apart = (weights_of([3, 4, 5], recipe, digits, generator, 10, together) for together in (True, False))
+    for a, b in zip(together, apart, strict=True):
+        assert all(torch.allclose(a[name], b[name], rtol=0, atol=1e-6) for name in a)
+    assert not torch.equal(together[0]["network.classifier.weight"], together[1]["network.classifier.weight"])
+
+
+def test_rows_do_not_depend_on_how_many_are_trained_together(tmp_path):
+    flags = ["--source", "real", "--data", "digits", "--repeats", "3"]
+    apart = run(validate, validate_flags(tmp_path / "a", *flags))
+    together = run(validate, validate_flags(tmp_path / "b", *flags, "--together", "2"))
+    assert together[0]["accs"] == apart[0]["accs"]
+    assert (together[0]["steps"], together[0]["images_seen"]) == (apart[0]["steps"], apart[0]["images_seen"])
 
 
 def test_reference_checkpoints_are_validated(tmp_path):
