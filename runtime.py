@@ -313,13 +313,13 @@ def join_job(rank: int, device: torch.device) -> None:
 def keep_freed_memory() -> None:
     """Let glibc's malloc keep what is freed for the next step.
 
-    By default it hands large blocks back to the system and gets them again, page by page, at every step. Another C
-    library keeps its own ways.
+    By default it hands large blocks back to the system and gets them again, page by page, at every step, which on a CPU may
+    take longer than the arithmetic. Another C library keeps its own ways.
     """
-    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # malloc.h
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h
     with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
-        mallopt(mmap_threshold, 1 << 25)  # the largest that it takes
+        mallopt(mmap_max, 0)  # large blocks too lie on the heap, whose end does not come back
         mallopt(trim_threshold, 2**31 - 1)
         mallopt(top_pad, 1 << 26)
 

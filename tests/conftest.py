@@ -1,6 +1,9 @@
 """What the tests share: tiny commands on the embedded digits, and where real data lies."""
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,6 +51,36 @@ def trained(tmp_path_factory) -> Path:
     gan = run(gen_condense, gan_flags(results))
     run(pool_match, match_flags(results, gan.best_path))
     return results
+
+
+class Driver:
+    """The server in driver.py: starts scripts as processes of their own and says how they ended."""
+
+    def __init__(self):
+        command = [sys.executable, str(ROOT / "tests" / "driver.py")]
+        self.server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+
+    def start(self, script: str, counter, flags: list[str], kill_at_write: int = 0, kill_after_write: int = 0, ranks: int = 1) -> list[int]:
+        request = {"script": script, "counter": str(counter), "flags": flags, "ranks": ranks}
+        request |= {"kill_at_write": kill_at_write, "kill_after_write": kill_after_write}
+        self.server.stdin.write(json.dumps(request) + "\n")
+        return json.loads(self.server.stdout.readline())["pids"]
+
+    def wait(self) -> list[int]:
+        return json.loads(self.server.stdout.readline())["statuses"]
+
+    def call(self, *args, **kwargs) -> list[int]:
+        self.start(*args, **kwargs)
+        return self.wait()
+
+
+@pytest.fixture(scope="session")
+def driver():
+    driver = Driver()
+    yield driver
+    driver.server.stdin.close()
+    driver.server.stdout.close()
+    driver.server.wait()
 
 
 @pytest.fixture

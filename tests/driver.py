@@ -1,15 +1,16 @@
 """Run training scripts as processes that can be killed: a server that forks one for each request.
 
-Reads JSON lines {"script", "flags", "counter", "kill_at_write", "kill_after_write"} on stdin. Answers {"pid"} when the process
-starts and {"status"} when it ended, as subprocess's return codes. A process appends a byte to the file `counter` for each
-training step, and kills itself with SIGKILL in the middle of its Nth write of a file, or right after that was renamed into
-place. Its evaluations are a figure taken from the weights. Forking saves the seconds that importing torch takes.
+Reads JSON lines {"script", "flags", "counter", "kill_at_write", "kill_after_write", "ranks"} on stdin. Answers {"pids"} when the
+processes start, one for each rank, and {"statuses"} when all ended, as subprocess's return codes. The first appends a byte to the
+file `counter` for each training step, and kills itself with SIGKILL in the middle of its Nth write of a file, or right after that
+was renamed into place. Evaluations are a figure taken from the weights. Forking saves the seconds that importing torch takes.
 """
 
 import importlib
 import json
 import os
 import signal
+import socket
 import sys
 import traceback
 from pathlib import Path
@@ -40,7 +41,8 @@ def work(request: dict) -> None:
 
     def counted_step(*args):
         loss = step(*args)
-        os.write(counter, b".")
+        if utils.own_rank() == 0:
+            os.write(counter, b".")
         return loss
 
     def counted_write(path, write):
@@ -64,26 +66,40 @@ def work(request: dict) -> None:
     script.main(script.parse_args(request["flags"]))
 
 
+def fork(request: dict, rank: int, port: int) -> int:
+    """A process that becomes the script, as this rank of a job where there are several."""
+    pid = os.fork()
+    if pid:
+        return pid
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    if request["ranks"] > 1:
+        os.dup2(os.open(f"{request['counter']}.{rank}.err", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+        job = {"RANK": rank, "WORLD_SIZE": request["ranks"], "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in job.items()})
+    code = 1
+    try:
+        work(request)
+        code = 0
+    except SystemExit as stop:
+        code = stop.code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
 def main() -> None:
     torch.set_num_threads(1)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     for line in sys.stdin:
-        pid = os.fork()
-        if pid == 0:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            code = 1
-            try:
-                work(json.loads(line))
-                code = 0
-            except SystemExit as stop:
-                code = stop.code
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(code)
-        print(json.dumps({"pid": pid}), file=answers)
-        _, status = os.waitpid(pid, 0)
-        print(json.dumps({"status": os.waitstatus_to_exitcode(status)}), file=answers)
+        request = json.loads(line)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        pids = [fork(request, rank, port) for rank in range(request["ranks"])]
+        print(json.dumps({"pids": pids}), file=answers)
+        statuses = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+        print(json.dumps({"statuses": statuses}), file=answers)
 
 
 if __name__ == "__main__":

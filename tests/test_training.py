@@ -5,13 +5,11 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
-from conftest import ROOT, gan_flags, match_flags, run, same
+from conftest import gan_flags, match_flags, run, same
 from PIL import Image
 
 import gen_condense
@@ -433,36 +431,6 @@ def test_a_full_disk_elsewhere_is_one_line_too(tmp_path, monkeypatch, capsys):
     assert "img_0001.png: No space left on device" in capsys.readouterr().err
 
 
-class Driver:
-    """The server in driver.py: starts scripts as processes of their own and says how they ended."""
-
-    def __init__(self):
-        command = [sys.executable, str(ROOT / "tests" / "driver.py")]
-        self.server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
-
-    def start(self, script: str, counter, flags: list[str], kill_at_write: int = 0, kill_after_write: int = 0) -> int:
-        request = {"script": script, "counter": str(counter), "flags": flags}
-        request |= {"kill_at_write": kill_at_write, "kill_after_write": kill_after_write}
-        self.server.stdin.write(json.dumps(request) + "\n")
-        return json.loads(self.server.stdout.readline())["pid"]
-
-    def wait(self) -> int:
-        return json.loads(self.server.stdout.readline())["status"]
-
-    def call(self, *args, **kwargs) -> int:
-        self.start(*args, **kwargs)
-        return self.wait()
-
-
-@pytest.fixture(scope="module")
-def driver():
-    driver = Driver()
-    yield driver
-    driver.server.stdin.close()
-    driver.server.stdout.close()
-    driver.server.wait()
-
-
 def check_whole(folder) -> None:
     """Every file a reader might open is whole."""
     for path in folder.glob("*.pth"):
@@ -490,7 +458,7 @@ def survive_kills(driver, stage: str, trained, tmp_path, kills: int) -> None:
     counter.touch()
     total, save_interval, survived = 4 * STEPS, 2, 0
     for _ in range(kills):
-        pid = driver.start(script, counter, flags)
+        (pid,) = driver.start(script, counter, flags)
         target = counter.stat().st_size + rng.randint(0, 2 * total // kills)
         deadline = time.time() + 60
         while counter.stat().st_size < target and is_running(pid) and time.time() < deadline:
@@ -498,9 +466,9 @@ def survive_kills(driver, stage: str, trained, tmp_path, kills: int) -> None:
         time.sleep(rng.random() * 0.03)
         if is_running(pid):
             os.kill(pid, signal.SIGKILL)
-        survived += driver.wait() == -signal.SIGKILL
+        survived += driver.wait() == [-signal.SIGKILL]
         check_whole(tmp_path / "killed" / stage)
-    assert driver.call(script, counter, flags) == 0
+    assert driver.call(script, counter, flags) == [0]
     assert survived > 0
     assert total <= counter.stat().st_size <= total + survived * save_interval
     compare_with_unbroken(driver, stage, trained, tmp_path)
@@ -517,7 +485,7 @@ def is_running(pid: int) -> bool:
 
 def compare_with_unbroken(driver, stage: str, trained, tmp_path) -> None:
     script, flags = stage_flags(stage, trained, tmp_path / "whole")
-    assert driver.call(script, tmp_path / "steps_whole", flags) == 0
+    assert driver.call(script, tmp_path / "steps_whole", flags) == [0]
     assert (tmp_path / "steps_whole").stat().st_size == 4 * STEPS
     killed, whole = tmp_path / "killed" / stage, tmp_path / "whole" / stage
     for name in ("last.pth", "best.pth"):
@@ -545,8 +513,8 @@ def test_kills_at_writes(driver, trained, tmp_path, stage, kill):
     script, flags = stage_flags(stage, trained, tmp_path / "killed")
     counter = tmp_path / "steps"
     kills = 0
-    while (status := driver.call(script, counter, flags, **{kill: kills + 1})) != 0:
-        assert status == -signal.SIGKILL
+    while (status := driver.call(script, counter, flags, **{kill: kills + 1})) != [0]:
+        assert status == [-signal.SIGKILL]
         check_whole(tmp_path / "killed" / stage)
         kills += 1
     assert kills >= 6
