@@ -23,7 +23,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not this folder, whose profile.py is not Python's
 
 import torch
 from torch import Tensor
@@ -317,7 +318,7 @@ def print_table(record: dict) -> None:
             f"{r['median']:.2f} ({r['min']:.2f}–{r['max']:.2f})" if (r := row["ratio"].get(variant)) else ""
             for variant in ("eager", "loader")
         ]
-        limit = row["flops"] / record["matrix_products_per_second"][record["precision"]] * 1000
+        limit = row["flops"] / row["product_flops_per_second"] * 1000
         memory = " / ".join(f"{row['memory'][variant] / 1e6:,.0f}" for variant in ("ours", "eager"))
         cells = (
             name,
@@ -331,6 +332,17 @@ def print_table(record: dict) -> None:
         print(f"| {' | '.join(map(str, cells))} |")
     for name, seconds in record.get("load_seconds", {}).items():
         print(f"\nReading {name}: {seconds:.2f} s.")
+
+
+def read_record(path: Path) -> dict:
+    """A record that --out wrote. Raises UsageError where it is none."""
+    try:
+        record = json.loads(path.read_text())
+        if record["kind"] != "speed":
+            raise ValueError(f"kind {record['kind']}")
+        return record
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path}: expected a result of this benchmark, found something else ({error})") from None
 
 
 def plan(args: argparse.Namespace) -> list[tuple[str, int, int, str]]:
@@ -372,7 +384,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 @cli
 def main(args: argparse.Namespace) -> dict:
     if args.table:
-        record = json.loads(args.table.read_text())
+        record = read_record(args.table)
         print_table(record)
         return record
     name = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
@@ -387,16 +399,15 @@ def main(args: argparse.Namespace) -> dict:
         **environment(torch.device(name)),
         "execution": execution,
         "threads": args.threads or torch.get_num_threads(),
-        "seconds": args.seconds,
+        "least_seconds": args.seconds,
     }
     record = {"kind": "speed", "date": str(datetime.date.today()), "hardware": hardware(name), "rows": []}
-    if args.out and args.out.exists():
-        record = json.loads(args.out.read_text())
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        record = read_record(args.out) if args.out.exists() else record
     record["commands"] = [*record.get("commands", []), "python " + " ".join(sys.argv)]
-    record["precision"] = "bfloat16" if args.amp else "float32"
-    record["matrix_products_per_second"] = {
-        str(dtype).removeprefix("torch."): product_rate(name, dtype, args.threads) for dtype in (torch.bfloat16, torch.float32)
-    }
+    precision = torch.bfloat16 if args.amp else torch.float32
+    settings |= {"precision": str(precision), "product_flops_per_second": product_rate(name, precision, args.threads)}
     if not record.get("load_seconds"):
         try:
             start = time.perf_counter()

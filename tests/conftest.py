@@ -12,6 +12,7 @@ import torch
 import gen_condense
 import pool_match
 import validate
+from benchmarks import profile, speed
 
 torch.set_num_threads(1)  # the tests' networks are too small to share out
 
@@ -114,3 +115,4 @@ def same(a, b) -> bool:
 
 
 SCRIPTS = {"gen_condense": gen_condense, "pool_match": pool_match, "validate": validate}
+TOOLS = {"benchmarks/speed": speed, "benchmarks/profile": profile}

@@ -4,7 +4,7 @@ import argparse
 import ast
 
 import pytest
-from conftest import ROOT, SCRIPTS
+from conftest import ROOT, SCRIPTS, TOOLS
 
 import run_folder
 from utils import Parser
@@ -34,7 +34,7 @@ def declared(script: str) -> dict[str, argparse.Action]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Parser, "parse_args", record)
         with pytest.raises(Stop):
-            SCRIPTS[script].parse_args([])
+            (SCRIPTS | TOOLS)[script].parse_args([])
     return seen
 
 
@@ -44,12 +44,12 @@ def read(path) -> set[str]:
     return {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id == "args"}
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", SCRIPTS | TOOLS)
 def test_flags_declared_are_the_flags_read(script):
     assert set(declared(script)) == read(ROOT / f"{script}.py")
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", SCRIPTS | TOOLS)
 def test_every_flag_has_a_help_text(script):
     assert all(action.help for action in declared(script).values())
 

@@ -1,16 +1,22 @@
-"""The three stages on CUDA: `pytest -m gpu`."""
+"""The three stages on CUDA, eager and as CUDA graphs: `pytest -m gpu`."""
+
+import itertools
+import subprocess
+import sys
 
 import pytest
 import torch
-from conftest import gan_flags, match_flags, run, validate_flags
+from conftest import ROOT, gan_flags, match_flags, run, validate_flags
 
 import gen_condense
 import pool_match
 import validate
-from data import DATASETS, ImageSet
-from models import NETWORKS, load_generator
+from data import DATASETS, ImageSet, load_data
+from gen_condense import train_gan
+from models import NETWORKS, build_gan, load_generator
+from models.gan import GAN
 from pool_match import Pool
-from runtime import make_runtime
+from runtime import Runtime, make_runtime
 
 pytestmark = [
     pytest.mark.gpu,
@@ -18,9 +24,20 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("precision", [[], ["--no-amp", "--no-channels-last"]], ids=["amp", "float32"])
-def test_three_stages(tmp_path, precision):
-    cuda = ["--device", "cuda", *precision]
+PLAIN = ["--no-amp", "--no-channels-last"]
+
+
+@pytest.fixture(autouse=True)
+def default_stream():
+    """--graphs moves the process to a stream of its own: here each test begins on the default one."""
+    with torch.cuda.stream(torch.cuda.default_stream()):
+        yield
+
+
+@pytest.mark.parametrize("graphs", [[], ["--graphs"]], ids=["eager", "graphs"])
+@pytest.mark.parametrize("precision", [[], PLAIN], ids=["amp", "float32"])
+def test_three_stages(tmp_path, precision, graphs):
+    cuda = ["--device", "cuda", *precision, *graphs]
     found = run(gen_condense, gan_flags(tmp_path, *cuda))
     assert all(torch.isfinite(torch.tensor(list(line.values()))).all() for line in found.lines)
     found = run(pool_match, match_flags(tmp_path, found.best_path, *cuda, "--pool", "convnet_w32", "resnet10"))
@@ -68,3 +85,144 @@ def test_cuda_and_cpu_agree_on_a_step(tmp_path):
         flags = gan_flags(tmp_path / device, "--device", device, "--no-amp", "--epochs", "1")
         losses[device] = run(gen_condense, flags).lines[0]["loss_d"]
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=0.05)
+
+
+def weights(path) -> dict:
+    return torch.load(path, weights_only=True)
+
+
+def agree(a: dict, b: dict, tolerance: float) -> bool:
+    """Whether two networks' weights are the same within a part of their norm."""
+    return all((a[name].double() - b[name].double()).norm() <= tolerance * (1 + b[name].double().norm()) for name in a)
+
+
+def test_graphs_take_the_steps_that_eager_takes(tmp_path):
+    """Ten steps of each stage: three run as they are, seven are replays; an evaluation lies between the two epochs."""
+    evaluated = ["--device", "cuda", *PLAIN, "--eval-interval", "1", "--eval-model", "convnet_w32", "--ipc", "2", "--epochs-eval", "2"]
+    for folder, graphs in (("eager", []), ("graphs", ["--graphs"])):
+        found = run(gen_condense, gan_flags(tmp_path / folder, *evaluated, *graphs))
+        run(pool_match, match_flags(tmp_path / folder, found.best_path, *evaluated, *graphs, "--pool", "convnet_w32", "resnet10"))
+    for stage in ("gan", "match"):
+        eager, graphs = (weights(tmp_path / folder / stage / "last.pth") for folder in ("eager", "graphs"))
+        for player in ("generator", "discriminator"):
+            assert agree(graphs[player], eager[player], 1e-3)
+        assert torch.equal(graphs["rng"]["cuda"], eager["rng"]["cuda"])  # the same random numbers were drawn
+
+
+def steps_of(runtime: Runtime, batch_sizes: list[int], steps: int, width: int = 16) -> tuple[GAN, list]:
+    """A pair after some steps with each batch size in turn, and the losses."""
+    torch.manual_seed(0)
+    config = {"num_classes": 10, "channels": 1, "image_size": 28, "width": width, "z_dim": 100}
+    gan = GAN(*(runtime.place(player) for player in build_gan(config)), 1e-4)
+    train = load_data("digits", "").train.to(runtime.device)
+    losses = []
+    for batch_size in batch_sizes:
+        loop = train_gan(gan, train, epochs=100, batch_size=batch_size, gp_weight=10, seed=0, runtime=runtime)
+        losses += [{name: loss.item() for name, loss in at.losses.items()} for at in itertools.islice(loop, steps)]
+    return gan, losses
+
+
+def test_graphs_with_a_changed_batch_size():
+    eager, eager_losses = steps_of(make_runtime("cuda", False, False), [64, 32, 64], 6)
+    graphs, losses = steps_of(make_runtime("cuda", False, False, True), [64, 32, 64], 6)
+    for a, b in zip(losses, eager_losses, strict=True):
+        assert a == pytest.approx(b, rel=1e-2)
+    assert agree(graphs.generator.state_dict(), eager.generator.state_dict(), 1e-3)
+
+
+def test_a_step_recorded_for_two_shapes_keeps_them_apart():
+    runtime = make_runtime("cuda", False, False, True)
+    total = torch.zeros(1, device="cuda")
+
+    def add(x, scale):
+        total.add_(scale * x.sum() + 0 * torch.rand(1, device="cuda"))
+        return {"total": total[0]}
+
+    step, expected = runtime.graphed(add), 0.0
+    for i in range(12):
+        x = torch.full((3 + i % 2,), float(i), device="cuda")
+        expected += 2.0 * i * (3 + i % 2)
+        assert step(x, scale=2.0)["total"].item() == pytest.approx(expected)
+
+
+def test_gradients_of_one_step_agree_with_the_cpu(monkeypatch):
+    """The latent codes and the penalty's places are drawn on the CPU for both, so that the step is the same."""
+    config = {"num_classes": 10, "channels": 1, "image_size": 28, "width": 16, "z_dim": 100}
+    rand, randn, randint, update = torch.rand, torch.randn, torch.randint, Runtime.update
+    for name, draw in (("rand", rand), ("randn", randn), ("randint", randint)):
+        monkeypatch.setattr(torch, name, lambda *a, draw=draw, device="cpu", generator=None, **k: draw(*a, **k).to(device))
+    found = {}
+    for way in ((None, None), (False, False), (False, True), (True, True)):
+        runtime = Runtime(torch.device("cpu")) if way[0] is None else make_runtime("cuda", *way)
+        torch.manual_seed(0)
+        gan, grads = GAN(*(runtime.place(player) for player in build_gan(config)), 1e-4), []
+
+        def keep(self, optimizer, grads=grads):
+            grads.append(torch.cat([p.grad.flatten().double().cpu() for group in optimizer.param_groups for p in group["params"]]))
+            update(self, optimizer)
+
+        monkeypatch.setattr(Runtime, "update", keep)
+        train = load_data("digits", "").train.to(runtime.device)
+        next(train_gan(gan, train, epochs=1, batch_size=64, gp_weight=10, seed=0, runtime=runtime))
+        found[way] = grads
+    for way, least in (((False, False), 0.9999), ((False, True), 0.9999), ((True, True), 0.9)):
+        for grad, expected in zip(found[way], found[None, None], strict=True):
+            assert torch.cosine_similarity(grad, expected, dim=0) > least
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("execution", [(True, True, False), (True, True, True), (False, False, True)], ids=["amp", "amp+graphs", "graphs"])
+def test_200_steps_end_within_the_spread_of_three_seeds(execution):
+    def last_losses(seed: int, runtime: Runtime) -> torch.Tensor:
+        torch.manual_seed(seed)
+        config = {"num_classes": 10, "channels": 1, "image_size": 28, "width": 16, "z_dim": 100}
+        gan = GAN(*(runtime.place(player) for player in build_gan(config)), 1e-3)
+        train = load_data("digits", "").train.to(runtime.device)
+        steps = train_gan(gan, train, epochs=100, batch_size=64, gp_weight=10, seed=seed, runtime=runtime)
+        return torch.stack([torch.stack(list(at.losses.values())).detach() for at in itertools.islice(steps, 150, 200)]).mean(0).cpu()
+
+    plain = torch.stack([last_losses(seed, make_runtime("cuda", False, False)) for seed in range(3)])
+    spread = plain.amax(0) - plain.amin(0)
+    assert (last_losses(0, make_runtime("cuda", *execution)) - plain[0]).abs().less_equal(spread).all()
+
+
+def test_a_checkpoint_goes_through_every_way_of_executing(tmp_path):
+    ways = [["--device", "cpu"], ["--device", "cuda", *PLAIN], ["--device", "cuda", "--graphs"], ["--device", "cuda", *PLAIN, "--graphs"]]
+    for i, way in enumerate([*ways, *reversed(ways)], start=1):
+        found = run(gen_condense, gan_flags(tmp_path, *way, "--epochs", str(i)))
+        assert len(found.lines) == i
+    for i, way in enumerate([*ways, *reversed(ways)], start=1):
+        assert len(run(pool_match, match_flags(tmp_path, found.best_path, *way, "--epochs", str(i))).lines) == i
+
+
+def test_classifiers_side_by_side_equal_those_one_at_a_time(tmp_path, trained):
+    flags = ["--pretrain-weight", str(trained / "gan" / "last.pth"), "--device", "cuda", *PLAIN, "--repeats", "3", "--epochs-eval", "20"]
+    apart = run(validate, validate_flags(tmp_path / "apart", *flags))
+    for name, more in (("together", ["--together", "3"]), ("graphs", ["--graphs"])):
+        rows = run(validate, validate_flags(tmp_path / name, *flags, *more))
+        for row, other in zip(rows, apart, strict=True):
+            assert row["accs"] == pytest.approx(other["accs"], abs=3)
+            assert (row["steps"], row["images_seen"]) == (other["steps"], other["images_seen"])
+
+
+@pytest.mark.parametrize("graphs", [[], ["--graphs"]], ids=["eager", "graphs"])
+def test_a_lack_of_memory_is_one_line(tmp_path, graphs, capsys):
+    torch.cuda.empty_cache()
+    held = torch.cuda.memory_reserved() + 200 * 2**20
+    torch.cuda.set_per_process_memory_fraction(held / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        with pytest.raises(SystemExit) as stop:
+            run(gen_condense, gan_flags(tmp_path, "--device", "cuda", "--width", "196", "--val-size", "0", "--batch-size", "750", *graphs))
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert stop.value.code == 1
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("gen_condense.py: out of memory (")
+    assert "--batch-size" in line
+
+
+def test_the_benchmark_runs():
+    command = "benchmarks/speed.py --device cuda --width 8 --batch-size 16 --pairs 1 --seconds 0.01 --network convnet_w32 --no-loader"
+    done = subprocess.run([sys.executable, *command.split()], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("| stage-1 step |") == 1

@@ -5,8 +5,10 @@ import re
 import statistics
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, SCRIPTS, TOOLS
 from test_flags import declared
+
+from benchmarks import speed
 
 README = (ROOT / "README.md").read_text()
 MEASURED = re.compile(r"(\d+\.\d+) ± (\d+\.\d+)")
@@ -45,8 +47,18 @@ def test_every_record_says_how_it_was_made():
     for path in (ROOT / "benchmarks" / "results").glob("*.json"):
         record = json.loads(path.read_text())
         assert {"date", "hardware", "commands", "minutes", "rows"} <= set(record), path
+        measured = {"seconds", "ratio", "pairs", "memory"} if record.get("kind") == "speed" else {"accs", "mean", "std", "n"}
         for row in record["rows"]:
-            assert {"commit", "torch", "device", "accs", "mean", "std", "n"} <= set(row), path
+            assert {"commit", "torch", "device"} | measured <= set(row), path
+
+
+def test_speed_tables_equal_their_records(capsys):
+    paths = re.findall(r"speed\.py --table (benchmarks/results/[\w.-]+\.json)", README)
+    assert paths
+    for path in paths:
+        speed.main(speed.parse_args(["--table", str(ROOT / path)]))
+        for line in capsys.readouterr().out.splitlines():
+            assert line in README, line
 
 
 def test_links_lead_to_files():
@@ -55,6 +67,7 @@ def test_links_lead_to_files():
 
 
 def test_flags_that_are_named_exist():
-    known = {"--" + name.replace("_", "-") for script in ("gen_condense", "pool_match", "validate") for name in declared(script)}
+    known = {"--" + name.replace("_", "-") for script in SCRIPTS | TOOLS for name in declared(script)}
+    known |= {"--no-" + name.removeprefix("--") for name in known}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
-    assert named - known - {"--nproc-per-node", "--no-amp", "--logdir"} == set()
+    assert named - known - {"--nproc-per-node", "--standalone", "--logdir"} == set()
