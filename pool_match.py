@@ -27,6 +27,7 @@ from utils import (
     cli,
     count,
     decay,
+    derive_seed,
     file_hash,
     frozen,
     nonnegative,
@@ -82,9 +83,12 @@ class Pool:
         """Its optimiser."""
         return self.networks[self.name][1]
 
-    def train_step(self, train: ImageSet, index: Tensor) -> None:
-        """One SGD step on the real images at `index` (B,), each augmented with its own parameters."""
-        self.update(*train.batch(index), network=self.name, operations=choose_operations(self.strategy, "dim"))
+    def train_step(self, train: ImageSet, index: Tensor, choices: torch.Generator) -> None:
+        """One SGD step on the real images at `index` (B,), each augmented with its own parameters.
+
+        choices: what is drawn on the host, the operations.
+        """
+        self.update(*train.batch(index), network=self.name, operations=choose_operations(self.strategy, "dim", choices))
 
     def _update(self, real: Tensor, y: Tensor, network: str, operations: tuple[str, ...]) -> Losses:
         model, optim = self.networks[network]
@@ -200,10 +204,11 @@ def train_match(
         pool_batches = shuffled_batches(len(train), batch_size, runtime.device, seed, epoch, skip=first * pool_steps)
         order = epoch_order(len(train), runtime.device, seed, "match", epoch)
         for i in range(first, num_steps):
+            choices = torch.Generator().manual_seed(derive_seed(seed, "operations", epoch, i))  # the same on every rank
             for _ in range(pool_steps if match != "none" else 0):
-                pool.train_step(train, runtime.shard(next(pool_batches)))
+                pool.train_step(train, runtime.shard(next(pool_batches)), choices)
             index = order[i * batch_size : (i + 1) * batch_size]
-            operations = None if match_strategy is None else choose_operations(match_strategy, "dim")
+            operations = None if match_strategy is None else choose_operations(match_strategy, "dim", choices)
             yield Step(epoch, i + 1, step(runtime.shard(index), network=pool.name, operations=operations))
 
 

@@ -9,7 +9,7 @@ import math
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,7 +93,7 @@ class LossMeter:
 
     def update(self, at: Step) -> None:
         """Take in one step's losses."""
-        self.waiting.append(at)
+        self.waiting.append(replace(at, losses={name: loss.detach() for name, loss in at.losses.items()}))
         self.steps += 1
 
     def means(self, epoch: int) -> dict[str, float]:
@@ -120,7 +120,7 @@ class LossMeter:
         """The values over all ranks, what waits added one after another, so that it does not matter when."""
         if self.waiting:
             self.names = list(self.waiting[0].losses)
-            losses = torch.stack([torch.stack([loss.detach().float() for loss in at.losses.values()]) for at in self.waiting]).double()
+            losses = torch.stack([torch.stack([loss.float() for loss in at.losses.values()]) for at in self.waiting]).double()
             steps = torch.tensor([float(at.step) for at in self.waiting], dtype=torch.double).to(losses.device)
             bad = torch.where(losses.isfinite(), math.inf, steps[:, None]).amin(0)
             if self.values is None:
@@ -205,15 +205,17 @@ class RunFolder:
     def _claimed(self) -> Iterator[None]:
         """Hold the folder alone, note this start in args.json and clear what a kill left."""
         self.runtime.barrier()  # every rank has read what lies there
-        if not self.runtime.is_main:
-            yield
-            return
-        make_folder(self.folder / "outputs")
-        with locked(self.folder):
-            start = {"flags": self.flags, "fixed": self.fixed, **environment(self.runtime.device), "earlier": self.earlier}
-            write_json(self.folder / "args.json", start)
-            for leftover in (*self.folder.glob(".*.tmp"), *self.folder.glob("outputs/.*.tmp")):
-                leftover.unlink()
+        with contextlib.ExitStack() as held:
+
+            def claim() -> None:
+                make_folder(self.folder / "outputs")
+                held.enter_context(locked(self.folder))
+                start = {"flags": self.flags, "fixed": self.fixed, **environment(self.runtime.device), "earlier": self.earlier}
+                write_json(self.folder / "args.json", start)
+                for leftover in (*self.folder.glob(".*.tmp"), *self.folder.glob("outputs/.*.tmp")):
+                    leftover.unlink()
+
+            self.runtime.on_main(claim)
             yield
 
     @property

@@ -4,9 +4,11 @@ import argparse
 import contextlib
 import ctypes
 import datetime
+import functools
 import os
 import sys
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from utils import FailedRun, UsageError, derive_seed, own_rank
+from utils import AT_END, FailedRun, UsageError, derive_seed, own_rank
 
 Losses = dict[str, Tensor]
 
@@ -135,14 +137,31 @@ class Runtime:
             self._collective(dist.all_reduce, values, operation)
         return values
 
+    def on_main(self, work: Callable[[], object]) -> None:
+        """Do `work` on the first rank; a UsageError there is one on every rank, so that none waits for the others."""
+        refusal = None
+        if self.is_main:
+            try:
+                work()
+            except UsageError as error:
+                refusal = str(error)
+        refusal, *_ = self.gather(refusal)
+        if refusal is not None:
+            raise UsageError(refusal)
+
     def _collective(self, call: Callable, *args) -> None:
         try:
             call(*args)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise FailedRun(
                 f"another process of this job is gone ({reason}); the same command continues from the last checkpoint"
             ) from None
+
+
+GRAPHED: weakref.WeakSet = weakref.WeakSet()  # those whose recordings must go before the job's connections do
 
 
 class Graphed:
@@ -159,6 +178,7 @@ class Graphed:
 
     def __init__(self, step: Callable[..., Losses], record: Callable[[Callable[[], Losses]], tuple[Losses, Callable[[], None]]]):
         self.step, self.record = step, record
+        GRAPHED.add(self)
         self.calls: Counter[Hashable] = Counter()
         self.recorded: dict[Hashable, tuple[list[Tensor], Losses, Callable[[], None]]] = {}
 
@@ -200,11 +220,17 @@ def _find_out_of_memory(error: BaseException | None) -> torch.OutOfMemoryError |
     return error
 
 
+@functools.lru_cache
+def _side_streams(n: int, device: torch.device) -> list[torch.cuda.Stream]:
+    """The same ones at each call: memory that is freed on a stream is kept for that stream."""
+    return [torch.cuda.Stream(device) for _ in range(n)]
+
+
 class Lanes:
     """n blocks whose work may overlap on the device, entered again and again: `with lanes[i]: ...`; at the end lanes.join()."""
 
     def __init__(self, n: int, device: torch.device):
-        self.streams = [torch.cuda.Stream(device) for _ in range(n)] if n > 1 and device.type == "cuda" else []
+        self.streams = _side_streams(n, device) if n > 1 and device.type == "cuda" else []
         for stream in self.streams:
             stream.wait_stream(torch.cuda.current_stream())
 
@@ -265,6 +291,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
     own = {name: optimizer.param_groups[0].get(name) for name in ("foreach", "fused", "capturable")}
     groups = [group | {name: value for name, value in own.items() if name in group} for group in state["param_groups"]]
     optimizer.load_state_dict(state | {"param_groups": groups})
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if torch.is_tensor(value) and value.shape == parameter.shape:  # in the memory layout that the parameter has here
+                values[name] = torch.empty_like(parameter).copy_(value)
 
 
 def make_runtime(device: str, amp: bool | None, channels_last: bool | None, graphs: bool | None = False) -> Runtime:
@@ -280,9 +310,12 @@ def make_runtime(device: str, amp: bool | None, channels_last: bool | None, grap
             raise UsageError(f"--device {device}: no CUDA device is available to torch {torch.__version__}, expected cpu or auto")
         if world_size > 1 and ":" in name:
             raise UsageError(f"--device {device}: names one device for {world_size} processes, expected cuda, a device each")
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if world_size > 1 else 1
+        if here > torch.cuda.device_count():
+            raise UsageError(f"--device {device}: found {torch.cuda.device_count()} CUDA devices for {here} processes, expected one each")
         index = int(os.environ.get("LOCAL_RANK", 0)) if world_size > 1 else int(name.partition(":")[2] or torch.cuda.current_device())
         if index >= torch.cuda.device_count():
-            raise UsageError(f"--device {device}: found {torch.cuda.device_count()} CUDA devices, numbered from 0, expected number {index}")
+            raise UsageError(f"--device {device}: found {torch.cuda.device_count()} CUDA devices, numbered from 0")
         torch.cuda.set_device(index)
         name = f"cuda:{index}"
     on_cuda = name != "cpu"
@@ -290,8 +323,7 @@ def make_runtime(device: str, amp: bool | None, channels_last: bool | None, grap
         raise UsageError("--graphs: CUDA graphs need a CUDA device, found cpu")
     amp = on_cuda if amp is None else amp
     if on_cuda:
-        # TF32 where float32 is left beside bf16; without --amp, float32 means float32
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = amp
+        allow_tf32(amp)  # where float32 is left beside bf16; without --amp, float32 means float32
         torch.backends.cudnn.benchmark = True  # shapes stay the same for a whole run
     if graphs:
         torch.cuda.set_stream(torch.cuda.Stream())  # the default stream cannot be captured, and one stream needs no waiting
@@ -301,13 +333,31 @@ def make_runtime(device: str, amp: bool | None, channels_last: bool | None, grap
     return Runtime(torch.device(name), amp, on_cuda if channels_last is None else channels_last, bool(graphs), rank, world_size)
 
 
+def allow_tf32(on: bool) -> None:
+    """Round the factors of float32 products and convolutions on CUDA to TF32, or do not."""
+    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # torch 2.9 and later warn of the older names
+        torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = "tf32" if on else "ieee"
+    else:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = on
+
+
 def join_job(rank: int, device: torch.device) -> None:
     """Meet the other processes that torchrun started."""
     if not dist.is_initialized():
         # an evaluation on one rank may take hours while the others wait; torchrun ends the job when a process dies
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(days=7))
+        AT_END.append(leave_job)
     if rank > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  for the life of the process
+
+
+def leave_job() -> None:
+    """Part from the other processes. NCCL waits for the graphs that hold its calls, so these go first."""
+    for graphed in list(GRAPHED):
+        graphed.recorded.clear()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    dist.destroy_process_group()
 
 
 def keep_freed_memory() -> None:
@@ -327,7 +377,7 @@ def keep_freed_memory() -> None:
 def peak_memory(device: torch.device) -> int:
     """Bytes that this process held at most: of the device, or on the CPU of the process."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        return torch.cuda.max_memory_reserved(device)
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

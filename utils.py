@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parent
+AT_END: list[Callable[[], None]] = []  # what a command does once its main has returned
 LESS_MEMORY = "a smaller --batch-size needs less; what was saved before is whole"
 
 
@@ -95,8 +95,8 @@ def cli(main: Callable) -> Callable:
         try:
             with handle_stops(raise_stopped):
                 result = main(args)
-            if dist.is_initialized():
-                dist.destroy_process_group()
+            while AT_END:
+                AT_END.pop()()
             return result
         except UsageError as error:
             tell(f"{name}: error: {error}")

@@ -4,7 +4,7 @@
 
 Prints a table and adds its rows to results/TAG/results.json. The reported accuracy is that of the last epoch, in eval
 mode, as mean and sample standard deviation over `--repeats` classifiers. Stopped, the same command goes on with the
-classifier it was at.
+classifiers it was at.
 """
 
 import argparse
@@ -390,9 +390,8 @@ def main(args: argparse.Namespace) -> list[dict]:
         **environment(runtime.device),
     }
     rows, jobs = [], []
-    if runtime.is_main:
-        make_folder(folder)
-    with locked(folder) if runtime.is_main else contextlib.nullcontext():
+    with contextlib.ExitStack() as held:
+        runtime.on_main(lambda: (make_folder(folder), held.enter_context(locked(folder))))
         results = ResultsFile(folder, writes=runtime.is_main)
         for network in networks:
             for ipc in dict.fromkeys(args.ipc):

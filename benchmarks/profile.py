@@ -14,6 +14,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not this folder, whose profile.py is not Python's
 
 from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.speed import POOL, ROWS
@@ -41,6 +42,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def is_kernel(event: FunctionEvent) -> bool:
+    """Whether the device did it, and it is not a range that the host marked."""
+    return event.device_type == DeviceType.CUDA and not getattr(event, "is_user_annotation", False)
+
+
 @cli
 def main(args: argparse.Namespace) -> None:
     runtime = make_runtime(args.device, args.amp, args.channels_last, args.graphs)
@@ -65,7 +71,7 @@ def main(args: argparse.Namespace) -> None:
     print(f"{args.part}, batch {args.batch_size}, width {args.width}: {seconds / args.units * 1000:.2f} ms each under the profiler")
     print(f"the host needs {issued / args.units * 1000:.2f} ms to issue one")
     if on_cuda:
-        kernels = sorted((e.time_range.start, e.time_range.end) for e in profiler.events() if e.device_type == DeviceType.CUDA)
+        kernels = sorted((e.time_range.start, e.time_range.end) for e in profiler.events() if is_kernel(e))
         busy = reached = 0.0
         for begin, end in kernels:  # of overlapping kernels the union
             busy += max(0.0, end - max(begin, reached))

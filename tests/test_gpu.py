@@ -1,6 +1,8 @@
 """The three stages on CUDA, eager and as CUDA graphs: `pytest -m gpu`."""
 
+import copy
 import itertools
+import statistics
 import subprocess
 import sys
 
@@ -20,6 +22,7 @@ from runtime import Runtime, make_runtime
 
 pytestmark = [
     pytest.mark.gpu,
+    pytest.mark.filterwarnings("default"),  # cuDNN warns of plans that it tries and leaves
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 
@@ -28,8 +31,9 @@ PLAIN = ["--no-amp", "--no-channels-last"]
 
 
 @pytest.fixture(autouse=True)
-def default_stream():
-    """--graphs moves the process to a stream of its own: here each test begins on the default one."""
+def default_stream(monkeypatch):
+    """--graphs moves the process to a stream of its own: here each test begins on the default one, and sums in one order."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     with torch.cuda.stream(torch.cuda.default_stream()):
         yield
 
@@ -75,7 +79,7 @@ def test_a_pool_update_of_every_network(name):
     pool = Pool([name], DATASETS["cifar10"].info, 0.01, "color_crop", 0, runtime)
     pool.draw(0)
     images = ImageSet(torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8), torch.arange(8)).to(runtime.device)
-    pool.train_step(images, torch.arange(8, device=runtime.device))
+    pool.train_step(images, torch.arange(8, device=runtime.device), torch.Generator())
     assert all(torch.isfinite(p).all() for p in pool.model.parameters())
 
 
@@ -101,7 +105,7 @@ def test_graphs_take_the_steps_that_eager_takes(tmp_path):
     evaluated = ["--device", "cuda", *PLAIN, "--eval-interval", "1", "--eval-model", "convnet_w32", "--ipc", "2", "--epochs-eval", "2"]
     for folder, graphs in (("eager", []), ("graphs", ["--graphs"])):
         found = run(gen_condense, gan_flags(tmp_path / folder, *evaluated, *graphs))
-        run(pool_match, match_flags(tmp_path / folder, found.best_path, *evaluated, *graphs, "--pool", "convnet_w32", "resnet10"))
+        run(pool_match, match_flags(tmp_path / folder, found.folder / "last.pth", *evaluated, *graphs, "--pool", "convnet_w32", "resnet10"))
     for stage in ("gan", "match"):
         eager, graphs = (weights(tmp_path / folder / stage / "last.pth") for folder in ("eager", "graphs"))
         for player in ("generator", "discriminator"):
@@ -146,28 +150,40 @@ def test_a_step_recorded_for_two_shapes_keeps_them_apart():
 
 
 def test_gradients_of_one_step_agree_with_the_cpu(monkeypatch):
-    """The latent codes and the penalty's places are drawn on the CPU for both, so that the step is the same."""
-    config = {"num_classes": 10, "channels": 1, "image_size": 28, "width": 16, "z_dim": 100}
-    rand, randn, randint, update = torch.rand, torch.randn, torch.randint, Runtime.update
-    for name, draw in (("rand", rand), ("randn", randn), ("randint", randint)):
-        monkeypatch.setattr(torch, name, lambda *a, draw=draw, device="cpu", generator=None, **k: draw(*a, **k).to(device))
-    found = {}
-    for way in ((None, None), (False, False), (False, True), (True, True)):
-        runtime = Runtime(torch.device("cpu")) if way[0] is None else make_runtime("cuda", *way)
-        torch.manual_seed(0)
-        gan, grads = GAN(*(runtime.place(player) for player in build_gan(config)), 1e-4), []
+    """After 60 steps; the latent codes and the penalty's places are drawn on the CPU for both, so that the step is the same.
 
-        def keep(self, optimizer, grads=grads):
+    Medians of five seeds: see compare() in test_runtime.py.
+    """
+    config = {"num_classes": 10, "channels": 1, "image_size": 28, "width": 16, "z_dim": 100}
+    train = load_data("digits", "").train
+    gan = GAN(*build_gan(config), 1e-3)
+    list(itertools.islice(train_gan(gan, train, epochs=10, batch_size=32, gp_weight=10, seed=0, runtime=Runtime(torch.device("cpu"))), 60))
+    state = gan.state_dict()
+    for name in ("rand", "randn", "randint"):
+        draw = getattr(torch, name)
+        monkeypatch.setattr(torch, name, lambda *a, draw=draw, device="cpu", generator=None, **k: draw(*a, **k).to(device))
+
+    def gradients(runtime: Runtime, seed: int) -> list[torch.Tensor]:
+        other, grads, update = GAN(*(runtime.place(player) for player in build_gan(config)), 1e-4), [], Runtime.update
+        other.load_state_dict(copy.deepcopy(state))
+
+        def keep(self, optimizer):
             grads.append(torch.cat([p.grad.flatten().double().cpu() for group in optimizer.param_groups for p in group["params"]]))
             update(self, optimizer)
 
-        monkeypatch.setattr(Runtime, "update", keep)
-        train = load_data("digits", "").train.to(runtime.device)
-        next(train_gan(gan, train, epochs=1, batch_size=64, gp_weight=10, seed=0, runtime=runtime))
-        found[way] = grads
-    for way, least in (((False, False), 0.9999), ((False, True), 0.9999), ((True, True), 0.9)):
-        for grad, expected in zip(found[way], found[None, None], strict=True):
-            assert torch.cosine_similarity(grad, expected, dim=0) > least
+        torch.manual_seed(seed)
+        with monkeypatch.context() as patch:
+            patch.setattr(Runtime, "update", keep)
+            next(train_gan(other, train.to(runtime.device), epochs=1, batch_size=128, gp_weight=10, seed=seed, runtime=runtime))
+        return grads
+
+    plain = [gradients(Runtime(torch.device("cpu")), seed) for seed in range(5)]
+    for way, least in (((False, False), 0.999), ((False, True), 0.999), ((True, True), 0.98)):
+        runtime = make_runtime("cuda", *way)
+        found = [gradients(runtime, seed) for seed in range(5)]
+        for player in range(2):
+            cosines = [torch.cosine_similarity(a[player], b[player], dim=0).item() for a, b in zip(plain, found, strict=True)]
+            assert statistics.median(cosines) > least, (way, player)
 
 
 @pytest.mark.slow
@@ -222,7 +238,8 @@ def test_a_lack_of_memory_is_one_line(tmp_path, graphs, capsys):
 
 
 def test_the_benchmark_runs():
-    command = "benchmarks/speed.py --device cuda --width 8 --batch-size 16 --pairs 1 --seconds 0.01 --network convnet_w32 --no-loader"
-    done = subprocess.run([sys.executable, *command.split()], cwd=ROOT, capture_output=True, text=True)
+    sizes = "--width 8 --batch-size 16 --pairs 1 --seconds 0.01 --network convnet_w32"
+    command = f"benchmarks/speed.py --device cuda --data-dir nowhere --no-loader {sizes}".split()
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("| stage-1 step |") == 1

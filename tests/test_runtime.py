@@ -26,8 +26,9 @@ from losses import discriminator_loss, generator_loss, gradient_penalty
 from models import build_gan
 from models.gan import GAN
 from pool_match import Pool, train_match
+from run_folder import LossMeter, Step
 from runtime import Graphed, Lanes, Runtime, Stopwatch, capturable, keep_freed_memory, load_optimizer, make_runtime
-from utils import UsageError, derive_seed
+from utils import UsageError, derive_seed, locked
 
 CPU = Runtime(torch.device("cpu"))
 CONFIG = {"num_classes": 10, "channels": 1, "image_size": 28, "width": 4, "z_dim": 20}
@@ -270,6 +271,19 @@ def test_an_optimiser_keeps_its_ways_when_it_loads_another_s_state():
     loading.step()
 
 
+def test_an_optimiser_s_state_takes_the_layout_of_its_weights():
+    convs = [torch.nn.Conv2d(3, 4, 3) for _ in range(2)]
+    convs[1].to(memory_format=torch.channels_last)
+    saved, loading = (torch.optim.Adam(conv.parameters(), lr=0.1) for conv in convs)
+    convs[0](torch.ones(1, 3, 5, 5)).sum().backward()
+    saved.step()
+    load_optimizer(loading, copy.deepcopy(saved.state_dict()))
+    moment, expected = loading.state[convs[1].weight]["exp_avg_sq"], saved.state[convs[0].weight]["exp_avg_sq"]
+    assert moment.stride() == convs[1].weight.stride() != expected.stride()
+    assert torch.equal(moment, expected)
+    assert loading.state[convs[1].bias]["step"] == 1
+
+
 def test_on_the_cpu_optimisers_are_the_plain_ones():
     assert capturable([torch.nn.Parameter(torch.ones(1))]) == {}
 
@@ -457,6 +471,21 @@ def test_bad_input_is_told_once(driver, tmp_path):
     assert "--batch-size 7: expected a multiple of the 2 processes" in (tmp_path / "steps.0.err").read_text()
     assert (tmp_path / "steps.1.err").read_text() == ""
     assert not (tmp_path / "gan").exists()
+
+
+def test_a_folder_that_is_held_is_told_once_and_no_rank_waits(driver, tmp_path):
+    (tmp_path / "gan" / "outputs").mkdir(parents=True)
+    with locked(tmp_path / "gan"):
+        assert driver.call("gen_condense", tmp_path / "steps", gan_flags(tmp_path), ranks=2) == [2, 2]
+    assert "another process is writing there" in (tmp_path / "steps.0.err").read_text()
+    assert (tmp_path / "steps.1.err").read_text() == ""
+
+
+def test_losses_keep_no_graph():
+    meter, weight = LossMeter(), torch.ones(1, requires_grad=True)
+    meter.update(Step(0, 1, {"loss": (2 * weight).sum()}))
+    assert meter.waiting[0].losses["loss"].grad_fn is None
+    assert meter.means(0) == {"loss": 2.0}
 
 
 def test_torchrun_spreads_classifiers_and_writes_the_same_rows(trained, tmp_path):
