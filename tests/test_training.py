@@ -18,7 +18,7 @@ import pool_match
 import run_folder
 import utils
 from augment import draw_dsa
-from data import DATASETS, ImageSet
+from data import DATASETS, ImageSet, load_data
 from gen_condense import train_gan
 from losses import MATCH_WEIGHTS, METRICS
 from models import build_classifier, build_gan
@@ -144,6 +144,32 @@ def test_the_pool_is_drawn_anew_each_epoch_from_the_seed_alone():
     assert names(0) == names(0)
     assert names(0) != names(1)
     assert set(names(0)) == {"convnet_w32", "resnet10", "resnet10_ap"}
+
+
+def test_a_network_drawn_again_is_fresh_and_stays_where_it_was():
+    data = load_data("digits", "").train
+    used, new = (pool_match.Pool(["convnet_w32"], DATASETS["digits"].info, 0.01, "color_crop", 0, CPU) for _ in range(2))
+
+    def step(pool) -> None:
+        torch.manual_seed(7)
+        pool.train_step(data, torch.arange(8), torch.Generator())
+
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    used.draw(0)
+    assert torch.equal(torch.get_rng_state(), state)  # the surrounding random numbers are left alone
+    places = [p.data_ptr() for p in used.model.parameters()]
+    step(used)
+    momentum = next(iter(used.optim.state.values()))["momentum_buffer"]
+    for pool in (used, new):
+        pool.draw(1)
+    assert not momentum.any()
+    assert same(used.model.state_dict(), new.model.state_dict())
+    for pool in (used, new):
+        step(pool)
+    assert same(used.model.state_dict(), new.model.state_dict())
+    assert [p.data_ptr() for p in used.model.parameters()] == places
+    assert next(iter(used.optim.state.values()))["momentum_buffer"] is momentum
 
 
 @pytest.mark.parametrize("metric", [None, *METRICS])
