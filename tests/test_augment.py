@@ -135,8 +135,11 @@ def test_none_is_the_identity_and_unknown_names_are_refused():
 
 def test_cutmix_mixes_the_share_it_names():
     torch.manual_seed(0)
+    moved = 0
     for _ in range(20):
         mix, partner, share = draw_cutmix(6, 16, CPU)
+        assert sorted(partner.tolist()) == list(range(6))
+        moved += (partner != torch.arange(6)).sum().item()
         images = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 1, 16, 16)
         out = mix(images)
         for i in range(6):
@@ -144,3 +147,4 @@ def test_cutmix_mixes_the_share_it_names():
                 assert math.isclose((out[i] == i).float().mean(), share, abs_tol=1e-6)
                 assert set(out[i].unique().tolist()) <= {float(i), float(partner[i])}
         assert 0 <= share <= 1
+    assert moved > 60  # of 120: each image mostly gets another one

@@ -334,6 +334,10 @@ class Accumulating(Runtime):
 
     turns: Turns = field(default_factory=Turns)
 
+    def shard(self, index):
+        half = index.shape[-1] // 2
+        return index[..., half:] if self.rank else index[..., :half]
+
     def update(self, optimizer):
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         self.turns.grads[self.rank] = [p.grad for p in parameters]
@@ -378,6 +382,14 @@ def accumulate(stage: str, weight) -> dict:
     for thread in threads:
         thread.join(120)
     return results[0]
+
+
+def test_shards_make_up_the_batch():
+    index = torch.arange(24).view(2, 12)
+    shards = [Runtime(CPU.device, rank=rank, world_size=3).shard(index) for rank in range(3)]
+    assert [shard.shape for shard in shards] == [(2, 4)] * 3
+    assert torch.equal(torch.cat(shards, dim=1), index)
+    assert CPU.shard(index) is index
 
 
 def rank_flags(stage: str, trained, results, *extra: str) -> tuple[str, list[str]]:
