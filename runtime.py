@@ -297,13 +297,11 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
                 values[name] = torch.empty_like(parameter).copy_(value)
 
 
-def make_runtime(device: str, amp: bool | None, channels_last: bool | None, graphs: bool | None = False) -> Runtime:
-    """Resolve --device auto|cpu|cuda[:N], --amp, --channels-last (None: on for CUDA, off for the CPU) and --graphs.
+def find_device(device: str, world_size: int = 1) -> torch.device:
+    """What --device auto|cpu|cuda[:N] names, made the current one; of several processes each has its own.
 
-    Under torchrun the process joins its job: NCCL on CUDA, a device each, gloo on the CPU; ranks other than the first are
-    silent on stdout. Raises UsageError where CUDA is asked for and not there.
+    Raises UsageError where it is not there.
     """
-    rank, world_size = own_rank(), int(os.environ.get("WORLD_SIZE", 1))
     name = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda"):
         if not torch.cuda.is_available():
@@ -318,7 +316,18 @@ def make_runtime(device: str, amp: bool | None, channels_last: bool | None, grap
             raise UsageError(f"--device {device}: found {torch.cuda.device_count()} CUDA devices, numbered from 0")
         torch.cuda.set_device(index)
         name = f"cuda:{index}"
-    on_cuda = name != "cpu"
+    return torch.device(name)
+
+
+def make_runtime(device: str, amp: bool | None, channels_last: bool | None, graphs: bool | None = False) -> Runtime:
+    """Resolve --device auto|cpu|cuda[:N], --amp, --channels-last (None: on for CUDA, off for the CPU) and --graphs.
+
+    Under torchrun the process joins its job: NCCL on CUDA, a device each, gloo on the CPU; ranks other than the first are
+    silent on stdout. Raises UsageError where CUDA is asked for and not there.
+    """
+    rank, world_size = own_rank(), int(os.environ.get("WORLD_SIZE", 1))
+    place = find_device(device, world_size)
+    on_cuda = place.type == "cuda"
     if graphs and not on_cuda:
         raise UsageError("--graphs: CUDA graphs need a CUDA device, found cpu")
     amp = on_cuda if amp is None else amp
@@ -329,8 +338,8 @@ def make_runtime(device: str, amp: bool | None, channels_last: bool | None, grap
         torch.cuda.set_stream(torch.cuda.Stream())  # the default stream cannot be captured, and one stream needs no waiting
     keep_freed_memory()
     if world_size > 1:
-        join_job(rank, torch.device(name))
-    return Runtime(torch.device(name), amp, on_cuda if channels_last is None else channels_last, bool(graphs), rank, world_size)
+        join_job(rank, place)
+    return Runtime(place, amp, on_cuda if channels_last is None else channels_last, bool(graphs), rank, world_size)
 
 
 def allow_tf32(on: bool) -> None:

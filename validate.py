@@ -248,9 +248,14 @@ def validate_group(
     return [(accuracy(classifier, data.referee[1]), cost) for classifier, cost in zip(classifiers, costs, strict=True)]
 
 
-def group_size(together: int | None, repeats: int, runtime: Runtime) -> int:
-    """How many classifiers are trained side by side: --together, or where that is None all with CUDA graphs, else one."""
-    return together or (math.ceil(repeats / runtime.world_size) if runtime.graphs else 1)
+def seed_groups(seed: int, network: str, ipc: int, first: int, repeats: int, together: int | None, runtime: Runtime) -> list[list[int]]:
+    """The seeds of classifiers number `first` to `repeats` - 1, in the groups in which they are trained side by side.
+
+    together: how many are; None: with CUDA graphs all that fall to a rank, else one.
+    """
+    seeds = [derive_seed(seed, network, ipc, i) for i in range(first, repeats)]
+    size = together or (max(1, math.ceil(len(seeds) / runtime.world_size)) if runtime.graphs else 1)
+    return [seeds[i : i + size] for i in range(0, len(seeds), size)]
 
 
 def evaluate_generator(
@@ -258,12 +263,7 @@ def evaluate_generator(
 ) -> dict[str, float]:
     """The evaluation of stages 1 and 2: {"val_accuracy" or "test_accuracy": mean percent}, and each network's if several."""
     runtime.share_buffers(generator)
-    size = group_size(None, repeats, runtime)
-    jobs = [
-        (network, [derive_seed(seed, network, ipc, repeat) for repeat in range(first, min(first + size, repeats))])
-        for network in networks
-        for first in range(0, repeats, size)
-    ]
+    jobs = [(network, seeds) for network in networks for seeds in seed_groups(seed, network, ipc, 0, repeats, None, runtime)]
     groups = runtime.spread(lambda job: validate_group(job[0], "generator", budget, ipc, data, generator, recipe, job[1], runtime), jobs)
     name = f"{data.referee[0]}_accuracy"
     means = {}
@@ -400,10 +400,8 @@ def main(args: argparse.Namespace) -> list[dict]:
                     settings |= origin if source == "generator" else {**dict.fromkeys(origin), "drawn_from": trained}
                     row = results.row(settings)
                     rows.append(row)
-                    size = group_size(args.together, args.repeats - row["n"], runtime)
-                    for first in range(row["n"], args.repeats, size or 1):
-                        seeds = [derive_seed(args.seed, network, ipc, i) for i in range(first, min(first + size, args.repeats))]
-                        jobs.append((row, network, source, ipc, seeds))
+                    groups = seed_groups(args.seed, network, ipc, row["n"], args.repeats, args.together, runtime)
+                    jobs += [(row, network, source, ipc, seeds) for seeds in groups]
 
         def work(job: tuple) -> list[tuple[float, Cost]]:
             _, network, source, ipc, seeds = job

@@ -39,7 +39,7 @@ from gen_condense import train_gan
 from models import build_classifier, build_gan, network_name
 from models.gan import GAN
 from pool_match import Pool, train_match
-from runtime import Runtime, device_name, make_runtime, peak_memory
+from runtime import Runtime, device_name, find_device, make_runtime, peak_memory
 from utils import FailedRun, Parser, UsageError, cli, environment, positive_int, tell, write_json
 from validate import RECIPES, Draws, generate, train_steps, validate_group
 
@@ -394,10 +394,7 @@ def main(args: argparse.Namespace) -> dict:
         record = read_record(args.table)
         print_table(record)
         return record
-    name = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    name = "cuda:0" if name == "cuda" else name
-    if name != "cpu" and not torch.cuda.is_available():
-        raise UsageError(f"--device {args.device}: no CUDA device is available to torch {torch.__version__}, expected cpu or auto")
+    name = str(find_device(args.device))
     on_cuda = name != "cpu"
     execution = {"amp": args.amp, "channels_last": args.channels_last, "graphs": on_cuda if args.graphs is None else args.graphs}
     context = multiprocessing.get_context("forkserver")
