@@ -16,8 +16,18 @@ from torch import Tensor
 import data as datasets
 from data import ImageSet, epoch_order, load_data, steps_per_epoch
 from losses import generator_loss
-from models import build_gan, network_name
-from models.gan import GAN, discriminator_step, sample_grid
+from models import GANS, build_gan, network_name
+from models.gan import (
+    GAN,
+    LR_DECAYS,
+    differentiable_augment,
+    discriminator_step,
+    estimate_statistics,
+    length_of_decay,
+    parse_diffaug,
+    rate_factor,
+    sample_grid,
+)
 from run_folder import START, Position, RunFolder, Step, run_path
 from runtime import Losses, Runtime, device_name, make_runtime
 from utils import (
@@ -37,39 +47,56 @@ from validate import BUDGETS, RECIPES, evaluate_generator
 
 
 def train_gan(
-    gan: GAN, train: ImageSet, *, epochs: int, batch_size: int, gp_weight: float, seed: int, runtime: Runtime, start: Position = START
+    gan: GAN,
+    train: ImageSet,
+    *,
+    epochs: int,
+    batch_size: int,
+    d_steps: int,
+    lr_decay: str,
+    gp_weight: float,
+    diffaug: str,
+    seed: int,
+    runtime: Runtime,
+    start: Position = START,
 ) -> Iterator[Step]:
     """Train `gan` in place, one yield a step; Wang et al. 2023 (arXiv:2303.04707), first stage.
 
-    An epoch is a shuffled pass over `train` in whole batches, its order a function of (seed, epoch). `start` is where an
-    earlier run of the same seed stopped. Raises UsageError where the set holds no whole batch.
+    A step is one update of the generator and d_steps of the discriminator, each on a batch of its own. An epoch is a shuffled
+    pass over `train` in whole steps, its order a function of (seed, epoch). `start` is where an earlier run of the same seed
+    stopped. Raises UsageError where the set is smaller than a step.
     """
     generator, discriminator = gan.generator.train(), gan.discriminator.train()
+    operations = parse_diffaug(diffaug)
 
-    def step(index: Tensor) -> Losses:
-        real, y = train.batch(index)
+    def step(index: Tensor) -> Losses:  # (d_steps, B)
+        y = train.labels[index[0]]
 
-        # loss_g = -E[D(fake)] + CE(fake), on fakes of the real labels
+        # loss_g = -E[D(fake)] + CE(fake), on fakes of the real labels; CE is DiM's alone
         with runtime.autocast():
             fake = generator.sample(y)
             with frozen(discriminator):
-                scores, logits = discriminator(fake)
+                scores, logits = discriminator(differentiable_augment(fake, operations), y)
         loss_g = generator_loss(scores, logits, y)
         gan.optim_g.zero_grad()
         loss_g.backward()
         runtime.update(gan.optim_g)
         gan.update_ema()
 
-        # loss_d = E[D(fake)] - E[D(real)] + CE(fake) + CE(real) + gp_weight * GP, on fakes of uniform labels
-        loss_d = discriminator_step(gan, real, y, gp_weight, runtime)
+        # dim:    loss_d = E[D(fake)] - E[D(real)] + CE(fake) + CE(real) + gp_weight * GP, on fakes of uniform labels
+        # resnet: loss_d = E[relu(1 - D(real))] + E[relu(1 + D(fake))]
+        for batch in index:
+            loss_d = discriminator_step(gan, *train.batch(batch), gp_weight, runtime, operations)
         return {"loss_d": loss_d, "loss_g": loss_g}
 
     step = runtime.graphed(step)
-    num_steps = steps_per_epoch(len(train), batch_size)
+    num_images = d_steps * batch_size
+    num_steps = steps_per_epoch(len(train), num_images)
     for epoch in range(start.epoch, epochs):
         order = epoch_order(len(train), runtime.device, seed, "gan", epoch)
         for i in range(start.step if epoch == start.epoch else 0, num_steps):
-            index = order[i * batch_size : (i + 1) * batch_size]
+            gan.set_rates(rate_factor(lr_decay, epoch * num_steps + i, epochs * num_steps))
+            index = order[i * num_images : (i + 1) * num_images].view(d_steps, batch_size)
             yield Step(epoch, i + 1, step(runtime.shard(index)))
 
 
@@ -81,14 +108,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--image-size", type=int, choices=(28, 32), help="pixels of --data folder (default 32)")
     parser.add_argument("--val-size", type=count, default=0, help="training images held out, class-balanced, to choose best.pth by")
     # networks
-    parser.add_argument("--width", type=positive_int, default=196, help="channels of both players")
+    parser.add_argument("--gan", choices=GANS, default="dim", help="DiM's pair, or a residual one with a projection discriminator")
+    parser.add_argument("--width", type=positive_int, help="channels of both players (default: 196 for dim, 224 for resnet)")
     parser.add_argument("--z-dim", type=positive_int, help="latent size (default 100, or twice the classes if that is more)")
     # training
     parser.add_argument("--epochs", type=positive_int, default=150, help="passes over the set; more continue a finished run")
     parser.add_argument("--batch-size", type=two_or_more, default=128, help="real images a step")
+    parser.add_argument("--d-steps", type=positive_int, default=1, help="discriminator updates a step, each on real images of its own")
     parser.add_argument("--lr", type=positive, default=1e-4, help="Adam's rate for both players")
-    parser.add_argument("--gp-weight", type=nonnegative, default=10.0, help="weight of the gradient penalty")
+    parser.add_argument("--lr-d", type=positive, help="its rate for the discriminator (default: the generator's)")
+    parser.add_argument("--lr-decay", choices=LR_DECAYS, default="none", help="linear: to zero at the last step of --epochs")
+    parser.add_argument("--gp-weight", type=nonnegative, default=10.0, help="weight of DiM's gradient penalty")
+    parser.add_argument("--diffaug", default="none", help="DiffAugment of both sides, such as color_crop_cutout")
     parser.add_argument("--ema", type=decay, default=0.0, help="decay of the generator's moving average; 0 = off")
+    parser.add_argument(
+        "--restat", type=count, default=0, help="batches to estimate BatchNorm's statistics from at an epoch's end; 0 = off"
+    )
     parser.add_argument("--seed", type=count, default=0, help="of everything random")
     # evaluation
     parser.add_argument("--eval-interval", type=count, default=10, help="epochs between evaluations; 0 = never")
@@ -116,26 +151,28 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 @cli
 def main(args: argparse.Namespace) -> RunFolder:
     networks = [network_name(name) for name in args.eval_model]
+    parse_diffaug(args.diffaug)
     recipe = replace(RECIPES[args.recipe], epochs=args.epochs_eval, mix_p=args.mix_p)
     folder = run_path(args.results_dir, args.tag)
     runtime = make_runtime(args.device, args.amp, args.channels_last, args.graphs)
     runtime.check_batch_size(args.batch_size)
     data = load_data(args.data, args.data_dir, val_size=args.val_size, image_size=args.image_size)
-    num_steps = steps_per_epoch(len(data.train), args.batch_size)
+    num_steps = steps_per_epoch(len(data.train), args.d_steps * args.batch_size)
     config = {
+        "gan": args.gan,
         "num_classes": data.info.num_classes,
         "channels": data.info.channels,
         "image_size": data.info.image_size,
-        "width": args.width,
+        "width": args.width or GANS[args.gan].width,
         "z_dim": args.z_dim or max(100, 2 * data.info.num_classes),
     }
     with seeded(torch.device("cpu"), args.seed, "init"):
         generator, discriminator = build_gan(config)
-    gan = GAN(runtime.place(generator), runtime.place(discriminator), args.lr, args.ema)
+    gan = GAN(runtime.place(generator), runtime.place(discriminator), args.lr, args.ema, args.lr_d)
     torch.manual_seed(runtime.own_seed(args.seed, "gan"))
 
     header = {"stage": "gan", "config": config, "info": data.info.to_dict(), "val_size": args.val_size}
-    inputs = {"image set": data.info.to_dict()}
+    inputs = {"image set": data.info.to_dict()} | length_of_decay(args.lr_decay, args.epochs)
     run = RunFolder(folder, vars(args), inputs, [gan], header, runtime, num_steps)
     data = data.to(runtime.device)
     steps = train_gan(
@@ -143,12 +180,17 @@ def main(args: argparse.Namespace) -> RunFolder:
         data.train,
         epochs=args.epochs,
         batch_size=args.batch_size,
+        d_steps=args.d_steps,
+        lr_decay=args.lr_decay,
         gp_weight=args.gp_weight,
+        diffaug=args.diffaug,
         seed=args.seed,
         runtime=runtime,
         start=run.position,
     )
     for epoch, values in run.epochs(steps, args.print_freq, args.save_interval):
+        if args.restat:
+            estimate_statistics(gan.deployed, args.restat, args.batch_size, args.seed, runtime)
         if args.eval_interval and epoch % args.eval_interval == 0:
             with run.interruptible():
                 values |= evaluate_generator(gan.deployed, data, networks, args.budget, args.ipc, args.repeats, recipe, args.seed, runtime)

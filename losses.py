@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from utils import UsageError
 
 
-def generator_loss(scores: Tensor, logits: Tensor, y: Tensor) -> Tensor:
-    """-E[D(fake)] + CE(fake): be taken for real, and for the class asked for.
+def generator_loss(scores: Tensor, logits: Tensor | None, y: Tensor) -> Tensor:
+    """-E[D(fake)] + CE(fake): be taken for real, and for the class asked for; without class logits -E[D(fake, y)].
 
     scores (B,) and logits (B, K) of generated images, y (B,) their labels. Wasserstein loss of Arjovsky et al. 2017
-    (arXiv:1701.07875) with the class head of Odena et al. 2017 (arXiv:1610.09585).
+    (arXiv:1701.07875) with the class head of Odena et al. 2017 (arXiv:1610.09585); the hinge game's is the same without the head.
     """
-    return -scores.mean() + F.cross_entropy(logits, y)
+    return -scores.mean() if logits is None else -scores.mean() + F.cross_entropy(logits, y)
 
 
 def discriminator_loss(
@@ -24,6 +24,14 @@ def discriminator_loss(
     """E[D(fake)] - E[D(real)] + CE(fake) + CE(real), without the gradient penalty; shapes as in generator_loss."""
     wasserstein = fake_scores.mean() - real_scores.mean()
     return wasserstein + F.cross_entropy(fake_logits, fake_y) + F.cross_entropy(real_logits, y)
+
+
+def hinge_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+    """E[relu(1 - D(real))] + E[relu(1 + D(fake))] of scores (B,): the discriminator's side of the hinge game.
+
+    Lim & Ye 2017 (arXiv:1705.02894); Miyato et al. 2018 (arXiv:1802.05957), Eq. 16.
+    """
+    return F.relu(1 - real_scores).mean() + F.relu(1 + fake_scores).mean()
 
 
 def gradient_penalty(discriminator: nn.Module, real: Tensor, fake: Tensor) -> Tensor:

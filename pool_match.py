@@ -19,7 +19,17 @@ from augment import Transform, choose_operations, draw_operations, parse_strateg
 from data import DataInfo, ImageSet, epoch_order, load_data, steps_per_epoch
 from losses import MATCH_WEIGHTS, METRICS, generator_loss, match_features, match_gradients, match_logits
 from models import Classifier, build_classifier, network_name, read_gan
-from models.gan import GAN, discriminator_step, sample_grid
+from models.gan import (
+    GAN,
+    LR_DECAYS,
+    differentiable_augment,
+    discriminator_step,
+    estimate_statistics,
+    length_of_decay,
+    parse_diffaug,
+    rate_factor,
+    sample_grid,
+)
 from run_folder import START, Position, RunFolder, Step, run_path
 from runtime import Losses, Runtime, device_name, fused, load_optimizer, make_runtime
 from utils import (
@@ -152,7 +162,9 @@ def train_match(
     *,
     epochs: int,
     batch_size: int,
+    lr_decay: str,
     gp_weight: float,
+    diffaug: str,
     pool_steps: int,
     match: str,
     match_weight: float,
@@ -170,15 +182,16 @@ def train_match(
     `train`. match_strategy: DSA operations of the matching term, None = none. `start` is where an earlier run stopped.
     """
     generator, discriminator = gan.generator.train(), gan.discriminator.train()
+    diffaug_operations = parse_diffaug(diffaug)
 
     def step(index: Tensor, network: str, operations: tuple[str, ...] | None) -> Losses:
         real, y = train.batch(index)
 
-        # loss_g = -E[D(fake)] + CE(fake) + match_weight * distance(pool(real), pool(fake)), on fakes of the real labels
+        # loss_g = -E[D(fake)] + CE(fake) + match_weight * distance(pool(real), pool(fake)), on fakes of the real labels; CE is DiM's alone
         with runtime.autocast():
             fake = generator.sample(y)
             with frozen(discriminator):
-                scores, logits = discriminator(fake)
+                scores, logits = discriminator(differentiable_augment(fake, diffaug_operations), y)
         loss_g = generator_loss(scores, logits, y)
         loss_match = torch.zeros_like(loss_g)
         if match != "none":
@@ -190,8 +203,8 @@ def train_match(
         runtime.update(gan.optim_g)
         gan.update_ema()
 
-        # loss_d = E[D(fake)] - E[D(real)] + CE(fake) + CE(real) + gp_weight * GP, on fakes of uniform labels
-        loss_d = discriminator_step(gan, real, y, gp_weight, runtime)
+        # loss_d as in stage 1
+        loss_d = discriminator_step(gan, real, y, gp_weight, runtime, diffaug_operations)
         return {"loss_d": loss_d, "loss_g": loss_g, "loss_match": loss_match}
 
     step = runtime.graphed(step)
@@ -207,6 +220,7 @@ def train_match(
             choices = torch.Generator().manual_seed(derive_seed(seed, "operations", epoch, i))  # the same on every rank
             for _ in range(pool_steps if match != "none" else 0):
                 pool.train_step(train, runtime.shard(next(pool_batches)), choices)
+            gan.set_rates(rate_factor(lr_decay, epoch * num_steps + i, epochs * num_steps))
             index = order[i * batch_size : (i + 1) * batch_size]
             operations = None if match_strategy is None else choose_operations(match_strategy, "dim", choices)
             yield Step(epoch, i + 1, step(runtime.shard(index), network=pool.name, operations=operations))
@@ -237,8 +251,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=positive_int, default=100, help="passes over the set; more continue a finished run")
     parser.add_argument("--batch-size", type=two_or_more, default=64, help="real images a step")
     parser.add_argument("--lr", type=positive, default=5e-6, help="Adam's rate for both players")
-    parser.add_argument("--gp-weight", type=nonnegative, default=10.0, help="weight of the gradient penalty")
+    parser.add_argument("--lr-d", type=positive, help="its rate for the discriminator (default: the generator's)")
+    parser.add_argument("--lr-decay", choices=LR_DECAYS, default="none", help="linear: to zero at the last step of --epochs")
+    parser.add_argument("--gp-weight", type=nonnegative, default=10.0, help="weight of DiM's gradient penalty")
+    parser.add_argument("--diffaug", default="none", help="DiffAugment of both sides, such as color_crop_cutout")
     parser.add_argument("--ema", type=decay, default=0.0, help="decay of the generator's moving average; 0 = off")
+    parser.add_argument(
+        "--restat", type=count, default=0, help="batches to estimate BatchNorm's statistics from at an epoch's end; 0 = off"
+    )
     parser.add_argument("--seed", type=count, default=0, help="of everything random")
     # matching
     parser.add_argument("--match", choices=MATCH_WEIGHTS, default="logit", help="what is matched; none: go on as a GAN, a control")
@@ -280,7 +300,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> RunFolder:
     networks = [network_name(name) for name in args.eval_model]
     recipe = replace(RECIPES[args.recipe], epochs=args.epochs_eval, mix_p=args.mix_p)
-    parse_strategy(args.match_strategy), parse_strategy(args.pool_strategy)
+    parse_strategy(args.match_strategy), parse_strategy(args.pool_strategy), parse_diffaug(args.diffaug)
     folder = run_path(args.results_dir, args.tag)
     runtime = make_runtime(args.device, args.amp, args.channels_last, args.graphs)
     runtime.check_batch_size(args.batch_size)
@@ -291,13 +311,13 @@ def main(args: argparse.Namespace) -> RunFolder:
     checkpoint.check_data(data.info)
     warn_of_seen_images(checkpoint, args.val_size)
     num_steps = steps_per_epoch(len(data.train), args.batch_size)
-    gan = GAN(*(runtime.place(player) for player in checkpoint.players()), args.lr, args.ema)
+    gan = GAN(*(runtime.place(player) for player in checkpoint.players()), args.lr, args.ema, args.lr_d)
     pool = Pool(args.pool, data.info, args.pool_lr, args.pool_strategy, args.seed, runtime)
     torch.manual_seed(runtime.own_seed(args.seed, "match"))
 
     unseen = min(args.val_size, checkpoint.val_size or 0)  # the splits are nested
     header = {"stage": "match", "config": checkpoint.config, "info": data.info.to_dict(), "val_size": unseen}
-    inputs = {"image set": data.info.to_dict(), "sha256 of --weight": file_hash(args.weight)}
+    inputs = {"image set": data.info.to_dict(), "sha256 of --weight": file_hash(args.weight)} | length_of_decay(args.lr_decay, args.epochs)
     run = RunFolder(folder, vars(args), inputs, [gan, pool], header, runtime, num_steps)
     data = data.to(runtime.device)
     steps = train_match(
@@ -306,7 +326,9 @@ def main(args: argparse.Namespace) -> RunFolder:
         data.train,
         epochs=args.epochs,
         batch_size=args.batch_size,
+        lr_decay=args.lr_decay,
         gp_weight=args.gp_weight,
+        diffaug=args.diffaug,
         pool_steps=args.pool_steps,
         match=args.match,
         match_weight=MATCH_WEIGHTS[args.match] if args.match_weight is None else args.match_weight,
@@ -319,6 +341,8 @@ def main(args: argparse.Namespace) -> RunFolder:
         start=run.position,
     )
     for epoch, values in run.epochs(steps, args.print_freq, args.save_interval):
+        if args.restat:
+            estimate_statistics(gan.deployed, args.restat, args.batch_size, args.seed, runtime)
         if args.eval_interval and epoch % args.eval_interval == 0:
             with run.interruptible():
                 values |= evaluate_generator(gan.deployed, data, networks, args.budget, args.ipc, args.repeats, recipe, args.seed, runtime)

@@ -281,14 +281,29 @@ def fused(parameters: list[nn.Parameter]) -> dict[str, bool]:
     return {"fused": True} if parameters[0].is_cuda else {}
 
 
-def capturable(parameters: list[nn.Parameter]) -> dict[str, bool]:
-    """The same for Adam, which must also keep its step count on the device for a CUDA graph to hold it."""
-    return {"fused": True, "capturable": True} if parameters[0].is_cuda else {}
+def make_adam(parameters: list[nn.Parameter], lr: float) -> torch.optim.Adam:
+    """Adam with betas 0.0 and 0.9. On CUDA its rate and its step count live on the device, where a CUDA graph reads them."""
+    if not parameters[0].is_cuda:
+        return torch.optim.Adam(parameters, lr=lr, betas=(0.0, 0.9))
+    rate = torch.tensor(lr, device=parameters[0].device)
+    return torch.optim.Adam(parameters, lr=rate, betas=(0.0, 0.9), fused=True, capturable=True)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Change the rate, where it lies if that is on the device."""
+    for group in optimizer.param_groups:
+        if torch.is_tensor(group["lr"]):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """load_state_dict, but how the steps are executed stays this optimiser's: a checkpoint may come from another device."""
-    own = {name: optimizer.param_groups[0].get(name) for name in ("foreach", "fused", "capturable")}
+    """load_state_dict, but how the steps are executed stays this optimiser's, and so does the rate, which lies on its device.
+
+    A checkpoint may come from another one.
+    """
+    own = {name: optimizer.param_groups[0].get(name) for name in ("foreach", "fused", "capturable", "lr")}
     groups = [group | {name: value for name, value in own.items() if name in group} for group in state["param_groups"]]
     optimizer.load_state_dict(state | {"param_groups": groups})
     for parameter, values in optimizer.state.items():

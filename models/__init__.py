@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from models.convnet import ConvNet
 from models.densenet import DenseNet
 from models.gan import Discriminator, Generator
 from models.resnet import ResNet
+from models.resnet_gan import ResNetDiscriminator, ResNetGenerator
 from utils import UsageError, read_checkpoint
 
 # Name -> constructor(channels, image_size, num_classes). A name states its width wherever two exist.
@@ -28,6 +30,20 @@ NETWORKS = {
 }
 # What DiM's commands call its narrow network; everything printed or stored says the full name.
 ALIASES = {"resnet18": "resnet18_w32"}
+
+
+class Players(NamedTuple):
+    """The classes of a pair, which share their constructor values, and the width at which the generator has DiM's size."""
+
+    generator: type[nn.Module]
+    discriminator: type[nn.Module]
+    width: int
+
+
+GANS = {
+    "dim": Players(Generator, Discriminator, 196),
+    "resnet": Players(ResNetGenerator, ResNetDiscriminator, 224),
+}
 
 
 class Classifier(nn.Module):
@@ -69,9 +85,13 @@ def build_classifier(name: str, info: DataInfo) -> Classifier:
     return Classifier(NETWORKS[network_name(name)](info.channels, info.image_size, info.num_classes), info)
 
 
-def build_gan(config: dict[str, int]) -> tuple[Generator, Discriminator]:
-    """A freshly initialised pair from the generator's constructor values."""
-    return Generator(**config), Discriminator(**{k: v for k, v in config.items() if k != "z_dim"})
+def build_gan(config: dict) -> tuple[nn.Module, nn.Module]:
+    """A freshly initialised pair from the generator's constructor values and, where it is not "dim", the name "gan" of the pair."""
+    name = config.get("gan", "dim")
+    if name not in GANS:
+        raise UsageError(f"--gan {name}: unknown, expected one of {', '.join(GANS)}")
+    sizes = {k: v for k, v in config.items() if k != "gan"}
+    return GANS[name].generator(**sizes), GANS[name].discriminator(**{k: v for k, v in sizes.items() if k != "z_dim"})
 
 
 @dataclass(frozen=True)
@@ -79,18 +99,18 @@ class GanCheckpoint:
     """A checkpoint of ours or of the reference code. info and val_size are None where the file does not say."""
 
     path: Path
-    config: dict[str, int]
+    config: dict
     info: DataInfo | None
     val_size: int | None
     state: dict
 
-    def generator(self) -> Generator:
+    def generator(self) -> nn.Module:
         """The generator to deploy, in eval mode on the CPU: the moving average if one was kept."""
         generator, _ = self._build()
         self._load(generator, "generator" if self.state.get("generator_ema") is None else "generator_ema")
         return generator.eval().requires_grad_(False)
 
-    def players(self) -> tuple[Generator, Discriminator]:
+    def players(self) -> tuple[nn.Module, nn.Module]:
         """The pair to go on training, on the CPU. The generator is the moving average if one was kept."""
         generator, discriminator = self._build()
         self._load(generator, "generator" if self.state.get("generator_ema") is None else "generator_ema")
@@ -114,7 +134,7 @@ class GanCheckpoint:
                     f"found {getattr(info, name)} in {info.name}; name its set with --data"
                 )
 
-    def _build(self) -> tuple[Generator, Discriminator]:
+    def _build(self) -> tuple[nn.Module, nn.Module]:
         try:
             return build_gan(self.config)
         except (TypeError, RuntimeError, UsageError) as error:
@@ -152,7 +172,7 @@ def read_gan(path: str | Path) -> GanCheckpoint:
     return GanCheckpoint(Path(path), config, None, None, state)
 
 
-def load_generator(path: str | Path) -> Generator:
+def load_generator(path: str | Path) -> nn.Module:
     """The generator of a checkpoint, ready to deploy: `load_generator("last.pth").sample(torch.arange(10))`.
 
     In eval mode, on the CPU; the moving average if one was kept. Raises UsageError (a ValueError) for a bad file.

@@ -6,11 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from losses import discriminator_loss, gradient_penalty
-from runtime import Runtime, capturable, load_optimizer
-from utils import UsageError, derive_seed, eval_mode
+from augment import draw_operations, parse_strategy
+from losses import discriminator_loss, gradient_penalty, hinge_loss
+from runtime import Runtime, load_optimizer, make_adam, set_rate
+from utils import UsageError, derive_seed, eval_mode, seeded
 
 IMAGE_SIZES = (28, 32)
+LR_DECAYS = ("none", "linear")
 
 
 class Generator(nn.Module):
@@ -21,7 +23,7 @@ class Generator(nn.Module):
 
     def __init__(self, num_classes: int, channels: int = 3, image_size: int = 32, width: int = 196, z_dim: int = 100):
         super().__init__()
-        _check_sizes(image_size, width)
+        check_sizes(image_size, width)
         if z_dim <= num_classes:
             raise UsageError(f"--z-dim {z_dim}: expected more than the {num_classes} classes, whose one-hot code it holds")
         self.num_classes, self.channels, self.image_size, self.width, self.z_dim = num_classes, channels, image_size, width, z_dim
@@ -67,7 +69,7 @@ class Discriminator(nn.Module):
 
     def __init__(self, num_classes: int, channels: int = 3, image_size: int = 32, width: int = 196):
         super().__init__()
-        _check_sizes(image_size, width)
+        check_sizes(image_size, width)
         side = image_size
         for i, stride in enumerate(self.STRIDES, start=1):
             side = (side - 1) // stride + 1
@@ -76,14 +78,15 @@ class Discriminator(nn.Module):
         self.fc1 = nn.Linear(width, 1)
         self.fc10 = nn.Linear(width, num_classes)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:  # y: another discriminator's condition
         for i in range(1, len(self.STRIDES) + 1):
             x = F.leaky_relu(getattr(self, f"ln{i}")(getattr(self, f"conv{i}")(x)), 0.01)
         x = F.max_pool2d(x, 4).flatten(1)  # (B, width)
         return self.fc1(x).squeeze(1).float(), self.fc10(x).float()
 
 
-def _check_sizes(image_size: int, width: int) -> None:
+def check_sizes(image_size: int, width: int) -> None:
+    """Raise UsageError where no pair can be built."""
     if image_size not in IMAGE_SIZES:
         raise UsageError(f"--image-size {image_size}: expected one of {', '.join(map(str, IMAGE_SIZES))}")
     if width < 1:
@@ -93,29 +96,41 @@ def _check_sizes(image_size: int, width: int) -> None:
 class GAN:
     """The pair in training, on its device: generator, discriminator, their Adams, and the generator's moving average.
 
-    ema: decay of that average per step; 0 = none.
+    lr_d: the discriminator's rate, where it is another. ema: decay of the average per step, reached from below, since the first
+    steps are not worth keeping: step t uses min(ema, (1 + t) / (10 + t)); 0 = none.
     """
 
-    def __init__(self, generator: Generator, discriminator: Discriminator, lr: float, ema: float = 0.0):
+    def __init__(self, generator: nn.Module, discriminator: nn.Module, lr: float, ema: float = 0.0, lr_d: float | None = None):
         self.generator, self.discriminator, self.ema = generator, discriminator, ema
         self.generator_ema = copy.deepcopy(generator).requires_grad_(False) if ema else None
-        self.optim_g, self.optim_d = (
-            torch.optim.Adam(player.parameters(), lr=lr, betas=(0.0, 0.9), **capturable(list(player.parameters())))
-            for player in (generator, discriminator)
-        )
+        self.ema_steps = torch.zeros((), device=next(generator.parameters()).device)
+        self.rates = {"optim_g": lr, "optim_d": lr_d or lr}
+        self.optim_g, self.optim_d = (make_adam(list(p.parameters()), r) for p, r in zip(self.players, self.rates.values(), strict=True))
 
     @property
-    def deployed(self) -> Generator:
+    def players(self) -> tuple[nn.Module, nn.Module]:
+        """Generator and discriminator."""
+        return self.generator, self.discriminator
+
+    @property
+    def deployed(self) -> nn.Module:
         """The generator to sample from: the moving average if there is one."""
         return self.generator if self.generator_ema is None else self.generator_ema
 
+    def set_rates(self, factor: float) -> None:
+        """Let both Adams step at `factor` times their rates."""
+        for name, lr in self.rates.items():
+            set_rate(getattr(self, name), lr * factor)
+
     @torch.no_grad()
     def update_ema(self) -> None:
-        """Move the average towards the generator; BatchNorm's statistics are copied. Nothing without an average."""
+        """Move the average towards the generator by one step. BatchNorm's statistics are copied."""
         if self.generator_ema is None:
             return
-        targets, sources = list(self.generator_ema.parameters()), list(self.generator.parameters())
-        torch._foreach_lerp_(targets, sources, 1 - self.ema)
+        share = 1 - ((1 + self.ema_steps) / (10 + self.ema_steps)).clamp(max=self.ema)
+        self.ema_steps += 1
+        for target, source in zip(self.generator_ema.parameters(), self.generator.parameters(), strict=True):
+            target.lerp_(source, share)
         for target, source in zip(self.generator_ema.buffers(), self.generator.buffers(), strict=True):
             target.copy_(source)
 
@@ -125,6 +140,7 @@ class GAN:
             "generator": self.generator.state_dict(),
             "discriminator": self.discriminator.state_dict(),
             "generator_ema": self.generator_ema.state_dict() if self.generator_ema is not None else None,
+            "ema_steps": self.ema_steps,
             "optim_g": self.optim_g.state_dict(),
             "optim_d": self.optim_d.state_dict(),
         }
@@ -137,33 +153,89 @@ class GAN:
             load_optimizer(getattr(self, name), state[name])
         if self.generator_ema is not None:
             self.generator_ema.load_state_dict(state["generator_ema"])
+            self.ema_steps.copy_(state["ema_steps"])
 
 
-def discriminator_step(gan: GAN, real: Tensor, y: Tensor, gp_weight: float, runtime: Runtime) -> Tensor:
+@torch.no_grad()
+def estimate_statistics(generator: nn.Module, batches: int, batch_size: int, seed: int, runtime: Runtime) -> None:
+    """Set the generator's BatchNorm statistics to their means over `batches` of generated images of uniform labels.
+
+    An average of weights has other statistics than the generator it was averaged from (Izmailov et al. 2018, arXiv:1803.05407, 3.3).
+    The surrounding random numbers stay as they were.
+    """
+    norms = [m for m in generator.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    device = next(generator.parameters()).device
+    momenta, was_training = [norm.momentum for norm in norms], generator.training
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean over the batches
+    generator.train()
+    with seeded(device, seed, "statistics"), runtime.autocast():
+        for _ in range(batches):
+            generator.sample(torch.randint(generator.num_classes, (batch_size,), device=device))
+    generator.train(was_training)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
+def discriminator_step(gan: GAN, real: Tensor, y: Tensor, gp_weight: float, runtime: Runtime, diffaug: tuple[str, ...] = ()) -> Tensor:
     """One update of the discriminator on real images (B, C, H, W) of labels y and as many fakes of uniform labels.
 
-    loss_d = E[D(fake)] - E[D(real)] + CE(fake) + CE(real) + gp_weight * GP, returned. The penalty is taken in float32.
+    With class logits: loss_d = E[D(fake)] - E[D(real)] + CE(fake) + CE(real) + gp_weight * GP, the penalty taken in float32.
+    Without: loss_d = E[relu(1 - D(real, y))] + E[relu(1 + D(fake, y))]. Returned. diffaug: see differentiable_augment.
     """
     discriminator = gan.discriminator
     fake_y = torch.randint(gan.generator.num_classes, y.shape, device=y.device)
     with runtime.autocast():
         with torch.no_grad():
             fake = gan.generator.sample(fake_y)
-        scores, logits = discriminator(torch.cat([real, fake]))  # (2B,), (2B, K)
+        images = differentiable_augment(torch.cat([real, fake]), diffaug)
+        scores, logits = discriminator(images, torch.cat([y, fake_y]))  # (2B,), (2B, K) or None
     n = len(real)
-    loss = discriminator_loss(scores[:n], logits[:n], y, scores[n:], logits[n:], fake_y)
-    loss = loss + gp_weight * gradient_penalty(discriminator, real, fake)
+    if logits is None:
+        loss = hinge_loss(scores[:n], scores[n:])
+    else:
+        loss = discriminator_loss(scores[:n], logits[:n], y, scores[n:], logits[n:], fake_y)
+        loss = loss + gp_weight * gradient_penalty(discriminator, images[:n], images[n:])
     gan.optim_d.zero_grad()
     loss.backward()
     runtime.update(gan.optim_d)
     return loss
 
 
+def rate_factor(lr_decay: str, done: int, total: int) -> float:
+    """By what a rate is multiplied after `done` of `total` steps: 1, or linearly from 1 to 0."""
+    return 1.0 if lr_decay == "none" else 1 - done / total
+
+
+def length_of_decay(lr_decay: str, epochs: int) -> dict[str, int]:
+    """What a continued run must share because its rates hang on it."""
+    return {} if lr_decay == "none" else {"decay over --epochs": epochs}
+
+
+def parse_diffaug(diffaug: str) -> tuple[str, ...]:
+    """The operations of --diffaug. Raises UsageError for an unknown one."""
+    try:
+        return parse_strategy(diffaug)
+    except UsageError as error:
+        raise UsageError(f"--diffaug: {error}") from None
+
+
+def differentiable_augment(images: Tensor, operations: tuple[str, ...]) -> Tensor:
+    """DiffAugment (Zhao et al. 2020, arXiv:2006.10738): each image (B, C, H, W) in [-1, 1] under its own draw of `operations`.
+
+    Applied to what the discriminator sees of both sides, in all steps; gradients pass through.
+    """
+    if not operations:
+        return images
+    return draw_operations(operations, len(images), images.shape[-1], images.device)(images)
+
+
 @torch.no_grad()
-def sample_grid(generator: Generator, seed: int, rows: int = 10) -> Tensor:
+def sample_grid(generator: nn.Module, seed: int, rows: int = 10) -> Tensor:
     """A picture (C, H, W) in [-1, 1]: a column for each of the first ten classes, a row for each z, the same at every call."""
     columns = min(generator.num_classes, 10)
-    device = generator.fc1.weight.device
+    device = next(generator.parameters()).device
     draw = torch.Generator().manual_seed(derive_seed(seed, "pictures"))
     z = torch.randn(rows, generator.z_dim, generator=draw).repeat_interleave(columns, 0).to(device)
     with eval_mode(generator):

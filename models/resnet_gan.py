@@ -1,0 +1,132 @@
+"""A residual class-conditional generator and its projection discriminator (Miyato & Koyama 2018, arXiv:1802.05637).
+
+The CIFAR networks of SNGAN (Miyato et al. 2018, arXiv:1802.05957), with as many channels in each block.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import spectral_norm
+
+from models.gan import check_sizes
+
+
+class ConditionalBatchNorm2d(nn.Module):
+    """BatchNorm2d whose gain and bias are those of the image's class (de Vries et al. 2017, arXiv:1707.00683)."""
+
+    def __init__(self, width: int, num_classes: int):
+        super().__init__()
+        self.bn = nn.BatchNorm2d(width, affine=False)
+        self.gain = nn.Parameter(torch.ones(num_classes, width))
+        self.bias = nn.Parameter(torch.zeros(num_classes, width))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.bn(x) * self.gain[y][:, :, None, None].to(x.dtype) + self.bias[y][:, :, None, None].to(x.dtype)
+
+
+class UpBlock(nn.Module):
+    """(B, width, h, w) -> (B, width, side, side): two 3x3 convs after conditional BatchNorm and ReLU, nearest upsampling, a shortcut."""
+
+    def __init__(self, width: int, side: int, num_classes: int):
+        super().__init__()
+        self.side = side
+        self.bn1 = ConditionalBatchNorm2d(width, num_classes)
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.bn2 = ConditionalBatchNorm2d(width, num_classes)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.shortcut = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        out = F.interpolate(F.relu(self.bn1(x, y)), size=self.side)
+        out = self.conv2(F.relu(self.bn2(self.conv1(out), y)))
+        return out + F.interpolate(self.shortcut(x), size=self.side)  # a 1x1 conv may come before the upsampling
+
+
+class ResNetGenerator(nn.Module):
+    """(z, y) -> images (B, channels, image_size, image_size) in [-1, 1].
+
+    z: (B, z_dim) standard normals; y: (B,). The class enters through the BatchNorms of the three blocks.
+    """
+
+    def __init__(self, num_classes: int, channels: int = 3, image_size: int = 32, width: int = 224, z_dim: int = 100):
+        super().__init__()
+        check_sizes(image_size, width)
+        self.num_classes, self.channels, self.image_size, self.width, self.z_dim = num_classes, channels, image_size, width, z_dim
+        self.fc1 = nn.Linear(z_dim, width * 4 * 4)
+        self.blocks = nn.ModuleList(UpBlock(width, side, num_classes) for side in (math.ceil(image_size / 4), image_size // 2, image_size))
+        self.bn = nn.BatchNorm2d(width)
+        self.conv = nn.Conv2d(width, channels, 3, padding=1)
+        initialise(self)
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        x = self.fc1(z).view(-1, self.width, 4, 4)
+        for block in self.blocks:  # 4 -> 8 -> 16 -> 32, or 4 -> 7 -> 14 -> 28
+            x = block(x, y)
+        return torch.tanh(self.conv(F.relu(self.bn(x))).float())
+
+    def sample(self, y: Tensor, rng: torch.Generator | None = None) -> Tensor:
+        """One image (B, C, H, W) for each label of y (B,), z drawn on y's device, from `rng` if given."""
+        return self(torch.randn(len(y), self.z_dim, device=y.device, generator=rng), y)
+
+
+class DownBlock(nn.Module):
+    """Two 3x3 convs after ReLU, 2x2 average pooling where `halve`, a shortcut. The first block takes images, so without a ReLU."""
+
+    def __init__(self, in_width: int, width: int, halve: bool, first: bool = False):
+        super().__init__()
+        self.halve, self.first = halve, first
+        self.conv1 = nn.Conv2d(in_width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.shortcut = nn.Conv2d(in_width, width, 1) if halve or in_width != width else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv2(F.relu(self.conv1(x if self.first else F.relu(x))))
+        if not self.halve:
+            return out + self.shortcut(x)
+        return F.avg_pool2d(out, 2) + self.shortcut(F.avg_pool2d(x, 2))
+
+
+class ResNetDiscriminator(nn.Module):
+    """Images x (B, C, H, W) in [-1, 1] and labels y (B,) -> (scores (B,) in float32, None): no class logits.
+
+    score = w . h + e_y . h on the summed features h (B, width), the projection of Miyato & Koyama, Eq. 3. Every weight is
+    spectrally normalised: one power iteration at each pass in train mode.
+    """
+
+    def __init__(self, num_classes: int, channels: int = 3, image_size: int = 32, width: int = 224):
+        super().__init__()
+        check_sizes(image_size, width)
+        self.blocks = nn.Sequential(
+            DownBlock(channels, width, halve=True, first=True),
+            DownBlock(width, width, halve=True),
+            DownBlock(width, width, halve=False),
+            DownBlock(width, width, halve=False),
+        )
+        self.fc1 = nn.Linear(width, 1)
+        self.embed = nn.Embedding(num_classes, width)
+        initialise(self)
+        self.normalised = [m for m in self.modules() if isinstance(m, nn.Conv2d | nn.Linear | nn.Embedding)]
+        for module in self.normalised:
+            spectral_norm(module)
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, None]:
+        with parametrize.cached():  # within, each weight is normalised once, at its first use
+            with torch.autocast(x.device.type, enabled=False):  # in float32
+                for module in self.normalised:
+                    _ = module.weight
+            h = F.relu(self.blocks(x)).float().sum((2, 3))  # (B, width)
+            with torch.autocast(x.device.type, enabled=False):
+                return self.fc1(h).squeeze(1) + (self.embed(y) * h).sum(1), None
+
+
+def initialise(module: nn.Module) -> None:
+    """Glorot & Bengio 2010's uniform weights, sqrt(2) as large in the 3x3 convs, and biases of zero."""
+    for child in module.modules():
+        if isinstance(child, nn.Conv2d | nn.Linear | nn.Embedding):
+            gain = math.sqrt(2) if isinstance(child, nn.Conv2d) and child.kernel_size == (3, 3) else 1.0
+            nn.init.xavier_uniform_(child.weight, gain)
+            if getattr(child, "bias", None) is not None:
+                nn.init.zeros_(child.bias)
