@@ -52,12 +52,12 @@ def train_gan(
     *,
     epochs: int,
     batch_size: int,
-    d_steps: int,
-    lr_decay: str,
     gp_weight: float,
-    diffaug: str,
     seed: int,
     runtime: Runtime,
+    d_steps: int = 1,
+    lr_decay: str = "none",
+    diffaug: str = "none",
     start: Position = START,
 ) -> Iterator[Step]:
     """Train `gan` in place, one yield a step; Wang et al. 2023 (arXiv:2303.04707), first stage.
@@ -70,7 +70,8 @@ def train_gan(
     operations = parse_diffaug(diffaug)
 
     def step(index: Tensor) -> Losses:  # (d_steps, B)
-        y = train.labels[index[0]]
+        batches = [train.batch(batch) for batch in index]
+        _, y = batches[0]
 
         # loss_g = -E[D(fake)] + CE(fake), on fakes of the real labels; CE is DiM's alone
         with runtime.autocast():
@@ -85,8 +86,8 @@ def train_gan(
 
         # dim:    loss_d = E[D(fake)] - E[D(real)] + CE(fake) + CE(real) + gp_weight * GP, on fakes of uniform labels
         # resnet: loss_d = E[relu(1 - D(real))] + E[relu(1 + D(fake))]
-        for batch in index:
-            loss_d = discriminator_step(gan, *train.batch(batch), gp_weight, runtime, operations)
+        for real, y in batches:
+            loss_d = discriminator_step(gan, real, y, gp_weight, runtime, operations)
         return {"loss_d": loss_d, "loss_g": loss_g}
 
     step = runtime.graphed(step)

@@ -69,8 +69,8 @@ def cos(a: Tensor, b: Tensor) -> Tensor:
 
 
 METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"l1": l1, "mse": mse, "l1_mean": l1_mean, "cos": cos}
-# How much a matching term weighs in the generator's loss where --match-weight is not given (arXiv:2303.04707 and its code).
-MATCH_WEIGHTS = {"logit": 0.01, "feat": 0.001, "grad": 0.001, "none": 0.0}
+# How much a matching term weighs in the generator's loss where --match-weight is not given (arXiv:2303.04707 and its code; dist is ours).
+MATCH_WEIGHTS = {"logit": 0.01, "feat": 0.001, "grad": 0.001, "dist": 1.0, "none": 0.0}
 
 
 def get_metric(name: str) -> Callable[[Tensor, Tensor], Tensor]:
@@ -90,6 +90,33 @@ def match_features(real: Sequence[Tensor], fake: Sequence[Tensor], metric: str |
     """Sum over layers of the distance (default l1) between features (B, ...) averaged over the batch."""
     distance = get_metric(metric or "l1")
     return torch.stack([distance(f.float().mean(0), r.float().mean(0)) for r, f in zip(real, fake, strict=True)]).sum()
+
+
+def match_distributions(real: Sequence[Tensor], fake: Sequence[Tensor], y: Tensor) -> Tensor:
+    """Energy distance between the real and the generated images of each class, averaged over layers.
+
+    real, fake: features (B, D) of each layer, of images of the same labels y (B,). For each class
+    2 E|f - r| - E|f - f'| - E|r - r'| over pairs of distinct images, over the mean E|r - r'|; class c of n_c images weighs
+    n_c (n_c - 1), its number of pairs. It is the distance between characteristic functions with the weight of Szekely & Rizzo 2013
+    (doi:10.1016/j.jspi.2013.03.018), and an unbiased estimate of it: unlike a distance between paired images or between means of
+    few, it does not pull a class's images to their mean, since |f - f'| counts for the generator.
+    """
+    same = (y[:, None] == y).float()  # (B, B)
+    count = same.sum(1, keepdim=True)
+    across, within = same * (count - 1) / count, same - torch.eye(len(y), device=y.device)
+    num_pairs = within.sum().clamp(min=1)
+    losses = []
+    for r, f in zip(real, fake, strict=True):
+        r, f = r.float(), f.float()
+        spread = (within * _distances(r, r)).sum() / num_pairs
+        between = 2 * (across * _distances(f, r)).sum() - (within * _distances(f, f)).sum()
+        losses.append((between / num_pairs - spread) / spread.clamp(min=1e-6))
+    return torch.stack(losses).mean()
+
+
+def _distances(a: Tensor, b: Tensor) -> Tensor:
+    """Euclidean distances (B, B) of rows, to float32's precision also between equal ones."""
+    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def match_gradients(

@@ -17,7 +17,7 @@ from torch import Tensor
 import data as datasets
 from augment import Transform, choose_operations, draw_operations, parse_strategy
 from data import DataInfo, ImageSet, epoch_order, load_data, steps_per_epoch
-from losses import MATCH_WEIGHTS, METRICS, generator_loss, match_features, match_gradients, match_logits
+from losses import MATCH_WEIGHTS, METRICS, generator_loss, match_distributions, match_features, match_gradients, match_logits
 from models import Classifier, build_classifier, network_name, read_gan
 from models.gan import (
     GAN,
@@ -34,6 +34,7 @@ from run_folder import START, Position, RunFolder, Step, run_path
 from runtime import Losses, Runtime, device_name, fused, load_optimizer, make_runtime
 from utils import (
     Parser,
+    UsageError,
     cli,
     count,
     decay,
@@ -51,56 +52,67 @@ from validate import BUDGETS, RECIPES, evaluate_generator, warn_of_seen_images
 
 
 class Pool:
-    """The networks of the pool, one of them in use, trained by SGD on real images between generator steps.
+    """Networks trained by SGD on real images between generator steps; `size` of them take turns, a step each.
 
-    Each is built once and put back to a fresh initialisation in place when it is drawn again, so that its place in memory stays.
+    Each is drawn anew when it has lived for as many steps as an epoch has; of several the births lie evenly over the epoch, so
+    that they differ in age. Networks are built once and put back to a fresh initialisation in place, so that their place in
+    memory stays.
     """
 
-    def __init__(self, names: Sequence[str], info: DataInfo, lr: float, strategy: str, seed: int, runtime: Runtime):
-        self.names = [network_name(name) for name in names]
+    def __init__(self, names: Sequence[str], info: DataInfo, lr: float, strategy: str, seed: int, runtime: Runtime, size: int = 1):
+        self.names, self.size = [network_name(name) for name in names], size
         self.info, self.lr, self.strategy, self.seed, self.runtime = info, lr, strategy, seed, runtime
-        self.networks: dict[str, tuple[Classifier, torch.optim.SGD]] = {}
-        self.name, self.epoch = "", -1  # of the network in use
+        self.networks: dict[tuple[int, str], tuple[Classifier, torch.optim.SGD]] = {}
+        self.drawn: dict[int, tuple[str, int]] = {}  # slot -> the name of its network, and the number of its drawing
+        self.slot = 0  # whose turn it is
         self.update = runtime.graphed(self._update)
 
-    def draw(self, epoch: int) -> None:
-        """Put the network of `epoch` in use, freshly initialised from (seed, epoch) unless it is at hand."""
-        if epoch == self.epoch:
+    def turn(self, epoch: int, step: int, num_steps: int) -> None:
+        """Put the network of this step of an epoch of `num_steps` in use, freshly initialised from (seed, drawing) if it is due."""
+        self.slot = step % self.size
+        drawing = epoch if step >= self.slot * num_steps // self.size else epoch - 1
+        if self.slot in self.drawn and self.drawn[self.slot][1] == drawing:
             return
-        with seeded(self.runtime.device, self.seed, "pool", epoch):
+        slot = (self.slot,) if self.slot else ()
+        with seeded(self.runtime.device, self.seed, "pool", drawing, *slot):
             name = self.names[int(torch.randint(len(self.names), ()))]
             fresh = build_classifier(name, self.info)
-        self._use(name, epoch)
+        self._use(self.slot, name, drawing)
         self.model.load_state_dict(fresh.state_dict())
         for state in self.optim.state.values():
             state["momentum_buffer"].zero_()
 
-    def _use(self, name: str, epoch: int) -> None:
-        if name not in self.networks:
+    def _use(self, slot: int, name: str, drawing: int) -> None:
+        if (slot, name) not in self.networks:
             with seeded(self.runtime.device, "any"):  # weights that are overwritten at once must not cost random numbers
                 model = self.runtime.place(build_classifier(name, self.info)).train()
             parameters = list(model.parameters())
-            self.networks[name] = model, torch.optim.SGD(parameters, self.lr, momentum=0.9, weight_decay=5e-4, **fused(parameters))
-        self.name, self.epoch = name, epoch
+            self.networks[slot, name] = model, torch.optim.SGD(parameters, self.lr, momentum=0.9, weight_decay=5e-4, **fused(parameters))
+        self.drawn[slot] = name, drawing
+
+    @property
+    def key(self) -> tuple[int, str]:
+        """Where the network in use is found in `networks`."""
+        return self.slot, self.drawn[self.slot][0]
 
     @property
     def model(self) -> Classifier:
         """The network in use."""
-        return self.networks[self.name][0]
+        return self.networks[self.key][0]
 
     @property
     def optim(self) -> torch.optim.SGD:
         """Its optimiser."""
-        return self.networks[self.name][1]
+        return self.networks[self.key][1]
 
     def train_step(self, train: ImageSet, index: Tensor, choices: torch.Generator) -> None:
         """One SGD step on the real images at `index` (B,), each augmented with its own parameters.
 
         choices: what is drawn on the host, the operations.
         """
-        self.update(*train.batch(index), network=self.name, operations=choose_operations(self.strategy, "dim", choices))
+        self.update(*train.batch(index), network=self.key, operations=choose_operations(self.strategy, "dim", choices))
 
-    def _update(self, real: Tensor, y: Tensor, network: str, operations: tuple[str, ...]) -> Losses:
+    def _update(self, real: Tensor, y: Tensor, network: tuple[int, str], operations: tuple[str, ...]) -> Losses:
         model, optim = self.networks[network]
         augment = draw_operations(operations, len(real), real.shape[-1], real.device)
         with self.runtime.autocast():
@@ -112,18 +124,21 @@ class Pool:
         return {}
 
     def state_dict(self) -> dict:
-        """The network in use, under the key "pool"."""
-        if self.epoch < 0:
-            return {"pool": None}
-        network = {"name": self.name, "epoch": self.epoch, "model": self.model.state_dict(), "optim": self.optim.state_dict()}
-        return {"pool": network}
+        """The networks drawn, under the key "pool"."""
+        networks = []
+        for slot, (name, drawing) in self.drawn.items():
+            model, optim = self.networks[slot, name]
+            values = {"slot": slot, "name": name, "drawing": drawing, "model": model.state_dict(), "optim": optim.state_dict()}
+            networks.append(values)
+        return {"pool": networks}
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from state_dict()."""
-        if state["pool"] is not None:
-            self._use(state["pool"]["name"], state["pool"]["epoch"])
-            self.model.load_state_dict(state["pool"]["model"])
-            load_optimizer(self.optim, state["pool"]["optim"])
+        for network in state["pool"]:
+            self._use(network["slot"], network["name"], network["drawing"])
+            model, optim = self.networks[network["slot"], network["name"]]
+            model.load_state_dict(network["model"])
+            load_optimizer(optim, network["optim"])
 
 
 def matching_loss(
@@ -152,7 +167,17 @@ def matching_loss(
         fake_logits, fake_features = pool_model.logits_and_features(fake, augment)
     if match == "feat":
         return match_features(real_features, fake_features, metric)
+    if match == "dist":
+        layers = (
+            [*(pooled(f) for f in features), logits] for features, logits in ((real_features, real_logits), (fake_features, fake_logits))
+        )
+        return match_distributions(*layers, y)
     return match_logits(real_logits, fake_logits, metric)
+
+
+def pooled(features: Tensor) -> Tensor:
+    """Features (B, C, h, w) averaged over patches of a quarter of the side, (B, D)."""
+    return F.avg_pool2d(features, features.shape[-1] // 4).flatten(1)
 
 
 def train_match(
@@ -162,9 +187,7 @@ def train_match(
     *,
     epochs: int,
     batch_size: int,
-    lr_decay: str,
     gp_weight: float,
-    diffaug: str,
     pool_steps: int,
     match: str,
     match_weight: float,
@@ -174,17 +197,19 @@ def train_match(
     fc: bool,
     seed: int,
     runtime: Runtime,
+    lr_decay: str = "none",
+    diffaug: str = "none",
     start: Position = START,
 ) -> Iterator[Step]:
     """Fine-tune `gan` in place, one yield a step; Wang et al. 2023 (arXiv:2303.04707), second stage.
 
-    Before each generator step the epoch's pool network takes `pool_steps` SGD steps on its own shuffled passes over
+    Before each generator step the pool's network whose turn it is takes `pool_steps` SGD steps on its own shuffled passes over
     `train`. match_strategy: DSA operations of the matching term, None = none. `start` is where an earlier run stopped.
     """
     generator, discriminator = gan.generator.train(), gan.discriminator.train()
     diffaug_operations = parse_diffaug(diffaug)
 
-    def step(index: Tensor, network: str, operations: tuple[str, ...] | None) -> Losses:
+    def step(index: Tensor, network: tuple[int, str], operations: tuple[str, ...] | None) -> Losses:
         real, y = train.batch(index)
 
         # loss_g = -E[D(fake)] + CE(fake) + match_weight * distance(pool(real), pool(fake)), on fakes of the real labels; CE is DiM's alone
@@ -213,17 +238,17 @@ def train_match(
         first = start.step if epoch == start.epoch else 0
         if first == num_steps:
             continue
-        pool.draw(epoch)
         pool_batches = shuffled_batches(len(train), batch_size, runtime.device, seed, epoch, skip=first * pool_steps)
         order = epoch_order(len(train), runtime.device, seed, "match", epoch)
         for i in range(first, num_steps):
+            pool.turn(epoch, i, num_steps)
             choices = torch.Generator().manual_seed(derive_seed(seed, "operations", epoch, i))  # the same on every rank
             for _ in range(pool_steps if match != "none" else 0):
                 pool.train_step(train, runtime.shard(next(pool_batches)), choices)
             gan.set_rates(rate_factor(lr_decay, epoch * num_steps + i, epochs * num_steps))
             index = order[i * batch_size : (i + 1) * batch_size]
             operations = None if match_strategy is None else choose_operations(match_strategy, "dim", choices)
-            yield Step(epoch, i + 1, step(runtime.shard(index), network=pool.name, operations=operations))
+            yield Step(epoch, i + 1, step(runtime.shard(index), network=pool.key, operations=operations))
 
 
 def shuffled_batches(num_images: int, batch_size: int, device: torch.device, seed: int, epoch: int, skip: int) -> Iterator[Tensor]:
@@ -269,7 +294,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--bias", action="store_true", help="--match grad: biases and norms too")
     parser.add_argument("--fc", action="store_true", help="--match grad: the last layer too")
     pool = ["convnet", "resnet10", "resnet18_w32", "resnet10_ap", "resnet18_ap"]
-    parser.add_argument("--pool", nargs="+", default=pool, help="networks, one drawn and freshly initialised at each epoch")
+    parser.add_argument("--pool", nargs="+", default=pool, help="networks, one drawn and freshly initialised an epoch")
+    parser.add_argument("--pool-size", type=positive_int, default=1, help="networks in use, of different ages, taking turns")
     parser.add_argument("--pool-steps", type=count, default=16, help="SGD steps of the pool network before each generator step")
     parser.add_argument("--pool-lr", type=positive, default=0.01, help="its rate")
     parser.add_argument("--pool-strategy", default="color_crop", help="DSA operations of its training, or none")
@@ -304,6 +330,8 @@ def main(args: argparse.Namespace) -> RunFolder:
     folder = run_path(args.results_dir, args.tag)
     runtime = make_runtime(args.device, args.amp, args.channels_last, args.graphs)
     runtime.check_batch_size(args.batch_size)
+    if args.metric and args.match in ("dist", "none"):
+        raise UsageError(f"--metric {args.metric}: --match {args.match} takes none")
     checkpoint = read_gan(args.weight)
     data = load_data(
         checkpoint.data_name(args.data), args.data_dir, val_size=args.val_size, image_size=args.image_size, info=checkpoint.info
@@ -312,7 +340,7 @@ def main(args: argparse.Namespace) -> RunFolder:
     warn_of_seen_images(checkpoint, args.val_size)
     num_steps = steps_per_epoch(len(data.train), args.batch_size)
     gan = GAN(*(runtime.place(player) for player in checkpoint.players()), args.lr, args.ema, args.lr_d)
-    pool = Pool(args.pool, data.info, args.pool_lr, args.pool_strategy, args.seed, runtime)
+    pool = Pool(args.pool, data.info, args.pool_lr, args.pool_strategy, args.seed, runtime, args.pool_size)
     torch.manual_seed(runtime.own_seed(args.seed, "match"))
 
     unseen = min(args.val_size, checkpoint.val_size or 0)  # the splits are nested

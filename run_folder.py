@@ -8,6 +8,7 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -149,6 +150,8 @@ class RunFolder:
         self.num_epochs, self.steps_per_epoch = flags["epochs"], steps_per_epoch
         self.meter = LossMeter(runtime)
         self.position = START
+        self.seconds = 0.0  # of training, over all starts
+        self._clock: float | None = None  # since when the steps under way are not yet in it
         self.best: dict | None = None  # {"epoch", "name", "value", "evaluation"} of best.pth, on a held-out split only
         self.lines: list[dict] = []
         self.earlier: list[dict] = []  # what args.json said of the starts before this one
@@ -183,7 +186,7 @@ class RunFolder:
         try:
             for part in self.parts:
                 part.load_state_dict(state)
-            self.position, self.best = Position(**state["position"]), state["best"]
+            self.position, self.best, self.seconds = Position(**state["position"]), state["best"], state["seconds"]
             self.meter.load_state_dict(state["meter"], self.runtime.device)
             self._load_rng(state)
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
@@ -238,6 +241,7 @@ class RunFolder:
         with handle_stops(self._on_signal), self._claimed(), bar:
             if self.position.step == self.steps_per_epoch:  # stopped after the epoch's last step, before its closing
                 yield self.position.epoch + 1, self._means()
+            self._clock = time.perf_counter()
             for at in steps:
                 self.position = Position(at.epoch, at.step)
                 self.meter.update(at)
@@ -253,9 +257,18 @@ class RunFolder:
                 if stop:
                     raise_stopped(stop)
                 if ends:
-                    yield at.epoch + 1, self._means()
+                    means = self._means()
+                    self._lap(goes_on=False)
+                    yield at.epoch + 1, means
+                    self._clock = time.perf_counter()
                     if stop := self._agreed_stop():  # arrived while the epoch was closed, which saved it
                         raise_stopped(stop)
+
+    def _lap(self, goes_on: bool = True) -> None:
+        """Add the seconds since the last lap; evaluations lie outside of laps."""
+        if self._clock is not None:
+            now = time.perf_counter()
+            self.seconds, self._clock = self.seconds + now - self._clock, now if goes_on else None
 
     def _agreed_stop(self) -> int | None:
         """The signal that came to any rank, so that all save the same step."""
@@ -267,7 +280,7 @@ class RunFolder:
         values: what to log. pictures: (C, H, W) in [-1, 1]. choose_by: the name in `values` whose highest figure makes
         best.pth; it must come from held-out training images.
         """
-        line = {"epoch": epoch, "step": epoch * self.steps_per_epoch, **values}
+        line = {"epoch": epoch, "step": epoch * self.steps_per_epoch, "seconds": round(self.seconds, 1), **values}
         score = values.get(choose_by) if choose_by else None
         comparable = self.best is not None and self.best["evaluation"] == self.evaluation
         better = score is not None and (not comparable or score > self.best["value"])
@@ -290,12 +303,14 @@ class RunFolder:
     def save(self, name: str = "last.pth") -> None:
         """Write a checkpoint of this very step, unless its losses or weights are not finite (FailedRun)."""
         self._means()
+        self._lap()
         state = dict(self.header)
         for part in self.parts:
             state |= part.state_dict()
         self._check_finite(state)
         state |= {
             "position": self.position._asdict(),
+            "seconds": self.seconds,
             "best": self.best,
             "meter": self.meter.state_dict(),
         }
@@ -349,7 +364,7 @@ class RunFolder:
 
             self._tensorboard = SummaryWriter(str(self.folder), purge_step=line["epoch"])
         for name, value in line.items():
-            if name not in ("epoch", "step"):
+            if name not in ("epoch", "step", "seconds"):
                 self._tensorboard.add_scalar(name.replace("_", "/", 1), value, line["epoch"])
         self._tensorboard.add_image("samples", (pictures.clamp(-1, 1) + 1) / 2, line["epoch"])
         self._tensorboard.flush()

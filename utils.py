@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parent
@@ -147,6 +148,7 @@ two_or_more = number(int, 2)
 count = number(int, 0)
 positive = number(float, 0, exclusive=True)
 nonnegative = number(float, 0)
+probability = number(float, 0, 1)
 probability_or_off = number(float, -1, 1)
 decay = number(float, 0, 0.999999)
 
@@ -274,6 +276,18 @@ def read_checkpoint(path: str | Path) -> dict:
     if not isinstance(state, dict):
         raise UsageError(f"{path}: holds a {type(state).__name__}, expected a checkpoint (a dict)")
     return state
+
+
+def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file. Raises UsageError where it is missing, damaged, or something else."""
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file, expected a generator in safetensors")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118  no mapping
+    except SafetensorError as error:
+        raise UsageError(f"{path}: expected safetensors, found {path.stat().st_size} bytes that are none, or truncated ({error})") from None
 
 
 def commit() -> str:

@@ -14,8 +14,9 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -26,11 +27,12 @@ from tqdm import tqdm
 import data as datasets
 from augment import COMPOSITIONS, choose_operations, draw_cutmix, draw_operations, parse_strategy
 from data import Data, DataInfo, ImageSet, balanced_epochs, load_data
-from models import Classifier, GanCheckpoint, Generator, build_classifier, network_name, read_gan
+from models import Classifier, GanCheckpoint, build_classifier, network_name, read_classifier, read_gan, save_classifier
+from models.deploy import Filtered, Several
 from results import Cost, ResultsFile, print_table
 from run_folder import make_folder, run_path
 from runtime import Lanes, Losses, Runtime, Stopwatch, device_name, fused, make_runtime
-from storage import num_bytes
+from storage import BYTES, export_generator, num_bytes, store
 from utils import (
     Parser,
     UsageError,
@@ -43,6 +45,7 @@ from utils import (
     locked,
     positive,
     positive_int,
+    probability,
     probability_or_off,
     seeded,
     tell,
@@ -93,7 +96,7 @@ def image_epochs(
     num_classes: int,
     seed: int,
     train: ImageSet | None,
-    generator: Generator | None,
+    generator: nn.Module | None,
     draws: Draws,
     runtime: Runtime,
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -118,7 +121,7 @@ def image_epochs(
 
 
 @torch.no_grad()
-def generate(generator: Generator, labels: Tensor, rng: torch.Generator, runtime: Runtime, batch_size: int = 500) -> Tensor:
+def generate(generator: nn.Module, labels: Tensor, rng: torch.Generator, runtime: Runtime, batch_size: int = 500) -> Tensor:
     """One image (N, C, H, W) in [-1, 1] for each label (N,), in eval mode, z from `rng`."""
     with eval_mode(generator), runtime.autocast():
         return torch.cat([generator.sample(part, rng) for part in labels.split(batch_size)])
@@ -225,15 +228,16 @@ def validate_group(
     budget: str,
     ipc: int,
     data: Data,
-    generator: Generator | None,
+    generator: nn.Module | None,
     recipe: Recipe,
     seeds: Sequence[int],
     runtime: Runtime,
+    keep: Callable[[Classifier, int], None] | None = None,
 ) -> list[tuple[float, Cost]]:
     """Train a fresh classifier from each seed, side by side, and test it on data.referee: (percent, cost) of each.
 
-    A result depends on its seed alone. The surrounding random numbers stay as they were, so that evaluating more often does
-    not change a training. Sources share the initialisation of their classifiers.
+    keep(classifier, seed) is called with each when it is trained. A result depends on its seed alone. The surrounding random numbers
+    stay as they were, so that evaluating more often does not change a training. Sources share the initialisation of their classifiers.
     """
     device, num_classes = runtime.device, data.info.num_classes
     classifiers, trainings = [], []
@@ -245,6 +249,9 @@ def validate_group(
         trainings.append(train_steps(classifiers[-1], epochs, recipe, draws, runtime))
     total_steps = recipe.epochs * math.ceil(num_classes * ipc / recipe.batch_size)
     costs = train_together(trainings, total_steps, runtime, title=f"{network} on {source}, ipc {ipc}")
+    for classifier, seed in zip(classifiers, seeds, strict=True):
+        if keep is not None:
+            keep(classifier, seed)
     return [(accuracy(classifier, data.referee[1]), cost) for classifier, cost in zip(classifiers, costs, strict=True)]
 
 
@@ -259,7 +266,7 @@ def seed_groups(seed: int, network: str, ipc: int, first: int, repeats: int, tog
 
 
 def evaluate_generator(
-    generator: Generator, data: Data, networks: list[str], budget: str, ipc: int, repeats: int, recipe: Recipe, seed: int, runtime: Runtime
+    generator: nn.Module, data: Data, networks: list[str], budget: str, ipc: int, repeats: int, recipe: Recipe, seed: int, runtime: Runtime
 ) -> dict[str, float]:
     """The evaluation of stages 1 and 2: {"val_accuracy" or "test_accuracy": mean percent}, and each network's if several."""
     runtime.share_buffers(generator)
@@ -276,12 +283,21 @@ def evaluate_generator(
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__.splitlines()[0])
     # what is trained on
-    parser.add_argument("--pretrain-weight", help="checkpoint of gen_condense.py, pool_match.py or the reference code")
+    parser.add_argument(
+        "--pretrain-weight",
+        nargs="+",
+        help="checkpoint of stage 1 or 2, of the reference code, or .safetensors; of several each makes a share",
+    )
     parser.add_argument("--source", nargs="+", choices=SOURCES, default=list(SOURCES), help="rows of the table")
     parser.add_argument(
         "--budget", choices=BUDGETS, default="stream", help="fixed: ipc images a class, drawn once; stream: fresh at each epoch"
     )
     parser.add_argument("--ipc", nargs="+", type=positive_int, default=[50], help="images per class and epoch")
+    # how the generator is deployed
+    parser.add_argument("--storage", choices=BYTES, help="precision that it is stored, measured and scored at (default: the file's)")
+    parser.add_argument("--export", help="folder to write generator.safetensors to, at --storage")
+    parser.add_argument("--filter", type=probability, default=0.0, help="redraw images that --teacher gives their class less than this")
+    parser.add_argument("--teacher", help="classifier of --save-classifiers that judges for --filter; its bytes count")
     # data
     parser.add_argument("--data", choices=datasets.NAMES, help="image set (default: the checkpoint's, or cifar10)")
     parser.add_argument("--data-dir", default="datasets", help="where its files lie or are downloaded to; for folder, PATH")
@@ -300,6 +316,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dsa-composition", choices=COMPOSITIONS, help="how its operations combine (default: the recipe's)")
     parser.add_argument("--seed", type=count, default=0, help="of classifiers and image draws")
     # run
+    parser.add_argument("--save-classifiers", action="store_true", help="keep the classifiers, in results/TAG/classifiers/")
     parser.add_argument("--tag", required=True, help="name of the folder under --results-dir")
     parser.add_argument("--results-dir", default="results", help="where results go")
     parser.add_argument("--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N")
@@ -324,25 +341,54 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
     return recipe
 
 
-def load_inputs(args: argparse.Namespace) -> tuple[Data, GanCheckpoint | None]:
-    """The checkpoint, if one is given, and those splits of its set that are needed."""
+def load_inputs(args: argparse.Namespace) -> tuple[Data, list[GanCheckpoint]]:
+    """The checkpoints, if any are given, and those splits of their set that are needed."""
     if "generator" in args.source and args.pretrain_weight is None:
         raise UsageError("--source generator needs --pretrain-weight, the checkpoint of a generator")
-    checkpoint = read_gan(args.pretrain_weight) if args.pretrain_weight else None
-    name = checkpoint.data_name(args.data) if checkpoint else args.data or "cifar10"
-    info = checkpoint.info if checkpoint else None
+    checkpoints = [read_gan(path) for path in args.pretrain_weight or []]
+    first = checkpoints[0] if checkpoints else None
+    name = first.data_name(args.data) if first else args.data or "cifar10"
+    info = first.info if first else None
     needs_train = args.val_size or set(args.source) != {"generator"}
     splits = (["train"] if needs_train else []) + ([] if args.val_size else ["test"])
     data = load_data(name, args.data_dir, splits=tuple(splits), val_size=args.val_size, image_size=args.image_size, info=info)
-    if checkpoint:
+    for checkpoint in checkpoints:
+        checkpoint.data_name(name)  # raises where it is of another set
         checkpoint.check_data(data.info)
     if "generator" in args.source:
-        warn_of_seen_images(checkpoint, args.val_size)
+        for checkpoint in checkpoints:
+            warn_of_seen_images(checkpoint, args.val_size)
     if "random-real" in args.source:
         fewest = int(torch.bincount(data.train.labels, minlength=data.info.num_classes).min())
         if max(args.ipc) > fewest:
             raise UsageError(f"--ipc {max(args.ipc)}: the smallest class of {name} has {fewest} training images for random-real")
-    return data, checkpoint
+    return data, checkpoints
+
+
+def deploy(args: argparse.Namespace, checkpoints: list[GanCheckpoint], info: DataInfo) -> tuple[nn.Module, dict]:
+    """The generator to score, on the CPU, at --storage, several as one, filtered; and what its rows say of it."""
+    storages = [args.storage or checkpoint.storage for checkpoint in checkpoints]
+    stored = [store(checkpoint.generator(), storage) for checkpoint, storage in zip(checkpoints, storages, strict=True)]
+    size = sum(num_bytes(generator, storage) for generator, storage in zip(stored, storages, strict=True))
+    generator = Several(stored) if len(stored) > 1 else stored[0]
+    hashes = [file_hash(checkpoint.path) for checkpoint in checkpoints]
+    origin = {
+        "generator_parameters": sum(p.numel() for p in generator.parameters()),
+        "generator_bytes": size,
+        "checkpoint_sha256": hashes[0] if len(hashes) == 1 else hashes,
+        "storage": storages[0] if len(set(storages)) == 1 else storages,
+    }
+    if args.filter:
+        saved = read_classifier(args.teacher)
+        if (saved.info.num_classes, saved.info.channels, saved.info.image_size) != (info.num_classes, info.channels, info.image_size):
+            raise UsageError(f"--teacher {args.teacher}: was trained on {saved.info.name}, expected a classifier of {info.name}")
+        if args.val_size > saved.val_size:
+            seen = f"{args.teacher} was trained with --val-size {saved.val_size}: it has seen images held out now"
+            tell(f"warning: --val-size {args.val_size}: {seen}")
+        generator = Filtered(generator, saved.classifier, args.filter)
+        origin |= {"filter": args.filter, "teacher": saved.network, "teacher_sha256": file_hash(args.teacher)}
+        origin |= {"generator_bytes": size + num_bytes(saved.classifier)}
+    return generator, origin
 
 
 def warn_of_seen_images(checkpoint: GanCheckpoint, val_size: int) -> None:
@@ -362,21 +408,33 @@ def fingerprint(info: DataInfo, images: ImageSet | None) -> str | None:
     return digest.hexdigest()[:16]
 
 
+def export(folder: Path, checkpoint: GanCheckpoint, storage: str | None) -> None:
+    """Write the generator as it is shipped."""
+    make_folder(folder)
+    export_generator(folder / "generator.safetensors", checkpoint, storage or checkpoint.storage)
+
+
+def saver(folder: Path, stem: str, network: str, info: DataInfo, val_size: int) -> Callable[[Classifier, int], None]:
+    """keep() of validate_group that writes folder/STEM_SEED.pth."""
+    make_folder(folder)
+    return lambda classifier, seed: save_classifier(folder / f"{stem}_{seed:016x}.pth", classifier, network, info, val_size)
+
+
 @cli
 def main(args: argparse.Namespace) -> list[dict]:
     networks = list(dict.fromkeys(network_name(name) for name in args.eval_model))
     recipe = recipe_of(args)
     runtime = make_runtime(args.device, args.amp, args.channels_last, args.graphs)
     folder = run_path(args.results_dir, args.tag)
-    data, checkpoint = load_inputs(args)
-    generator = runtime.place(checkpoint.generator()) if "generator" in args.source else None
+    if bool(args.filter) != bool(args.teacher):
+        raise UsageError("--filter and --teacher need each other: a probability, and the classifier that gives it")
+    if args.export and len(args.pretrain_weight or []) != 1:
+        raise UsageError(f"--export {args.export}: expected one --pretrain-weight, found {len(args.pretrain_weight or [])}")
+    data, checkpoints = load_inputs(args)
+    generator, origin = deploy(args, checkpoints, data.info) if "generator" in args.source else (None, {})
+    generator = generator and runtime.place(generator)
     tested, trained = fingerprint(data.info, data.referee[1]), fingerprint(data.info, data.train)
     data = data.to(runtime.device)
-    origin = {
-        "generator_parameters": sum(p.numel() for p in generator.parameters()) if generator else None,
-        "generator_bytes": num_bytes(generator) if generator else None,
-        "checkpoint_sha256": file_hash(checkpoint.path) if generator else None,
-    }
     shared = {
         "dataset": data.info.name,
         "split": data.referee[0],
@@ -392,12 +450,14 @@ def main(args: argparse.Namespace) -> list[dict]:
     rows, jobs = [], []
     with contextlib.ExitStack() as held:
         runtime.on_main(lambda: (make_folder(folder), held.enter_context(locked(folder))))
+        if args.export:
+            runtime.on_main(lambda: export(Path(args.export), checkpoints[0], args.storage))
         results = ResultsFile(folder, writes=runtime.is_main)
         for network in networks:
             for ipc in dict.fromkeys(args.ipc):
                 for source in dict.fromkeys(args.source):
                     settings = {**shared, "classifier": network, "source": source, "ipc": ipc}
-                    settings |= origin if source == "generator" else {**dict.fromkeys(origin), "drawn_from": trained}
+                    settings |= origin if source == "generator" else {"generator_bytes": None, "drawn_from": trained}
                     row = results.row(settings)
                     rows.append(row)
                     groups = seed_groups(args.seed, network, ipc, row["n"], args.repeats, args.together, runtime)
@@ -405,7 +465,9 @@ def main(args: argparse.Namespace) -> list[dict]:
 
         def work(job: tuple) -> list[tuple[float, Cost]]:
             _, network, source, ipc, seeds = job
-            return validate_group(network, source, args.budget, ipc, data, generator, recipe, seeds, runtime)
+            stem = f"{network}_{source}_{args.budget}_ipc{ipc}"
+            keep = saver(folder / "classifiers", stem, network, data.info, args.val_size) if args.save_classifiers else None
+            return validate_group(network, source, args.budget, ipc, data, generator, recipe, seeds, runtime, keep)
 
         for first in range(0, len(jobs), runtime.world_size):  # a job for each rank, then all of them are written down
             part = jobs[first : first + runtime.world_size]

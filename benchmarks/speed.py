@@ -22,6 +22,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -98,8 +99,8 @@ def images_on(device: torch.device, count: int = 50_000) -> ImageSet:
     return ImageSet(images, torch.randint(10, (count,), generator=draw)).to(device)
 
 
-def pair(width: int, runtime: Runtime) -> GAN:
-    return GAN(*(runtime.place(player) for player in build_gan(CONFIG | {"width": width})), 1e-4)
+def pair(width: int, runtime: Runtime, gan: str = "dim") -> GAN:
+    return GAN(*(runtime.place(player) for player in build_gan(CONFIG | {"gan": gan, "width": width})), 1e-4)
 
 
 def read_losses(steps: Iterator, at_each_step: bool) -> Callable[[], object]:
@@ -112,10 +113,10 @@ def read_losses(steps: Iterator, at_each_step: bool) -> Callable[[], object]:
 # Rows: what one unit of work is. Each takes (variant, runtime, batch_size, width, network).
 
 
-def stage1(variant: str, runtime: Runtime, batch_size: int, width: int, network: str) -> Callable[[], object]:
+def stage1(variant: str, runtime: Runtime, batch_size: int, width: int, network: str, gan: str = "dim") -> Callable[[], object]:
     images = images_on(torch.device("cpu") if variant == "loader" else runtime.device)
     train = Loaded(images, batch_size, runtime.device, FOREVER) if variant == "loader" else images
-    steps = train_gan(pair(width, runtime), train, epochs=FOREVER, batch_size=batch_size, gp_weight=10, seed=0, runtime=runtime)
+    steps = train_gan(pair(width, runtime, gan), train, epochs=FOREVER, batch_size=batch_size, gp_weight=10, seed=0, runtime=runtime)
     return read_losses(steps, variant == "loader")
 
 
@@ -133,7 +134,7 @@ def stage2(variant: str, runtime: Runtime, batch_size: int, width: int, network:
 def pool_update(variant: str, runtime: Runtime, batch_size: int, width: int, network: str) -> Callable[[], object]:
     images = images_on(runtime.device)
     pool = Pool([network], INFO, 0.01, "color_crop", 0, runtime)
-    pool.draw(0)
+    pool.turn(0, 0, 1)
     index, choices = torch.arange(batch_size, device=runtime.device), torch.Generator()
     return lambda: pool.train_step(images, index, choices)
 
@@ -164,6 +165,7 @@ def generation(variant: str, runtime: Runtime, batch_size: int, width: int, netw
 
 ROWS = {
     "stage-1 step": stage1,
+    "stage-1 step, resnet": partial(stage1, gan="resnet"),
     "stage-2 step": stage2,
     "pool update": pool_update,
     "classifier epoch": classifier_epoch,
@@ -357,6 +359,7 @@ def plan(args: argparse.Namespace) -> list[tuple[str, int, int, str]]:
     sizes = [(batch, width) for width in args.width for batch in args.batch_size]
     network = network_name(args.network)
     rows = [("stage-1 step", batch, width, "") for batch, width in sizes]
+    rows += [("stage-1 step, resnet", batch, width, "") for batch, width in sizes]
     rows += [("stage-2 step", batch, width, network) for batch, width in sizes if batch <= args.stage2_batch_limit]
     rows += [("pool update", 64, 0, name) for name in dict.fromkeys([network, *POOL])]
     rows += [("classifier epoch", 128, 0, network), ("validation, n = 5", 128, args.width[0], network)]

@@ -1,5 +1,6 @@
 """Name -> network, checkpoint -> generator."""
 
+import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from models.densenet import DenseNet
 from models.gan import Discriminator, Generator
 from models.resnet import ResNet
 from models.resnet_gan import ResNetDiscriminator, ResNetGenerator
-from utils import UsageError, read_checkpoint
+from utils import UsageError, read_checkpoint, read_safetensors, write_atomic
 
 # Name -> constructor(channels, image_size, num_classes). A name states its width wherever two exist.
 NETWORKS = {
@@ -103,6 +104,7 @@ class GanCheckpoint:
     info: DataInfo | None
     val_size: int | None
     state: dict
+    storage: str = "fp32"  # of the generator's values in the file
 
     def generator(self) -> nn.Module:
         """The generator to deploy, in eval mode on the CPU: the moving average if one was kept."""
@@ -112,6 +114,8 @@ class GanCheckpoint:
 
     def players(self) -> tuple[nn.Module, nn.Module]:
         """The pair to go on training, on the CPU. The generator is the moving average if one was kept."""
+        if "discriminator" not in self.state:
+            raise UsageError(f"{self.path}: holds a generator to deploy, expected a checkpoint of training, with its discriminator")
         generator, discriminator = self._build()
         self._load(generator, "generator" if self.state.get("generator_ema") is None else "generator_ema")
         self._load(discriminator, "discriminator")
@@ -151,8 +155,11 @@ class GanCheckpoint:
 def read_gan(path: str | Path) -> GanCheckpoint:
     """Read a checkpoint written here or by the reference code, whose sizes are read off its tensors.
 
-    Raises UsageError where the file is missing, damaged, or neither.
+    Of a .safetensors file, as storage.export_generator writes them, it is the generator alone. Raises UsageError where the file is
+    missing, damaged, or neither.
     """
+    if Path(path).suffix == ".safetensors":
+        return _read_exported(path)
     state = read_checkpoint(path)
     generator, discriminator = state.get("generator"), state.get("discriminator")
     if not isinstance(generator, dict) or not isinstance(discriminator, dict):
@@ -170,6 +177,48 @@ def read_gan(path: str | Path) -> GanCheckpoint:
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise UsageError(f"{path}: not a DiM checkpoint: {error} is missing or of another kind") from None
     return GanCheckpoint(Path(path), config, None, None, state)
+
+
+def _read_exported(path: str | Path) -> GanCheckpoint:
+    tensors, metadata = read_safetensors(path)
+    try:
+        about = json.loads(metadata["generator"])
+        info, storage = DataInfo.from_dict(about["info"]), str(about["storage"])
+        config, val_size = dict(about["config"]), int(about["val_size"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{path}: not a generator exported here: its {error} is missing or of another kind") from None
+    state = {"generator": {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}}
+    return GanCheckpoint(Path(path), config, info, val_size, state, storage)
+
+
+@dataclass(frozen=True)
+class SavedClassifier:
+    """A trained classifier in eval mode on the CPU, without gradients, and what it was trained for."""
+
+    classifier: Classifier
+    network: str
+    info: DataInfo
+    val_size: int
+
+
+def save_classifier(path: Path, classifier: Classifier, network: str, info: DataInfo, val_size: int) -> None:
+    """Write a trained classifier; val_size: how many training images were held out."""
+    weights = {name: tensor.cpu() for name, tensor in classifier.state_dict().items()}
+    state = {"network": network, "info": info.to_dict(), "val_size": val_size, "classifier": weights}
+    write_atomic(path, lambda temporary: torch.save(state, temporary))
+
+
+def read_classifier(path: str | Path) -> SavedClassifier:
+    """Read what save_classifier wrote. Raises UsageError where the file is missing, damaged, or none of that kind."""
+    state = read_checkpoint(path)
+    try:
+        network, info, val_size = network_name(state["network"]), DataInfo.from_dict(state["info"]), int(state["val_size"])
+        classifier = build_classifier(network, info)
+        classifier.load_state_dict(state["classifier"])
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise UsageError(f"{path}: not a classifier that validate.py --save-classifiers wrote ({reason})") from None
+    return SavedClassifier(classifier.eval().requires_grad_(False), network, info, val_size)
 
 
 def load_generator(path: str | Path) -> nn.Module:

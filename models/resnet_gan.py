@@ -27,6 +27,24 @@ class ConditionalBatchNorm2d(nn.Module):
         return self.bn(x) * self.gain[y][:, :, None, None].to(x.dtype) + self.bias[y][:, :, None, None].to(x.dtype)
 
 
+def upsample_conv(x: Tensor, conv: nn.Conv2d, side: int) -> Tensor:
+    """Nearest upsampling to `side`, then the 3x3 conv; to twice the side as one transposed conv, of 4/9 of the operations."""
+    if side != 2 * x.shape[-1]:
+        return conv(F.interpolate(x, size=side))
+    weight = spread_kernel(conv.weight).flip(2, 3).transpose(0, 1)
+    return F.conv_transpose2d(x, weight, conv.bias, stride=2, padding=1)
+
+
+def conv_pool(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """The 3x3 conv, then 2x2 average pooling, as one conv of stride 2, of 4/9 of the operations."""
+    return F.conv2d(x, spread_kernel(conv.weight) / 4, conv.bias, stride=2, padding=1)
+
+
+def spread_kernel(weight: Tensor) -> Tensor:
+    """(..., 3, 3) -> (..., 4, 4): the sum of the kernel's four copies, each in a corner."""
+    return F.pad(weight, (0, 1, 0, 1)) + F.pad(weight, (1, 0, 0, 1)) + F.pad(weight, (0, 1, 1, 0)) + F.pad(weight, (1, 0, 1, 0))
+
+
 class UpBlock(nn.Module):
     """(B, width, h, w) -> (B, width, side, side): two 3x3 convs after conditional BatchNorm and ReLU, nearest upsampling, a shortcut."""
 
@@ -40,8 +58,8 @@ class UpBlock(nn.Module):
         self.shortcut = nn.Conv2d(width, width, 1)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        out = F.interpolate(F.relu(self.bn1(x, y)), size=self.side)
-        out = self.conv2(F.relu(self.bn2(self.conv1(out), y)))
+        out = upsample_conv(F.relu(self.bn1(x, y)), self.conv1, self.side)
+        out = self.conv2(F.relu(self.bn2(out, y)))
         return out + F.interpolate(self.shortcut(x), size=self.side)  # a 1x1 conv may come before the upsampling
 
 
@@ -83,10 +101,10 @@ class DownBlock(nn.Module):
         self.shortcut = nn.Conv2d(in_width, width, 1) if halve or in_width != width else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.conv2(F.relu(self.conv1(x if self.first else F.relu(x))))
+        out = F.relu(self.conv1(x if self.first else F.relu(x)))
         if not self.halve:
-            return out + self.shortcut(x)
-        return F.avg_pool2d(out, 2) + self.shortcut(F.avg_pool2d(x, 2))
+            return self.conv2(out) + self.shortcut(x)
+        return conv_pool(out, self.conv2) + self.shortcut(F.avg_pool2d(x, 2))
 
 
 class ResNetDiscriminator(nn.Module):

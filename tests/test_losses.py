@@ -1,8 +1,9 @@
 import math
+import statistics
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import losses
 from utils import UsageError
@@ -91,3 +92,50 @@ def test_gradient_matching_leaves_out_what_is_not_asked_for():
 def test_unknown_metric():
     with pytest.raises(UsageError, match="--metric l3"):
         losses.match_features([A], [B], "l3")
+
+
+def test_hinge_loss():
+    real, fake = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([-2.0, 0.0, 1.0])
+    assert losses.hinge_loss(real, fake).item() == pytest.approx((0 + 0.5 + 2) / 3 + (0 + 1 + 2) / 3)
+
+
+def test_the_generator_s_loss_without_class_logits():
+    assert losses.generator_loss(torch.tensor([1.0, 3.0]), None, torch.tensor([0, 1])).item() == -2
+
+
+def test_energy_distance_by_hand():
+    y = torch.tensor([0, 0, 1, 1, 2])  # class 2 has no pairs, and no say
+    real = torch.tensor([[0.0], [2.0], [10.0], [11.0], [50.0]])
+    fake = torch.tensor([[1.0], [1.0], [10.0], [14.0], [-50.0]])
+    # class 0: 2 * mean(1, 1, 1, 1) - 0 - 2 = 0; class 1: 2 * mean(0, 1, 4, 3) - 4 - 1 = -1; both of two pairs; spread (2 + 1) / 2
+    assert losses.match_distributions([real], [fake], y).item() == pytest.approx((0 - 1) / 2 / 1.5)
+    assert losses.match_distributions([real, real], [fake, fake], y).item() == pytest.approx((0 - 1) / 2 / 1.5)
+
+
+def test_energy_distance_does_not_pull_a_class_to_its_mean():
+    """Fakes of the right distribution have no push towards their mean, as paired distances give; collapsed ones are pushed apart."""
+    torch.manual_seed(0)
+    y = torch.arange(10).repeat(40)
+
+    def inward(fake: Tensor, loss) -> float:
+        fake = fake.clone().requires_grad_(True)
+        real = torch.randn(400, 8)
+        (grad,) = torch.autograd.grad(loss(real, fake), fake)
+        return (grad * (fake - fake.mean(0))).sum().item() / grad.norm().item() / fake.norm().item()
+
+    def energy(real, fake):
+        return losses.match_distributions([real], [fake], y)
+
+    assert inward(torch.randn(400, 8), lambda real, fake: (real - fake).square().mean()) > 0.5
+    assert abs(inward(torch.randn(400, 8), energy)) < 0.1
+    assert inward(0.1 * torch.randn(400, 8), energy) < -0.3
+
+
+def test_energy_distance_is_unbiased_and_its_gradient_finite_for_equal_images():
+    torch.manual_seed(0)
+    y = torch.arange(5).repeat(4)
+    values = [losses.match_distributions([torch.randn(20, 4)], [torch.randn(20, 4)], y).item() for _ in range(400)]
+    assert abs(statistics.mean(values)) < 4 * statistics.stdev(values) / 20
+    fake = torch.zeros(20, 4, requires_grad=True)
+    losses.match_distributions([torch.zeros(20, 4)], [fake], y).backward()
+    assert torch.isfinite(fake.grad).all()

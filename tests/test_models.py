@@ -137,8 +137,14 @@ def test_moving_average_of_the_generator():
     with torch.no_grad():
         gan.generator.fc1.weight.add_(4.0)
         gan.generator.bn0.running_mean.add_(2.0)
+    gan.update_ema()  # the first steps are kept less: decays min(0.75, 1/10), min(0.75, 2/11)
+    assert torch.allclose(gan.deployed.fc1.weight, before + 0.9 * 4, atol=1e-6)
     gan.update_ema()
-    assert torch.allclose(gan.deployed.fc1.weight, before + 1.0, atol=1e-6)
+    assert torch.allclose(gan.deployed.fc1.weight, before + (1 - 0.1 * 2 / 11) * 4, atol=1e-6)
+    gan.ema_steps.fill_(1000)
+    gan.generator_ema.fc1.weight.copy_(before)
+    gan.update_ema()
+    assert torch.allclose(gan.deployed.fc1.weight, before + 0.25 * 4, atol=1e-6)
     assert torch.equal(gan.deployed.bn0.running_mean, gan.generator.bn0.running_mean)
     assert gan.deployed is gan.generator_ema
 

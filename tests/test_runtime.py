@@ -27,7 +27,7 @@ from models import build_gan
 from models.gan import GAN
 from pool_match import Pool, train_match
 from run_folder import LossMeter, Step
-from runtime import Graphed, Lanes, Runtime, Stopwatch, capturable, keep_freed_memory, load_optimizer, make_runtime
+from runtime import Graphed, Lanes, Runtime, Stopwatch, keep_freed_memory, load_optimizer, make_adam, make_runtime, set_rate
 from utils import UsageError, derive_seed, locked
 
 CPU = Runtime(torch.device("cpu"))
@@ -266,7 +266,7 @@ def test_an_optimiser_keeps_its_ways_when_it_loads_another_s_state():
     saved.step()
     load_optimizer(loading, copy.deepcopy(saved.state_dict()))
     group = loading.param_groups[0]
-    assert (group["lr"], bool(group["fused"]), group["capturable"]) == (0.5, False, False)
+    assert (group["lr"], bool(group["fused"]), group["capturable"]) == (0.1, False, False)
     assert loading.state[weights[0]]["step"] == 1
     loading.step()
 
@@ -284,8 +284,20 @@ def test_an_optimiser_s_state_takes_the_layout_of_its_weights():
     assert loading.state[convs[1].bias]["step"] == 1
 
 
-def test_on_the_cpu_optimisers_are_the_plain_ones():
-    assert capturable([torch.nn.Parameter(torch.ones(1))]) == {}
+def test_on_the_cpu_adam_is_the_plain_one():
+    optimizer = make_adam([torch.nn.Parameter(torch.ones(1))], 0.1)
+    (group,) = optimizer.param_groups
+    assert (group["fused"], group["capturable"], group["betas"], group["lr"]) == (None, False, (0.0, 0.9), 0.1)
+    set_rate(optimizer, 0.05)
+    assert group["lr"] == 0.05
+
+
+def test_a_rate_on_the_device_is_changed_where_it_lies():
+    rate = torch.tensor(0.1)
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.ones(1))], lr=rate, foreach=False)
+    set_rate(optimizer, 0.05)
+    assert rate == torch.tensor(0.05)
+    assert optimizer.param_groups[0]["lr"] is rate
 
 
 def test_flags_that_the_machine_cannot_do(monkeypatch):
@@ -424,7 +436,7 @@ def test_two_ranks_equal_one_process_that_accumulates(driver, trained, tmp_path,
         assert close(found[player], expected[player])
         assert not close(found[player], before[player])
     if stage == "match":
-        assert close(found["pool"]["model"], expected["pool"]["model"])
+        assert close(found["pool"][0]["model"], expected["pool"][0]["model"])
 
 
 @pytest.mark.parametrize("stage", ["gan", "match"])

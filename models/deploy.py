@@ -1,0 +1,55 @@
+"""Generators as they are deployed: several that share a budget of bytes, or one whose images a teacher filters.
+
+Each has a generator's face: sizes, and sample(y) -> images.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Several(nn.Module):
+    """Generators of the same images; each label asked for goes to one of them, drawn at random, in equal numbers."""
+
+    def __init__(self, generators: Sequence[nn.Module]):
+        super().__init__()
+        self.generators = nn.ModuleList(generators)
+        self.num_classes = generators[0].num_classes
+
+    def sample(self, y: Tensor, rng: torch.Generator | None = None) -> Tensor:
+        """One image (B, C, H, W) for each label of y (B,)."""
+        parts = torch.randperm(len(y), device=y.device, generator=rng).tensor_split(len(self.generators))
+        images = torch.cat([g.sample(y[part], rng) for g, part in zip(self.generators, parts, strict=True) if len(part)])
+        return torch.empty_like(images).index_copy_(0, torch.cat(parts), images)
+
+
+class Filtered(nn.Module):
+    """A generator whose images are drawn again until a teacher gives their class a probability of `threshold` or more.
+
+    An image is drawn `redraws` times more at most; then the one that the teacher was surest of stays, so that the classes
+    stay as they were asked for. teacher: a classifier of images in [-1, 1]. In eval mode only.
+    """
+
+    def __init__(self, generator: nn.Module, teacher: nn.Module, threshold: float, redraws: int = 10):
+        super().__init__()
+        self.generator, self.teacher, self.threshold, self.redraws = generator, teacher, threshold, redraws
+        self.num_classes = generator.num_classes
+
+    @torch.no_grad()
+    def sample(self, y: Tensor, rng: torch.Generator | None = None) -> Tensor:
+        """One image (B, C, H, W) for each label of y (B,)."""
+        images = self.generator.sample(y, rng)
+        confidence = self._confidence(images, y)
+        for _ in range(self.redraws):
+            (low,) = torch.where(confidence < self.threshold)
+            if len(low) == 0:
+                break
+            fresh = self.generator.sample(y[low], rng)
+            found = self._confidence(fresh, y[low])
+            better = found > confidence[low]
+            images[low[better]], confidence[low[better]] = fresh[better], found[better]
+        return images
+
+    def _confidence(self, images: Tensor, y: Tensor) -> Tensor:
+        return self.teacher(images).softmax(1).gather(1, y[:, None]).squeeze(1)  # (B,)

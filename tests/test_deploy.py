@@ -1,0 +1,219 @@
+"""Generators as they are deployed: stored, shipped, several as one, filtered."""
+
+import json
+
+import pytest
+import torch
+from conftest import run, validate_flags
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+import pool_match
+import validate
+from data import DATASETS
+from models import build_classifier, load_generator, read_classifier, read_gan, save_classifier
+from models.deploy import Filtered, Several
+from runtime import Runtime
+from storage import num_bytes, store
+from utils import UsageError
+from validate import generate
+
+CPU = Runtime(torch.device("cpu"))
+INFO = DATASETS["digits"].info
+
+
+class Constant(nn.Module):
+    """Images whose first pixel is the class and whose second is this generator's number, the third counts calls."""
+
+    num_classes = 3
+
+    def __init__(self, number: float):
+        super().__init__()
+        self.number, self.calls = number, 0
+
+    def sample(self, y, rng=None):
+        images = torch.zeros(len(y), 1, 1, 4)
+        images[:, 0, 0, 0], images[:, 0, 0, 1], images[:, 0, 0, 2] = y.float(), self.number, self.calls
+        self.calls += 1
+        return images
+
+
+# several
+
+
+def test_several_share_the_images_in_equal_numbers_and_keep_the_labels():
+    generator, y = Several([Constant(0), Constant(1), Constant(2)]), torch.arange(3).repeat_interleave(100)
+    images = generator.sample(y, torch.Generator().manual_seed(0))
+    assert torch.equal(images[:, 0, 0, 0], y.float())
+    makers = images[:, 0, 0, 1].long()
+    assert torch.bincount(makers).tolist() == [100, 100, 100]
+    for label in range(3):  # and at random, so that no class has a maker of its own
+        assert min(torch.bincount(makers[y == label], minlength=3)) > 15
+    assert torch.equal(images, generator.sample(y, torch.Generator().manual_seed(0)) * torch.tensor([1, 1, 0, 1]))
+    assert generator.sample(y[:1]).shape == (1, 1, 1, 4)  # fewer images than makers
+
+
+def test_a_row_of_several_generators(trained, tmp_path, capsys):
+    paths = [str(trained / "gan" / "last.pth"), str(trained / "match" / "last.pth")]
+    flags = ["--source", "generator", "--pretrain-weight"]
+    one, several = (run(validate, validate_flags(tmp_path, *flags, *weights))[0] for weights in (paths[:1], paths))
+    assert several["generator_bytes"] == 2 * one["generator_bytes"]
+    assert several["generator_parameters"] == 2 * one["generator_parameters"]
+    assert len(set(several["checkpoint_sha256"])) == 2
+    assert several["accs"] != one["accs"]
+    assert len(json.loads((tmp_path / "test" / "results.json").read_text())) == 2
+    assert run(validate, validate_flags(tmp_path, *flags, *paths))[0]["n"] == 2  # found again, not added to
+
+
+# filtered
+
+
+class Teacher(nn.Module):
+    """Sure of what the second call and later ones make, but for class 0, of which it is never sure."""
+
+    def forward(self, images):
+        logits = torch.zeros(len(images), 3)
+        labels = images[:, 0, 0, 0].long()
+        sure = (images[:, 0, 0, 2] >= 1) & (labels > 0)
+        logits[torch.arange(len(images)), labels] = torch.where(sure, 20.0, 0.01 * images[:, 0, 0, 2])
+        return logits
+
+
+def test_images_are_drawn_again_until_the_teacher_is_sure_and_classes_stay_balanced():
+    generator, y = Constant(0), torch.arange(3).repeat_interleave(4)
+    images = Filtered(generator, Teacher(), 0.9, redraws=5).sample(y)
+    assert torch.equal(images[:, 0, 0, 0], y.float())
+    assert images[4:, 0, 0, 2].tolist() == [1.0] * 8  # the second draw
+    assert images[:4, 0, 0, 2].tolist() == [5.0] * 4  # never sure enough: the surest of six
+    assert generator.calls == 6
+    easy = Constant(0)
+    Filtered(easy, Teacher(), 0.1).sample(y)
+    assert easy.calls == 1
+
+
+def test_a_row_of_filtered_images(trained, tmp_path, capsys):
+    weight = ["--source", "generator", "--pretrain-weight", str(trained / "match" / "last.pth")]
+    taught = validate_flags(
+        tmp_path / "teacher", "--data", "digits", "--source", "real", "--save-classifiers", "--val-size", "100", "--seed", "7"
+    )
+    run(validate, taught)
+    saved = sorted((tmp_path / "teacher" / "test" / "classifiers").iterdir())
+    assert len(saved) == 2
+    assert saved[0].name.startswith("convnet_w32_real_stream_ipc3_")
+    plain, filtered = (
+        run(validate, validate_flags(tmp_path, *weight, *extra))[0] for extra in ([], ["--filter", "0.5", "--teacher", str(saved[0])])
+    )
+    teacher = read_classifier(saved[0])
+    assert filtered["generator_bytes"] == plain["generator_bytes"] + num_bytes(teacher.classifier)
+    assert (filtered["filter"], filtered["teacher"]) == (0.5, "convnet_w32")
+    assert filtered["accs"] != plain["accs"]
+    capsys.readouterr()
+    run(validate, validate_flags(tmp_path, *weight, "--filter", "0.5", "--teacher", str(saved[0]), "--val-size", "200"))
+    assert f"{saved[0]} was trained with --val-size 100: it has seen images held out now" in capsys.readouterr().err
+
+
+def test_a_saved_classifier_is_the_one_that_was_tested(tmp_path):
+    row = run(validate, validate_flags(tmp_path, "--data", "digits", "--source", "real", "--save-classifiers", "--repeats", "1"))[0]
+    (path,) = (tmp_path / "test" / "classifiers").iterdir()
+    saved = read_classifier(path)
+    data = validate.load_data("digits", "nowhere")
+    assert validate.accuracy(saved.classifier, data.test) == pytest.approx(row["mean"], abs=1e-3)
+    assert (saved.network, saved.info, saved.val_size) == ("convnet_w32", INFO, 0)
+    assert not saved.classifier.training
+
+
+# stored
+
+
+@pytest.mark.parametrize("storage", ["fp32", "fp16"])
+def test_an_export_gives_the_same_images_and_the_same_row(storage, trained, tmp_path):
+    weight = trained / "match" / "last.pth"
+    flags = ["--source", "generator", "--storage", storage]
+    row = run(validate, validate_flags(tmp_path, *flags, "--pretrain-weight", str(weight), "--export", str(tmp_path / "out")))[0]
+    path = tmp_path / "out" / "generator.safetensors"
+    back = run(validate, validate_flags(tmp_path / "back", "--source", "generator", "--pretrain-weight", str(path)))[0]
+    assert (back["accs"], back["generator_bytes"], back["storage"]) == (row["accs"], row["generator_bytes"], storage)
+    expected, found = store(load_generator(weight), storage), load_generator(path)
+    y = torch.arange(10)
+    draws = [torch.Generator().manual_seed(0) for _ in range(2)]
+    assert torch.equal(expected.sample(y, draws[0]), found.sample(y, draws[1]))
+    assert found.fc1.weight.dtype == torch.float32
+    assert path.stat().st_size == pytest.approx(num_bytes(found, storage), abs=8192)
+    with safe_open(path, framework="pt") as file:
+        assert {file.get_tensor(name).dtype for name in file.keys() if "tracked" not in name} == {  # noqa: SIM118
+            torch.float16 if storage == "fp16" else torch.float32
+        }
+
+
+def test_half_the_bytes_and_close_to_the_same_images(trained):
+    generator = load_generator(trained / "match" / "last.pth")
+    labels = torch.arange(10)
+    whole = generate(generator, labels, torch.Generator().manual_seed(0), CPU)
+    assert num_bytes(generator, "fp16") * 2 == num_bytes(generator)
+    rounded = generate(store(generator, "fp16"), labels, torch.Generator().manual_seed(0), CPU)
+    assert 0 < (rounded - whole).abs().max() < 0.02
+
+
+def test_a_value_that_fp16_cannot_hold_is_refused(trained):
+    generator = load_generator(trained / "match" / "last.pth")
+    generator.fc1.weight.data[0, 0] = 1e6
+    with pytest.raises(UsageError, match="--storage fp16: a value of 1e"):
+        store(generator, "fp16")
+
+
+# faults
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--filter", "0.5"], "--filter and --teacher need each other"),
+        (["--teacher", "x.pth"], "--filter and --teacher need each other"),
+        (["--filter", "1.5", "--teacher", "x"], "argument --filter: found 1.5, expected a number >= 0 and <= 1"),
+        (["--filter", "0.5", "--teacher", "missing.pth"], "missing.pth: no such file, expected a checkpoint"),
+        (["--filter", "0.5", "--teacher", "{gan}"], "not a classifier that validate.py --save-classifiers wrote"),
+        (["--filter", "0.5", "--teacher", "{cifar}"], "was trained on cifar10, expected a classifier of digits"),
+        (["--pretrain-weight", "{gan}", "missing.safetensors"], "missing.safetensors: no such file, expected a generator in safetensors"),
+        (["--pretrain-weight", "{torn}"], "expected safetensors, found 40 bytes that are none, or truncated"),
+        (["--pretrain-weight", "{strange}"], "not a generator exported here: its 'generator' is missing"),
+        (["--pretrain-weight", "{gan}", "{other}"], "was made for num classes 3, found 10"),
+        (["--pretrain-weight", "{gan}", "{gan}", "--export", "out"], "--export out: expected one --pretrain-weight, found 2"),
+        (["--storage", "int3"], "argument --storage: invalid choice"),
+    ],
+)
+def test_bad_input_is_one_line(flags, message, trained, tmp_path, capsys, monkeypatch):
+    from test_models import reference_checkpoint
+
+    monkeypatch.chdir(tmp_path)
+    save_classifier(
+        tmp_path / "cifar.pth", build_classifier("convnet_w32", DATASETS["cifar10"].info), "convnet_w32", DATASETS["cifar10"].info, 0
+    )
+    exported = tmp_path / "whole.safetensors"
+    save_file({"x": torch.zeros(3)}, tmp_path / "strange.safetensors")
+    exported.write_bytes((tmp_path / "strange.safetensors").read_bytes()[:40])
+    reference_checkpoint(tmp_path / "other.pth", channels=1, size=28, classes=3)
+    names = {"gan": trained / "gan" / "last.pth", "torn": exported, "strange": tmp_path / "strange.safetensors"}
+    names |= {"cifar": tmp_path / "cifar.pth", "other": tmp_path / "other.pth"}
+    before = sorted(tmp_path.rglob("*"))
+    default = [] if "--pretrain-weight" in flags else ["--pretrain-weight", str(trained / "gan" / "last.pth")]
+    with pytest.raises(SystemExit) as stop:
+        run(validate, validate_flags(tmp_path, "--source", "generator", *default, *(flag.format(**names) for flag in flags)))
+    assert stop.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning")]
+    assert message in line
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_stage_2_wants_a_discriminator(trained, tmp_path, capsys):
+    run(
+        validate,
+        validate_flags(
+            tmp_path, "--source", "generator", "--pretrain-weight", str(trained / "gan" / "last.pth"), "--export", str(tmp_path)
+        ),
+    )
+    path = tmp_path / "generator.safetensors"
+    with pytest.raises(SystemExit):
+        run(pool_match, ["--tag", "m", "--results-dir", str(tmp_path), "--weight", str(path), "--device", "cpu"])
+    assert "holds a generator to deploy, expected a checkpoint of training" in capsys.readouterr().err
+    assert read_gan(path).info == INFO
