@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# DiM's pair and the residual one on two CPU cores, generators of width 32: the commands of benchmarks/results/*_gan_cpu.json.
+#   bash runs/gan_cpu.sh tune          rates, the same trials for both, on 5,000 held-out training images
+#   bash runs/gan_cpu.sh ingredients   what each ingredient earns, likewise
+#   bash runs/gan_cpu.sh match         what stage 2 earns from one checkpoint, likewise
+#   bash runs/gan_cpu.sh curves        both pairs against time, on the test set, at the rates and with the ingredients chosen
+# Stopped, the same command continues. DATA=cifar10 for CIFAR-10.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+PYTHON=${PYTHON:-python}
+DATA=${DATA:-fashion}
+DATA_DIR=${DATA_DIR:-datasets}
+RECIPE=${RECIPE:---lr 5e-4 --lr-d 5e-4}  # of both pairs, as tune chose it
+
+train() {  # TAG FLAGS...
+    $PYTHON gen_condense.py --tag "${DATA}_$1" --data "$DATA" --data-dir "$DATA_DIR" --val-size 5000 --width 32 --batch-size 64 --ema 0.999 \
+        --eval-interval 0 --amp --epochs 1 "${@:2}"
+}
+score() {  # TAG FLAGS...
+    $PYTHON validate.py --tag "${DATA}_$1" --data-dir "$DATA_DIR" --source generator --eval-model convnet_w32 --ipc 50 --epochs-eval 60 \
+        --repeats 3 --amp "${@:2}"
+}
+try() {  # TAG FLAGS...
+    train "$@"
+    score "$1_val" --val-size 5000 --pretrain-weight "results/${DATA}_$1/last.pth"
+}
+
+case $1 in
+tune)
+    for GAN in resnet dim; do
+        try "${GAN}_tune_1" --gan $GAN --lr 5e-4 --lr-d 5e-4
+        try "${GAN}_tune_2" --gan $GAN --lr 5e-4 --lr-d 1e-3
+        try "${GAN}_tune_3" --gan $GAN --lr 1e-3 --lr-d 1e-3
+        try "${GAN}_tune_4" --gan $GAN --lr 2e-4 --lr-d 2e-4
+    done ;;
+ingredients)
+    for GAN in resnet dim; do
+        try "${GAN}_base" --gan $GAN $RECIPE
+        try "${GAN}_decay" --gan $GAN $RECIPE --lr-decay linear
+        try "${GAN}_diffaug" --gan $GAN $RECIPE --diffaug color_crop_cutout
+    done
+    try resnet_no_ema --gan resnet $RECIPE --ema 0
+    try resnet_restat --gan resnet $RECIPE --restat 20
+    try resnet_d2 --gan resnet $RECIPE --d-steps 2
+    # deployment, of the same generator
+    $PYTHON validate.py --tag "${DATA}_teacher" --data "$DATA" --data-dir "$DATA_DIR" --source real --eval-model convnet_w32 --ipc 500 \
+        --epochs-eval 20 --repeats 1 --amp --val-size 5000 --save-classifiers
+    TEACHER=$(ls "results/${DATA}_teacher/classifiers/"*.pth)
+    for P in 0.5 0.9; do
+        score "resnet_filter_${P}_val" --val-size 5000 --pretrain-weight "results/${DATA}_resnet_base/last.pth" --filter $P --teacher "$TEACHER"
+    done
+    # two generators at the bytes of one
+    train resnet_half_1 --gan resnet $RECIPE --width 20
+    train resnet_half_2 --gan resnet $RECIPE --width 20 --seed 1
+    score resnet_halves_val --val-size 5000 --pretrain-weight "results/${DATA}_resnet_half_1/last.pth" "results/${DATA}_resnet_half_2/last.pth"
+    score resnet_half_val --val-size 5000 --pretrain-weight "results/${DATA}_resnet_half_1/last.pth" ;;
+esac
