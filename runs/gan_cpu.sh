@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python}
 DATA=${DATA:-fashion}
 DATA_DIR=${DATA_DIR:-datasets}
-RECIPE=${RECIPE:---lr 5e-4 --lr-d 5e-4}  # of both pairs, as tune chose it
+RECIPE=${RECIPE:---lr 1e-3 --lr-d 5e-4}  # of both pairs, as tune chose it
 
 train() {  # TAG FLAGS...
     $PYTHON gen_condense.py --tag "${DATA}_$1" --data "$DATA" --data-dir "$DATA_DIR" --val-size 5000 --width 32 --batch-size 64 --ema 0.999 \
@@ -31,27 +31,33 @@ tune)
         try "${GAN}_tune_1" --gan $GAN --lr 5e-4 --lr-d 5e-4
         try "${GAN}_tune_2" --gan $GAN --lr 5e-4 --lr-d 1e-3
         try "${GAN}_tune_3" --gan $GAN --lr 1e-3 --lr-d 1e-3
-        try "${GAN}_tune_4" --gan $GAN --lr 2e-4 --lr-d 2e-4
+        try "${GAN}_tune_4" --gan $GAN --lr 1e-3 --lr-d 5e-4
     done ;;
-ingredients)
-    for GAN in resnet dim; do
-        try "${GAN}_base" --gan $GAN $RECIPE
-        try "${GAN}_decay" --gan $GAN $RECIPE --lr-decay linear
-        try "${GAN}_diffaug" --gan $GAN $RECIPE --diffaug color_crop_cutout
+curves)
+    for EPOCHS in 1 2 3 4; do
+        for GAN in resnet dim; do
+            [ $GAN$EPOCHS = dim4 ] && continue  # its three take as long as the other's four
+            train "${GAN}_curve" --gan $GAN $RECIPE --epochs $EPOCHS
+            score "${GAN}_curve_test" --pretrain-weight "results/${DATA}_${GAN}_curve/last.pth"
+        done
     done
-    try resnet_no_ema --gan resnet $RECIPE --ema 0
-    try resnet_restat --gan resnet $RECIPE --restat 20
-    try resnet_d2 --gan resnet $RECIPE --d-steps 2
+    score real_test --data "$DATA" --source real random-real ;;
+ingredients)
+    GAN=resnet
+    try resnet_base --gan $GAN $RECIPE
+    try resnet_decay --gan $GAN $RECIPE --lr-decay linear
+    try resnet_diffaug --gan $GAN $RECIPE --diffaug color_crop_cutout
+    try resnet_d2 --gan $GAN $RECIPE --d-steps 2 --epochs 2
+    try resnet_no_ema --gan $GAN $RECIPE --ema 0
+    try resnet_restat --gan $GAN $RECIPE --restat 20
+    try dim_decay --gan dim $RECIPE --lr-decay linear
     # deployment, of the same generator
     $PYTHON validate.py --tag "${DATA}_teacher" --data "$DATA" --data-dir "$DATA_DIR" --source real --eval-model convnet_w32 --ipc 500 \
-        --epochs-eval 20 --repeats 1 --amp --val-size 5000 --save-classifiers
+        --epochs-eval 10 --repeats 1 --amp --val-size 5000 --save-classifiers
     TEACHER=$(ls "results/${DATA}_teacher/classifiers/"*.pth)
-    for P in 0.5 0.9; do
-        score "resnet_filter_${P}_val" --val-size 5000 --pretrain-weight "results/${DATA}_resnet_base/last.pth" --filter $P --teacher "$TEACHER"
-    done
+    score resnet_filter_val --val-size 5000 --pretrain-weight "results/${DATA}_resnet_base/last.pth" --filter 0.5 --teacher "$TEACHER"
     # two generators at the bytes of one
     train resnet_half_1 --gan resnet $RECIPE --width 20
     train resnet_half_2 --gan resnet $RECIPE --width 20 --seed 1
-    score resnet_halves_val --val-size 5000 --pretrain-weight "results/${DATA}_resnet_half_1/last.pth" "results/${DATA}_resnet_half_2/last.pth"
-    score resnet_half_val --val-size 5000 --pretrain-weight "results/${DATA}_resnet_half_1/last.pth" ;;
+    score resnet_halves_val --val-size 5000 --pretrain-weight "results/${DATA}_resnet_half_1/last.pth" "results/${DATA}_resnet_half_2/last.pth" ;;
 esac

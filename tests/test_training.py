@@ -158,7 +158,7 @@ def test_a_network_drawn_again_is_fresh_and_stays_where_it_was():
 
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    used.draw(0)
+    used.turn(0, 0, 1)
     assert torch.equal(torch.get_rng_state(), state)  # the surrounding random numbers are left alone
     places = [p.data_ptr() for p in used.model.parameters()]
     step(used)
@@ -175,7 +175,7 @@ def test_a_network_drawn_again_is_fresh_and_stays_where_it_was():
 
 
 @pytest.mark.parametrize("metric", [None, *METRICS])
-@pytest.mark.parametrize("match", [name for name in MATCH_WEIGHTS if name != "none"])
+@pytest.mark.parametrize("match", [name for name in MATCH_WEIGHTS if name not in ("dist", "none")])
 @pytest.mark.parametrize("network", ["convnet_w32", "resnet10"])
 def test_matching_pulls_generated_images_alone(match, metric, network):
     torch.manual_seed(0)
@@ -195,10 +195,42 @@ def test_matching_pulls_generated_images_alone(match, metric, network):
         assert all(p.grad is None for p in model.parameters())
 
 
-@pytest.mark.parametrize("extra", [["--match", "feat"], ["--match", "grad", "--bias", "--fc"], ["--match", "none"], ["--ema", "0.9"]])
+@pytest.mark.parametrize("extra", ["--match feat", "--match grad --bias --fc", "--match dist --pool-size 2", "--ema 0.9", "--match none"])
 def test_every_match_runs(trained, tmp_path, extra):
-    run(pool_match, match_flags(tmp_path, trained / "gan" / "last.pth", "--epochs", "1", *extra))
-    assert (metrics(tmp_path / "match")[0]["loss_match"] == 0) == (extra[-1] == "none")
+    run(pool_match, match_flags(tmp_path, trained / "gan" / "last.pth", "--epochs", "1", *extra.split()))
+    assert (metrics(tmp_path / "match")[0]["loss_match"] == 0) == extra.endswith("none")
+
+
+@pytest.mark.parametrize("network", ["convnet_w32", "resnet10"])
+def test_matching_distributions_pulls_generated_images_alone(network):
+    torch.manual_seed(0)
+    model = build_classifier(network, DATASETS["digits"].info).train()
+    real, y = torch.rand(8, 1, 28, 28) * 0.5, torch.arange(8) % 2
+    fake = (torch.rand(8, 1, 28, 28) * 0.5 - 1).requires_grad_(True)
+    augment = draw_dsa("color_crop_cutout", "dim", 1, 28, CPU.device)
+    loss = pool_match.matching_loss("dist", model, real, fake, y, augment, None, False, False)
+    loss.backward()
+    assert loss > 1
+    assert fake.grad.abs().sum() > 0
+    assert all(p.grad is None for p in model.parameters())
+    assert pool_match.matching_loss("dist", model, real, real.clone(), y, augment, None, False, False) <= 1e-6
+    others = pool_match.matching_loss("dist", model, real, real, y.flip(0), augment, None, False, False)
+    assert pool_match.matching_loss("dist", model, real, fake, torch.arange(8), augment, None, False, False) == 0  # no pairs
+    assert others <= 1e-6
+
+
+def test_networks_of_a_pool_take_turns_and_are_born_evenly_over_an_epoch():
+    pool = pool_match.Pool(["convnet_w32"], DATASETS["digits"].info, 0.01, "none", 0, CPU, size=3)
+    born, weights = {}, {}
+    for place in range(36):  # three epochs of twelve steps
+        pool.turn(place // 12, place % 12, 12)
+        assert pool.slot == place % 12 % 3
+        weight = pool.model.network.classifier.weight
+        if pool.slot not in weights or not torch.equal(weights[pool.slot], weight):
+            born.setdefault(pool.slot, []).append(place)
+            weights[pool.slot] = weight.detach().clone()
+    assert born == {0: [0, 12, 24], 1: [1, 4, 16, 28], 2: [2, 8, 20, 32]}
+    assert len({float(weight.sum()) for weight in weights.values()}) == 3
 
 
 def test_stage_2_starts_from_the_weights_and_names_its_data(trained, tmp_path):
