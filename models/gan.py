@@ -24,8 +24,7 @@ class Generator(nn.Module):
     def __init__(self, num_classes: int, channels: int = 3, image_size: int = 32, width: int = 196, z_dim: int = 100):
         super().__init__()
         check_sizes(image_size, width)
-        if z_dim <= num_classes:
-            raise UsageError(f"--z-dim {z_dim}: expected more than the {num_classes} classes, whose one-hot code it holds")
+        check_z_dim(z_dim, num_classes)
         self.num_classes, self.channels, self.image_size, self.width, self.z_dim = num_classes, channels, image_size, width, z_dim
         self.fc1 = nn.Linear(z_dim, width * 4 * 4)
         self.bn0 = nn.BatchNorm1d(width * 4 * 4)
@@ -91,6 +90,12 @@ def check_sizes(image_size: int, width: int) -> None:
         raise UsageError(f"--image-size {image_size}: expected one of {', '.join(map(str, IMAGE_SIZES))}")
     if width < 1:
         raise UsageError(f"--width {width}: expected a whole number >= 1")
+
+
+def check_z_dim(z_dim: int, num_classes: int) -> None:
+    """Raise UsageError where a latent does not hold a class and a random number."""
+    if z_dim <= num_classes:
+        raise UsageError(f"--z-dim {z_dim}: expected more than the {num_classes} classes, whose one-hot code it holds")
 
 
 class GAN:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 
-from models.gan import check_sizes
+from models.gan import check_sizes, check_z_dim
 
 
 class ConditionalBatchNorm2d(nn.Module):
@@ -66,12 +66,14 @@ class UpBlock(nn.Module):
 class ResNetGenerator(nn.Module):
     """(z, y) -> images (B, channels, image_size, image_size) in [-1, 1].
 
-    z: (B, z_dim) standard normals; y: (B,). The class enters through the BatchNorms of the three blocks.
+    z: (B, z_dim) standard normals, whose first num_classes entries are overwritten by one-hot(y) as in DiM's generator; y: (B,). The
+    class enters there, so that classes differ from the first step on, and through the BatchNorms of the three blocks.
     """
 
     def __init__(self, num_classes: int, channels: int = 3, image_size: int = 32, width: int = 224, z_dim: int = 100):
         super().__init__()
         check_sizes(image_size, width)
+        check_z_dim(z_dim, num_classes)
         self.num_classes, self.channels, self.image_size, self.width, self.z_dim = num_classes, channels, image_size, width, z_dim
         self.fc1 = nn.Linear(z_dim, width * 4 * 4)
         self.blocks = nn.ModuleList(UpBlock(width, side, num_classes) for side in (math.ceil(image_size / 4), image_size // 2, image_size))
@@ -80,6 +82,7 @@ class ResNetGenerator(nn.Module):
         initialise(self)
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        z = torch.cat([F.one_hot(y, self.num_classes).to(z.dtype), z[:, self.num_classes :]], dim=1)
         x = self.fc1(z).view(-1, self.width, 4, 4)
         for block in self.blocks:  # 4 -> 8 -> 16 -> 32, or 4 -> 7 -> 14 -> 28
             x = block(x, y)
@@ -110,8 +113,9 @@ class DownBlock(nn.Module):
 class ResNetDiscriminator(nn.Module):
     """Images x (B, C, H, W) in [-1, 1] and labels y (B,) -> (scores (B,) in float32, None): no class logits.
 
-    score = w . h + e_y . h on the summed features h (B, width), the projection of Miyato & Koyama, Eq. 3. Every weight is
-    spectrally normalised: one power iteration at each pass in train mode.
+    score = w . h + e_y . h on the summed features h (B, width), the projection of Miyato & Koyama, Eq. 3. Every conv is spectrally
+    normalised, with one power iteration at each pass in train mode; w and e_y, unlike theirs, are not, so that the scores of a
+    narrow network may reach the hinge's margin (docs/LOG.md).
     """
 
     def __init__(self, num_classes: int, channels: int = 3, image_size: int = 32, width: int = 224):
@@ -126,7 +130,7 @@ class ResNetDiscriminator(nn.Module):
         self.fc1 = nn.Linear(width, 1)
         self.embed = nn.Embedding(num_classes, width)
         initialise(self)
-        self.normalised = [m for m in self.modules() if isinstance(m, nn.Conv2d | nn.Linear | nn.Embedding)]
+        self.normalised = [m for m in self.modules() if isinstance(m, nn.Conv2d)]
         for module in self.normalised:
             spectral_norm(module)
 
@@ -141,10 +145,13 @@ class ResNetDiscriminator(nn.Module):
 
 
 def initialise(module: nn.Module) -> None:
-    """Glorot & Bengio 2010's uniform weights, sqrt(2) as large in the 3x3 convs, and biases of zero."""
+    """Glorot & Bengio 2010's uniform weights, sqrt(2) as large in the 3x3 convs, biases of zero, and classes that differ a little."""
     for child in module.modules():
         if isinstance(child, nn.Conv2d | nn.Linear | nn.Embedding):
             gain = math.sqrt(2) if isinstance(child, nn.Conv2d) and child.kernel_size == (3, 3) else 1.0
             nn.init.xavier_uniform_(child.weight, gain)
             if getattr(child, "bias", None) is not None:
                 nn.init.zeros_(child.bias)
+        if isinstance(child, ConditionalBatchNorm2d):
+            nn.init.normal_(child.gain, 1.0, 0.1)
+            nn.init.normal_(child.bias, 0.0, 0.1)

@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python}
 DATA=${DATA:-fashion}
 DATA_DIR=${DATA_DIR:-datasets}
-RECIPE=${RECIPE:---lr 1e-3 --lr-d 5e-4}  # of both pairs, as tune chose it
+declare -A RECIPE=([dim]="--lr 1e-3 --lr-d 5e-4" [resnet]="--lr 1e-3 --lr-d 1e-3")  # as tune chose them
 
 train() {  # TAG FLAGS...
     $PYTHON gen_condense.py --tag "${DATA}_$1" --data "$DATA" --data-dir "$DATA_DIR" --val-size 5000 --width 32 --batch-size 64 --ema 0.999 \
@@ -32,32 +32,32 @@ tune)
         try "${GAN}_tune_2" --gan $GAN --lr 5e-4 --lr-d 1e-3
         try "${GAN}_tune_3" --gan $GAN --lr 1e-3 --lr-d 1e-3
         try "${GAN}_tune_4" --gan $GAN --lr 1e-3 --lr-d 5e-4
+        try "${GAN}_tune_5" --gan $GAN --lr 1e-3 --lr-d 2e-3
     done ;;
 curves)
     for EPOCHS in 1 2 3 4; do
         for GAN in resnet dim; do
             [ $GAN$EPOCHS = dim4 ] && continue  # its three take as long as the other's four
-            train "${GAN}_curve" --gan $GAN $RECIPE --epochs $EPOCHS
+            train "${GAN}_curve" --gan $GAN ${RECIPE[$GAN]} --epochs $EPOCHS
             score "${GAN}_curve_test" --pretrain-weight "results/${DATA}_${GAN}_curve/last.pth"
         done
     done
     score real_test --data "$DATA" --source real random-real ;;
 ingredients)
-    GAN=resnet
-    try resnet_base --gan $GAN $RECIPE
-    try resnet_decay --gan $GAN $RECIPE --lr-decay linear
-    try resnet_diffaug --gan $GAN $RECIPE --diffaug color_crop_cutout
-    try resnet_d2 --gan $GAN $RECIPE --d-steps 2 --epochs 2
-    try resnet_no_ema --gan $GAN $RECIPE --ema 0
-    try resnet_restat --gan $GAN $RECIPE --restat 20
-    try dim_decay --gan dim $RECIPE --lr-decay linear
+    try resnet_base --gan resnet ${RECIPE[resnet]}
+    try resnet_decay --gan resnet ${RECIPE[resnet]} --lr-decay linear
+    try resnet_diffaug --gan resnet ${RECIPE[resnet]} --diffaug color_crop_cutout
+    try resnet_d2 --gan resnet ${RECIPE[resnet]} --d-steps 2 --epochs 2
+    try resnet_no_ema --gan resnet ${RECIPE[resnet]} --ema 0
+    try resnet_restat --gan resnet ${RECIPE[resnet]} --restat 20
+    try dim_decay --gan dim ${RECIPE[dim]} --lr-decay linear
     # deployment, of the same generator
     $PYTHON validate.py --tag "${DATA}_teacher" --data "$DATA" --data-dir "$DATA_DIR" --source real --eval-model convnet_w32 --ipc 500 \
         --epochs-eval 10 --repeats 1 --amp --val-size 5000 --save-classifiers
     TEACHER=$(ls "results/${DATA}_teacher/classifiers/"*.pth)
     score resnet_filter_val --val-size 5000 --pretrain-weight "results/${DATA}_resnet_base/last.pth" --filter 0.5 --teacher "$TEACHER"
     # two generators at the bytes of one
-    train resnet_half_1 --gan resnet $RECIPE --width 20
-    train resnet_half_2 --gan resnet $RECIPE --width 20 --seed 1
+    train resnet_half_1 --gan resnet ${RECIPE[resnet]} --width 20
+    train resnet_half_2 --gan resnet ${RECIPE[resnet]} --width 20 --seed 1
     score resnet_halves_val --val-size 5000 --pretrain-weight "results/${DATA}_resnet_half_1/last.pth" "results/${DATA}_resnet_half_2/last.pth" ;;
 esac

@@ -21,7 +21,7 @@ from runtime import Runtime
 from utils import UsageError, seeded
 
 CPU = Runtime(torch.device("cpu"))
-CONFIG = {"gan": "resnet", "num_classes": 10, "channels": 1, "image_size": 28, "width": 4, "z_dim": 8}
+CONFIG = {"gan": "resnet", "num_classes": 10, "channels": 1, "image_size": 28, "width": 4, "z_dim": 20}
 
 
 def num_parameters(module: nn.Module) -> int:
@@ -57,7 +57,7 @@ def test_parameter_counts(channels, size, count):
 
 @pytest.mark.parametrize(("channels", "size", "classes"), [(3, 32, 10), (1, 28, 10), (1, 32, 2), (3, 28, 30)])
 def test_the_pair_fits(channels, size, classes):
-    generator, discriminator = build_gan(CONFIG | {"num_classes": classes, "channels": channels, "image_size": size})
+    generator, discriminator = build_gan(CONFIG | {"num_classes": classes, "channels": channels, "image_size": size, "z_dim": 40})
     y = torch.arange(6) % classes
     images = generator.sample(y)
     assert images.shape == (6, channels, size, size)
@@ -71,11 +71,16 @@ def test_the_pair_fits(channels, size, classes):
 
 def test_the_class_matters_to_both_players():
     generator, discriminator = build_gan(CONFIG)
-    for module in generator.modules():
-        if isinstance(module, ConditionalBatchNorm2d):
-            nn.init.normal_(module.gain)  # at the start all classes are alike
     generator.eval(), discriminator.eval()
-    z, y = torch.randn(4, 8), torch.zeros(4, dtype=torch.long)
+    z, y = torch.randn(4, 20), torch.zeros(4, dtype=torch.long)
+    assert not torch.allclose(generator(z, y), generator(z, y + 1))
+    with pytest.MonkeyPatch.context() as patch:  # at both places
+        patch.setattr("models.resnet_gan.F.one_hot", lambda y, n: torch.zeros(len(y), n))
+        assert not torch.allclose(generator(z, y), generator(z, y + 1))
+    with torch.no_grad():
+        for module in generator.modules():
+            if isinstance(module, ConditionalBatchNorm2d):
+                nn.init.ones_(module.gain), nn.init.zeros_(module.bias)
     assert not torch.allclose(generator(z, y), generator(z, y + 1))
     images = torch.rand(4, 1, 28, 28)
     assert not torch.allclose(discriminator(images, y)[0], discriminator(images, y + 1)[0])
@@ -87,16 +92,18 @@ def test_conditional_batch_norm_by_hand():
         norm.gain.copy_(torch.tensor([[1.0], [3.0]]))
         norm.bias.copy_(torch.tensor([[0.0], [5.0]]))
     x = torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1)  # mean 0, variance 1
+    with pytest.raises(UsageError, match="--z-dim 10: expected more than the 10 classes"):
+        build_gan(CONFIG | {"z_dim": 10})
     assert torch.allclose(norm(x, torch.tensor([0, 1])).flatten(), torch.tensor([-1.0, 8.0]), atol=1e-4)
 
 
-def test_every_weight_of_the_discriminator_comes_to_a_largest_singular_value_of_one():
+def test_every_conv_of_the_discriminator_comes_to_a_largest_singular_value_of_one():
     discriminator = build_gan(CONFIG)[1].train()
     images, y = torch.rand(4, 1, 28, 28), torch.arange(4)
     for _ in range(60):
         discriminator(images, y)
     layers = [m for m in discriminator.modules() if parametrize.is_parametrized(m, "weight")]
-    assert len(layers) == 8 + 2 + 2  # convs of four blocks, two shortcuts, linear, embedding
+    assert len(layers) == 8 + 2  # of four blocks, and two shortcuts
     for layer in layers:
         assert torch.linalg.matrix_norm(layer.weight.detach().flatten(1), 2).item() == pytest.approx(1, abs=0.05)
 
