@@ -25,7 +25,7 @@ try() {  # TAG FLAGS...
     score "$1_val" --val-size 5000 --pretrain-weight "results/${DATA}_$1/last.pth"
 }
 
-case $1 in
+case ${1:-nothing} in
 tune)
     for GAN in resnet dim; do
         try "${GAN}_tune_1" --gan $GAN --lr 5e-4 --lr-d 5e-4
@@ -60,4 +60,13 @@ ingredients)
     train resnet_half_1 --gan resnet ${RECIPE[resnet]} --width 20
     train resnet_half_2 --gan resnet ${RECIPE[resnet]} --width 20 --seed 1
     score resnet_halves_val --val-size 5000 --pretrain-weight "results/${DATA}_resnet_half_1/last.pth" "results/${DATA}_resnet_half_2/last.pth" ;;
+match)
+    WEIGHT=results/${DATA}_resnet_curve/last.pth
+    score resnet_curve_val --val-size 5000 --pretrain-weight "$WEIGHT"
+    for MATCH in none logit feat grad dist; do
+        $PYTHON pool_match.py --tag "${DATA}_match_$MATCH" --data-dir "$DATA_DIR" --val-size 5000 --weight "$WEIGHT" --match $MATCH --match-aug \
+            --batch-size 128 --lr 5e-5 --epochs 1 --ema 0.999 --pool convnet_w32 --pool-size 3 --pool-steps 2 --eval-interval 0 --amp
+        score "match_${MATCH}_val" --val-size 5000 --pretrain-weight "results/${DATA}_match_$MATCH/last.pth"
+    done ;;
+*) echo "expected tune, ingredients, curves or match, found ${1:-nothing}" >&2; exit 2 ;;
 esac

@@ -15,7 +15,7 @@ import pool_match
 import validate
 from data import DATASETS, ImageSet, load_data
 from gen_condense import train_gan
-from models import NETWORKS, build_gan, load_generator
+from models import GANS, NETWORKS, build_gan, load_generator
 from models.gan import GAN
 from pool_match import Pool
 from runtime import Runtime, make_runtime
@@ -38,11 +38,12 @@ def default_stream(monkeypatch):
         yield
 
 
+@pytest.mark.parametrize("gan", GANS)
 @pytest.mark.parametrize("graphs", [[], ["--graphs"]], ids=["eager", "graphs"])
 @pytest.mark.parametrize("precision", [[], PLAIN], ids=["amp", "float32"])
-def test_three_stages(tmp_path, precision, graphs):
+def test_three_stages(tmp_path, precision, graphs, gan):
     cuda = ["--device", "cuda", *precision, *graphs]
-    found = run(gen_condense, gan_flags(tmp_path, *cuda))
+    found = run(gen_condense, gan_flags(tmp_path, *cuda, "--gan", gan))
     assert all(torch.isfinite(torch.tensor(list(line.values()))).all() for line in found.lines)
     found = run(pool_match, match_flags(tmp_path, found.best_path, *cuda, "--pool", "convnet_w32", "resnet10"))
     rows = run(validate, validate_flags(tmp_path, "--pretrain-weight", str(found.best_path), *cuda))
@@ -91,6 +92,17 @@ def test_cuda_and_cpu_agree_on_a_step(tmp_path):
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=0.05)
 
 
+def test_deployment(tmp_path):
+    """Several generators, filtered and in half precision, and a classifier kept."""
+    cuda = ["--device", "cuda"]
+    paths = [str(run(gen_condense, gan_flags(tmp_path / seed, *cuda, "--gan", "resnet", "--seed", seed)).best_path) for seed in "01"]
+    run(validate, validate_flags(tmp_path / "teacher", "--data", "digits", "--source", "real", "--save-classifiers", *cuda))
+    teacher = next((tmp_path / "teacher" / "test" / "classifiers").iterdir())
+    flags = ["--source", "generator", "--pretrain-weight", *paths, "--filter", "0.5", "--teacher", str(teacher), "--storage", "fp16"]
+    (row,) = run(validate, validate_flags(tmp_path, *flags, *cuda))
+    assert row["n"] == 2
+
+
 def weights(path) -> dict:
     return torch.load(path, weights_only=True)
 
@@ -100,12 +112,17 @@ def agree(a: dict, b: dict, tolerance: float) -> bool:
     return all((a[name].double() - b[name].double()).norm() <= tolerance * (1 + b[name].double().norm()) for name in a)
 
 
-def test_graphs_take_the_steps_that_eager_takes(tmp_path):
+INGREDIENTS = "--ema 0.9 --lr-decay linear --lr-d 1e-3 --diffaug color_crop_cutout --restat 2".split()
+
+
+@pytest.mark.parametrize(("gan", "extra"), [("dim", []), ("resnet", INGREDIENTS)])
+def test_graphs_take_the_steps_that_eager_takes(tmp_path, gan, extra):
     """Ten steps of each stage: three run as they are, seven are replays; an evaluation lies between the two epochs."""
     evaluated = ["--device", "cuda", *PLAIN, "--eval-interval", "1", "--eval-model", "convnet_w32", "--ipc", "2", "--epochs-eval", "2"]
     for folder, graphs in (("eager", []), ("graphs", ["--graphs"])):
-        found = run(gen_condense, gan_flags(tmp_path / folder, *evaluated, *graphs))
-        run(pool_match, match_flags(tmp_path / folder, found.folder / "last.pth", *evaluated, *graphs, "--pool", "convnet_w32", "resnet10"))
+        found = run(gen_condense, gan_flags(tmp_path / folder, "--gan", gan, *evaluated, *extra, *graphs))
+        pool = ["--pool", "convnet_w32", "resnet10", *(["--match", "dist", "--pool-size", "2"] if extra else [])]
+        run(pool_match, match_flags(tmp_path / folder, found.folder / "last.pth", *evaluated, *extra, *graphs, *pool))
     for stage in ("gan", "match"):
         eager, graphs = (weights(tmp_path / folder / stage / "last.pth") for folder in ("eager", "graphs"))
         for player in ("generator", "discriminator"):
