@@ -10,6 +10,7 @@ cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python}
 DATA=${DATA:-fashion}
 DATA_DIR=${DATA_DIR:-datasets}
+EPOCHS=${EPOCHS:-1 2 3 4}  # of curves; DATA=cifar10 EPOCHS="1 2 3"
 declare -A RECIPE=([dim]="--lr 1e-3 --lr-d 5e-4" [resnet]="--lr 1e-3 --lr-d 1e-3")  # as tune chose them
 
 train() {  # TAG FLAGS...
@@ -35,10 +36,10 @@ tune)
         try "${GAN}_tune_5" --gan $GAN --lr 1e-3 --lr-d 2e-3
     done ;;
 curves)
-    for EPOCHS in 1 2 3 4; do
+    for EPOCH in $EPOCHS; do
         for GAN in resnet dim; do
-            [ $GAN$EPOCHS = dim4 ] && continue  # its three take as long as the other's four
-            train "${GAN}_curve" --gan $GAN ${RECIPE[$GAN]} --epochs $EPOCHS
+            [ $GAN$EPOCH = dim${EPOCHS: -1} ] && continue  # one epoch fewer of dim takes as long
+            train "${GAN}_curve" --gan $GAN ${RECIPE[$GAN]} --epochs $EPOCH
             score "${GAN}_curve_test" --pretrain-weight "results/${DATA}_${GAN}_curve/last.pth"
         done
     done
