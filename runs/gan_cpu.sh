@@ -47,6 +47,8 @@ curves)
 ingredients)
     try resnet_base --gan resnet ${RECIPE[resnet]}
     try resnet_decay --gan resnet ${RECIPE[resnet]} --lr-decay linear
+    try resnet_half_rate --gan resnet --lr 5e-4 --lr-d 1e-3
+    try resnet_half_rate_decay --gan resnet --lr 5e-4 --lr-d 2e-3 --lr-decay linear
     try resnet_diffaug --gan resnet ${RECIPE[resnet]} --diffaug color_crop_cutout
     try resnet_d2 --gan resnet ${RECIPE[resnet]} --d-steps 2 --epochs 2
     try resnet_no_ema --gan resnet ${RECIPE[resnet]} --ema 0
