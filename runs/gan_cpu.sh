@@ -2,8 +2,10 @@
 # DiM's pair and the residual one on two CPU cores, generators of width 32: the commands of benchmarks/results/*_gan_cpu.json.
 #   bash runs/gan_cpu.sh tune          rates, the same trials for both, on 5,000 held-out training images
 #   bash runs/gan_cpu.sh ingredients   what each ingredient earns, likewise
+#   bash runs/gan_cpu.sh long          both pairs with a rate decay, at about equal seconds, on the test set
+#   bash runs/gan_cpu.sh filter        what a teacher's filter earns, on the held-out images
 #   bash runs/gan_cpu.sh match         what stage 2 earns from one checkpoint, likewise
-#   bash runs/gan_cpu.sh curves        both pairs against time, on the test set, at the rates and with the ingredients chosen
+#   bash runs/gan_cpu.sh curves        both pairs against time, on the test set, at the rates chosen
 # Stopped, the same command continues. DATA=cifar10 for CIFAR-10.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -47,29 +49,34 @@ curves)
 ingredients)
     try resnet_base --gan resnet ${RECIPE[resnet]}
     try resnet_decay --gan resnet ${RECIPE[resnet]} --lr-decay linear
-    try resnet_half_rate --gan resnet --lr 5e-4 --lr-d 1e-3
-    try resnet_half_rate_decay --gan resnet --lr 5e-4 --lr-d 2e-3 --lr-decay linear
+    try resnet_b32 --gan resnet --lr 5e-4 --lr-d 1e-3 --batch-size 32
+    try resnet_b16 --gan resnet --lr 5e-4 --lr-d 1e-3 --batch-size 16
     try resnet_diffaug --gan resnet ${RECIPE[resnet]} --diffaug color_crop_cutout
     try resnet_d2 --gan resnet ${RECIPE[resnet]} --d-steps 2 --epochs 2
     try resnet_no_ema --gan resnet ${RECIPE[resnet]} --ema 0
     try resnet_restat --gan resnet ${RECIPE[resnet]} --restat 20
     try dim_decay --gan dim ${RECIPE[dim]} --lr-decay linear
-    # deployment, of the same generator
-    $PYTHON validate.py --tag "${DATA}_teacher" --data "$DATA" --data-dir "$DATA_DIR" --source real --eval-model convnet_w32 --ipc 500 \
-        --epochs-eval 10 --repeats 1 --amp --val-size 5000 --save-classifiers
-    TEACHER=$(ls "results/${DATA}_teacher/classifiers/"*.pth)
-    score resnet_filter_val --val-size 5000 --pretrain-weight "results/${DATA}_resnet_base/last.pth" --filter 0.5 --teacher "$TEACHER"
     # two generators at the bytes of one
     train resnet_half_1 --gan resnet ${RECIPE[resnet]} --width 20
     train resnet_half_2 --gan resnet ${RECIPE[resnet]} --width 20 --seed 1
     score resnet_halves_val --val-size 5000 --pretrain-weight "results/${DATA}_resnet_half_1/last.pth" "results/${DATA}_resnet_half_2/last.pth" ;;
+long)  # with linear decay; EPOCHS of the residual pair and EPOCHS_DIM of DiM's take about as long. Seconds are in metrics.jsonl
+    train resnet_long --gan resnet --lr 5e-4 --lr-d 1e-3 --batch-size 32 --lr-decay linear --epochs "${EPOCHS_RESNET:-3}"
+    score resnet_long_test --pretrain-weight "results/${DATA}_resnet_long/last.pth"
+    train dim_long --gan dim ${RECIPE[dim]} --lr-decay linear --epochs "${EPOCHS_DIM:-3}"
+    score dim_long_test --pretrain-weight "results/${DATA}_dim_long/last.pth" ;;
+filter)  # the images that a teacher is sure of; its bytes count
+    $PYTHON validate.py --tag "${DATA}_teacher" --data "$DATA" --data-dir "$DATA_DIR" --source real --eval-model convnet_w32 --ipc 500 \
+        --epochs-eval 10 --repeats 1 --amp --val-size 5000 --save-classifiers
+    TEACHER=$(ls "results/${DATA}_teacher/classifiers/"*.pth)
+    score resnet_long_val --val-size 5000 --pretrain-weight "results/${DATA}_resnet_long/last.pth"
+    score resnet_filter_val --val-size 5000 --pretrain-weight "results/${DATA}_resnet_long/last.pth" --filter 0.5 --teacher "$TEACHER" ;;
 match)
-    WEIGHT=results/${DATA}_resnet_curve/last.pth
-    score resnet_curve_val --val-size 5000 --pretrain-weight "$WEIGHT"
+    WEIGHT=results/${DATA}_resnet_long/last.pth
     for MATCH in none logit feat grad dist; do
         $PYTHON pool_match.py --tag "${DATA}_match_$MATCH" --data-dir "$DATA_DIR" --val-size 5000 --weight "$WEIGHT" --match $MATCH --match-aug \
             --batch-size 128 --lr 5e-5 --epochs 1 --ema 0.999 --pool convnet_w32 --pool-size 3 --pool-steps 2 --eval-interval 0 --amp
         score "match_${MATCH}_val" --val-size 5000 --pretrain-weight "results/${DATA}_match_$MATCH/last.pth"
     done ;;
-*) echo "expected tune, ingredients, curves or match, found ${1:-nothing}" >&2; exit 2 ;;
+*) echo "expected tune, ingredients, curves, long, filter or match, found ${1:-nothing}" >&2; exit 2 ;;
 esac
