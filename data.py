@@ -303,11 +303,12 @@ def split_held_out(labels: Tensor, val_size: int, num_classes: int) -> tuple[Ten
     return (~held_out).nonzero().flatten().to(labels.device), held_out.nonzero().flatten().to(labels.device)
 
 
-def steps_per_epoch(num_images: int, batch_size: int) -> int:
-    """Whole batches in a pass over the set. Raises UsageError where there is none."""
-    if batch_size > num_images:
-        raise UsageError(f"--batch-size {batch_size}: larger than the training set, which has {num_images} images")
-    return num_images // batch_size
+def steps_per_epoch(num_images: int, batch_size: int, batches: int = 1) -> int:
+    """Whole steps of `batches` batches in a pass over the set. Raises UsageError where there is none."""
+    if batches * batch_size > num_images:
+        asked = f"--batch-size {batch_size}" + (f" with --d-steps {batches}" if batches > 1 else "")
+        raise UsageError(f"{asked}: larger than the training set, which has {num_images} images")
+    return num_images // (batches * batch_size)
 
 
 def epoch_order(num_images: int, device: torch.device, *seed: int | str) -> Tensor:

@@ -92,7 +92,7 @@ def train_gan(
 
     step = runtime.graphed(step)
     num_images = d_steps * batch_size
-    num_steps = steps_per_epoch(len(train), num_images)
+    num_steps = steps_per_epoch(len(train), batch_size, d_steps)
     for epoch in range(start.epoch, epochs):
         order = epoch_order(len(train), runtime.device, seed, "gan", epoch)
         for i in range(start.step if epoch == start.epoch else 0, num_steps):
@@ -118,7 +118,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--d-steps", type=positive_int, default=1, help="discriminator updates a step, each on real images of its own")
     parser.add_argument("--lr", type=positive, default=1e-4, help="Adam's rate for both players")
     parser.add_argument("--lr-d", type=positive, help="its rate for the discriminator (default: the generator's)")
-    parser.add_argument("--lr-decay", choices=LR_DECAYS, default="none", help="linear: to zero at the last step of --epochs")
+    parser.add_argument("--lr-decay", choices=LR_DECAYS, default="none", help="linear: towards zero over all --epochs")
     parser.add_argument("--gp-weight", type=nonnegative, default=10.0, help="weight of DiM's gradient penalty")
     parser.add_argument("--class-weight", type=nonnegative, default=1.0, help="weight of the discriminator's class head in both losses")
     parser.add_argument("--diffaug", default="none", help="DiffAugment of both sides, such as color_crop_cutout")
@@ -159,7 +159,7 @@ def main(args: argparse.Namespace) -> RunFolder:
     runtime = make_runtime(args.device, args.amp, args.channels_last, args.graphs)
     runtime.check_batch_size(args.batch_size)
     data = load_data(args.data, args.data_dir, val_size=args.val_size, image_size=args.image_size)
-    num_steps = steps_per_epoch(len(data.train), args.d_steps * args.batch_size)
+    num_steps = steps_per_epoch(len(data.train), args.batch_size, args.d_steps)
     config = {
         "gan": args.gan,
         "num_classes": data.info.num_classes,

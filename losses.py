@@ -102,10 +102,10 @@ def match_distributions(real: Sequence[Tensor], fake: Sequence[Tensor], y: Tenso
     """Energy distance between the real and the generated images of each class, averaged over layers.
 
     real, fake: features (B, D) of each layer, of images of the same labels y (B,). For each class
-    2 E|f - r| - E|f - f'| - E|r - r'| over pairs of distinct images, over the mean E|r - r'|; class c of n_c images weighs
-    n_c (n_c - 1), its number of pairs. It is the distance between characteristic functions with the weight of Szekely & Rizzo 2013
-    (doi:10.1016/j.jspi.2013.03.018), and an unbiased estimate of it: unlike a distance between paired images or between means of
-    few, it does not pull a class's images to their mean, since |f - f'| counts for the generator.
+    2 E|f - r| - E|f - f'| - E|r - r'| over pairs of distinct images; class c of n_c images weighs n_c (n_c - 1), its number of pairs.
+    The unit is the mean distance of real images, of all classes. It is the distance between characteristic functions with the weight of
+    Szekely & Rizzo 2013 (doi:10.1016/j.jspi.2013.03.018), up to its unit an unbiased estimate of it: unlike a distance between
+    paired images or between means of few, it does not pull a class's images to their mean, since |f - f'| counts for the generator.
     """
     same = (y[:, None] == y).float()  # (B, B)
     count = same.sum(1, keepdim=True)
@@ -114,9 +114,9 @@ def match_distributions(real: Sequence[Tensor], fake: Sequence[Tensor], y: Tenso
     losses = []
     for r, f in zip(real, fake, strict=True):
         r, f = r.float(), f.float()
-        spread = (within * _distances(r, r)).sum() / num_pairs
-        between = 2 * (across * _distances(f, r)).sum() - (within * _distances(f, f)).sum()
-        losses.append((between / num_pairs - spread) / spread.clamp(min=1e-6))
+        among_real = _distances(r, r)
+        between = 2 * (across * _distances(f, r)).sum() - (within * (_distances(f, f) + among_real)).sum()
+        losses.append(between / num_pairs / among_real.mean().clamp(min=1e-6))
     return torch.stack(losses).mean()
 
 

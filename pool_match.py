@@ -54,8 +54,8 @@ from validate import BUDGETS, RECIPES, evaluate_generator, warn_of_seen_images
 class Pool:
     """Networks trained by SGD on real images between generator steps; `size` of them take turns, a step each.
 
-    Each is drawn anew when it has lived for as many steps as an epoch has; of several the births lie evenly over the epoch, so
-    that they differ in age. Networks are built once and put back to a fresh initialisation in place, so that their place in
+    Each is drawn anew once an epoch; of several the births lie evenly over the epoch, so that they differ in age, and each takes
+    its share of the SGD steps. Networks are built once and put back to a fresh initialisation in place, so that their place in
     memory stays.
     """
 
@@ -176,8 +176,8 @@ def matching_loss(
 
 
 def pooled(features: Tensor) -> Tensor:
-    """Features (B, C, h, w) averaged over patches of a quarter of the side, (B, D)."""
-    return F.avg_pool2d(features, features.shape[-1] // 4).flatten(1)
+    """Features (B, C, h, w) averaged over 4 x 4 patches, (B, D)."""
+    return F.adaptive_avg_pool2d(features, min(4, features.shape[-1])).flatten(1)
 
 
 def train_match(
@@ -277,7 +277,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=two_or_more, default=64, help="real images a step")
     parser.add_argument("--lr", type=positive, default=5e-6, help="Adam's rate for both players")
     parser.add_argument("--lr-d", type=positive, help="its rate for the discriminator (default: the generator's)")
-    parser.add_argument("--lr-decay", choices=LR_DECAYS, default="none", help="linear: to zero at the last step of --epochs")
+    parser.add_argument("--lr-decay", choices=LR_DECAYS, default="none", help="linear: towards zero over all --epochs")
     parser.add_argument("--gp-weight", type=nonnegative, default=10.0, help="weight of DiM's gradient penalty")
     parser.add_argument("--class-weight", type=nonnegative, default=1.0, help="weight of the discriminator's class head in both losses")
     parser.add_argument("--diffaug", default="none", help="DiffAugment of both sides, such as color_crop_cutout")
@@ -289,7 +289,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     # matching
     parser.add_argument("--match", choices=MATCH_WEIGHTS, default="logit", help="what is matched; none: go on as a GAN, a control")
     parser.add_argument("--metric", choices=METRICS, help="distance (default: mean square for logit, l1 for feat and grad)")
-    parser.add_argument("--match-weight", type=nonnegative, help="weight of the matching term (default: 0.01 for logit, else 0.001)")
+    parser.add_argument(
+        "--match-weight",
+        type=nonnegative,
+        help="weight of the matching term (default: 0.01 for logit, 0.001 for feat and grad, 1 for dist)",
+    )
     parser.add_argument("--match-aug", action="store_true", help="match under --match-strategy, one draw for both sides")
     parser.add_argument("--match-strategy", default="color_crop_cutout", help="DSA operations of --match-aug")
     parser.add_argument("--bias", action="store_true", help="--match grad: biases and norms too")

@@ -5,7 +5,12 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from utils import UsageError, write_json
+
+# What a row holds beside its settings.
+RESULTS = ("n", "mean", "std", "accs", "seconds_generate", "seconds_train", "images_seen", "steps")
 
 
 @dataclass
@@ -52,19 +57,31 @@ class ResultsFile:
             write_json(self.path, self.rows)
 
 
+def describe(row: dict) -> str:
+    """What of a generator is stored, in megabytes (10^6 bytes): "0.23 MB, fp16, 2 generators, filter 0.5"."""
+    if not row.get("generator_bytes"):
+        return ""
+    parts = [f"{row['generator_bytes'] / 1e6:.2f} MB", "/".join(np.unique(row.get("storage", "fp32")))]
+    several = row["checkpoint_sha256"] if isinstance(row["checkpoint_sha256"], list) else []
+    return ", ".join(
+        [*parts, *([f"{len(several)} generators"] if several else []), *([f"filter {row['filter']}"] if "filter" in row else [])]
+    )
+
+
 def print_table(rows: list[dict]) -> None:
     """One line a row, the accuracy as mean and sample standard deviation in percent."""
-    heads = ("classifier", "source", "budget", "recipe", "ipc", "accuracy", "n", "images seen", "steps", "generate s", "train s")
+    heads = ("classifier", "source", "budget", "recipe", "stored", "ipc", "accuracy", "n", "images seen", "steps", "generate s", "train s")
     lines = [heads]
     for row in rows:
         spread = "" if row["std"] is None else f" ± {row['std']:.2f}"
-        cells = (row["classifier"], row["source"], row["budget"], row["recipe"], row["ipc"], f"{row['mean']:.2f}{spread}", row["n"])
+        accuracy = f"{row['mean']:.2f}{spread}"
+        cells = (row["classifier"], row["source"], row["budget"], row["recipe"], describe(row), row["ipc"], accuracy, row["n"])
         counts = (f"{row['images_seen']:,}", f"{row['steps']:,}", f"{row['seconds_generate']:.1f}", f"{row['seconds_train']:.1f}")
         lines.append(tuple(map(str, cells + counts)))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
-        left = [cell.ljust(width) for cell, width in zip(line[:4], widths, strict=False)]
-        right = [cell.rjust(width) for cell, width in zip(line[4:], widths[4:], strict=True)]
+        left = [cell.ljust(width) for cell, width in zip(line[:5], widths, strict=False)]
+        right = [cell.rjust(width) for cell, width in zip(line[5:], widths[5:], strict=True)]
         print("  ".join(left + right))
     split = "held-out training images" if rows[0]["split"] == "val" else "test set"
     few = "; provisional, n < 5" if min(row["n"] for row in rows) < 5 else ""

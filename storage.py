@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from models import GanCheckpoint
-from utils import UsageError, write_atomic
+from models import STORAGES, GanCheckpoint
+from utils import UsageError, write_tensors
 
-BYTES = {"fp32": 4, "fp16": 2}  # of a value
+BYTES = dict(zip(STORAGES, (4, 2), strict=True))  # of a value
 
 
 def num_bytes(module: nn.Module, storage: str = "fp32") -> int:
@@ -40,7 +40,7 @@ def export_generator(path: Path, checkpoint: GanCheckpoint, storage: str) -> Non
         tensors = {name: _half(tensor) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     about = {"config": checkpoint.config, "info": checkpoint.info.to_dict(), "val_size": checkpoint.val_size, "storage": storage}
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    write_atomic(path, lambda temporary: save_file(tensors, temporary, {"generator": json.dumps(about)}))
+    write_tensors(path, lambda temporary: save_file(tensors, temporary, {"generator": json.dumps(about)}))
 
 
 def _half(tensor: torch.Tensor) -> torch.Tensor:

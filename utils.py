@@ -241,6 +241,14 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def write_tensors(path: Path, write: Callable[[Path], None]) -> None:
+    """write_atomic for libraries that report a full disk as an error of their own, here a FailedRun."""
+    try:
+        write_atomic(path, write)
+    except (RuntimeError, SafetensorError) as error:
+        raise FailedRun(f"{path}: could not be written ({str(error).splitlines()[0]})") from None
+
+
 def write_json(path: Path, value) -> None:
     """Write `value` as indented JSON, atomically."""
     write_atomic(path, lambda temporary: temporary.write_text(json.dumps(value, indent=1) + "\n"))
@@ -282,7 +290,8 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str
     """The tensors and the metadata of a safetensors file. Raises UsageError where it is missing, damaged, or something else."""
     path = Path(path)
     if not path.is_file():
-        raise UsageError(f"{path}: no such file, expected a generator in safetensors")
+        found = "is a folder" if path.is_dir() else "no such file"
+        raise UsageError(f"{path}: {found}, expected a generator in safetensors")
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118  no mapping

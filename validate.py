@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import hashlib
 import itertools
+import json
 import math
 import statistics
 import time
@@ -29,7 +30,7 @@ from augment import COMPOSITIONS, choose_operations, draw_cutmix, draw_operation
 from data import Data, DataInfo, ImageSet, balanced_epochs, load_data
 from models import Classifier, GanCheckpoint, build_classifier, network_name, read_classifier, read_gan, save_classifier
 from models.deploy import Filtered, Several
-from results import Cost, ResultsFile, print_table
+from results import RESULTS, Cost, ResultsFile, print_table
 from run_folder import make_folder, run_path
 from runtime import Lanes, Losses, Runtime, Stopwatch, device_name, fused, make_runtime
 from storage import BYTES, export_generator, num_bytes, store
@@ -346,15 +347,18 @@ def load_inputs(args: argparse.Namespace) -> tuple[Data, list[GanCheckpoint]]:
     if "generator" in args.source and args.pretrain_weight is None:
         raise UsageError("--source generator needs --pretrain-weight, the checkpoint of a generator")
     checkpoints = [read_gan(path) for path in args.pretrain_weight or []]
-    first = checkpoints[0] if checkpoints else None
+    first = min(checkpoints, key=lambda checkpoint: checkpoint.info is None, default=None)  # the first that names its set
     name = first.data_name(args.data) if first else args.data or "cifar10"
     info = first.info if first else None
     needs_train = args.val_size or set(args.source) != {"generator"}
     splits = (["train"] if needs_train else []) + ([] if args.val_size else ["test"])
     data = load_data(name, args.data_dir, splits=tuple(splits), val_size=args.val_size, image_size=args.image_size, info=info)
     for checkpoint in checkpoints:
-        checkpoint.data_name(name)  # raises where it is of another set
+        if checkpoint.info not in (None, data.info):
+            raise UsageError(f"{checkpoint.path}: was trained on {checkpoint.info.name}, expected the {name} of {first.path}")
         checkpoint.check_data(data.info)
+    if args.export and checkpoints[0].info is None:
+        raise UsageError(f"--export {args.export}: {checkpoints[0].path} names no data set, expected a checkpoint written here")
     if "generator" in args.source:
         for checkpoint in checkpoints:
             warn_of_seen_images(checkpoint, args.val_size)
@@ -380,7 +384,7 @@ def deploy(args: argparse.Namespace, checkpoints: list[GanCheckpoint], info: Dat
     }
     if args.filter:
         saved = read_classifier(args.teacher)
-        if (saved.info.num_classes, saved.info.channels, saved.info.image_size) != (info.num_classes, info.channels, info.image_size):
+        if saved.info != info:
             raise UsageError(f"--teacher {args.teacher}: was trained on {saved.info.name}, expected a classifier of {info.name}")
         if args.val_size > saved.val_size:
             seen = f"{args.teacher} was trained with --val-size {saved.val_size}: it has seen images held out now"
@@ -414,6 +418,12 @@ def export(folder: Path, checkpoint: GanCheckpoint, storage: str | None) -> None
     export_generator(folder / "generator.safetensors", checkpoint, storage or checkpoint.storage)
 
 
+def row_hash(row: dict) -> str:
+    """A short name of a row's settings, so that the classifiers of two rows are never taken for each other."""
+    settings = {name: value for name, value in row.items() if name not in RESULTS}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+
+
 def saver(folder: Path, stem: str, network: str, info: DataInfo, val_size: int) -> Callable[[Classifier, int], None]:
     """keep() of validate_group that writes folder/STEM_SEED.pth."""
     make_folder(folder)
@@ -428,6 +438,8 @@ def main(args: argparse.Namespace) -> list[dict]:
     folder = run_path(args.results_dir, args.tag)
     if bool(args.filter) != bool(args.teacher):
         raise UsageError("--filter and --teacher need each other: a probability, and the classifier that gives it")
+    if "generator" not in args.source and (args.filter or args.storage):
+        raise UsageError(f"--filter and --storage are of --source generator, found {' '.join(args.source)}")
     if args.export and len(args.pretrain_weight or []) != 1:
         raise UsageError(f"--export {args.export}: expected one --pretrain-weight, found {len(args.pretrain_weight or [])}")
     data, checkpoints = load_inputs(args)
@@ -450,13 +462,14 @@ def main(args: argparse.Namespace) -> list[dict]:
     rows, jobs = [], []
     with contextlib.ExitStack() as held:
         runtime.on_main(lambda: (make_folder(folder), held.enter_context(locked(folder))))
+        results = ResultsFile(folder, writes=runtime.is_main)
         if args.export:
             runtime.on_main(lambda: export(Path(args.export), checkpoints[0], args.storage))
-        results = ResultsFile(folder, writes=runtime.is_main)
         for network in networks:
             for ipc in dict.fromkeys(args.ipc):
                 for source in dict.fromkeys(args.source):
                     settings = {**shared, "classifier": network, "source": source, "ipc": ipc}
+                    settings |= {"save_classifiers": True} if args.save_classifiers else {}  # rows of their own: those there kept none
                     settings |= origin if source == "generator" else {"generator_bytes": None, "drawn_from": trained}
                     row = results.row(settings)
                     rows.append(row)
@@ -464,9 +477,9 @@ def main(args: argparse.Namespace) -> list[dict]:
                     jobs += [(row, network, source, ipc, seeds) for seeds in groups]
 
         def work(job: tuple) -> list[tuple[float, Cost]]:
-            _, network, source, ipc, seeds = job
-            stem = f"{network}_{source}_{args.budget}_ipc{ipc}"
-            keep = saver(folder / "classifiers", stem, network, data.info, args.val_size) if args.save_classifiers else None
+            row, network, source, ipc, seeds = job
+            name = f"{network}_{source}_{args.budget}_ipc{ipc}_{row_hash(row)}"
+            keep = saver(folder / "classifiers", name, network, data.info, args.val_size) if args.save_classifiers else None
             return validate_group(network, source, args.budget, ipc, data, generator, recipe, seeds, runtime, keep)
 
         for first in range(0, len(jobs), runtime.world_size):  # a job for each rank, then all of them are written down

@@ -16,7 +16,7 @@ from models.densenet import DenseNet
 from models.gan import Discriminator, Generator
 from models.resnet import ResNet
 from models.resnet_gan import ResNetDiscriminator, ResNetGenerator
-from utils import UsageError, read_checkpoint, read_safetensors, write_atomic
+from utils import UsageError, read_checkpoint, read_safetensors, write_tensors
 
 # Name -> constructor(channels, image_size, num_classes). A name states its width wherever two exist.
 NETWORKS = {
@@ -29,12 +29,13 @@ NETWORKS = {
     "densenet": DenseNet,
     "resnet18_w64": partial(ResNet, width=64, blocks=2, norm="batch"),
 }
+STORAGES = ("fp32", "fp16")  # precisions of a shipped generator
 # What DiM's commands call its narrow network; everything printed or stored says the full name.
 ALIASES = {"resnet18": "resnet18_w32"}
 
 
 class Players(NamedTuple):
-    """The classes of a pair, which share their constructor values, and the width at which the generator has DiM's size."""
+    """The classes of a pair, which share their constructor values, and the width at which the generator is no larger than DiM's."""
 
     generator: type[nn.Module]
     discriminator: type[nn.Module]
@@ -166,7 +167,7 @@ def read_gan(path: str | Path) -> GanCheckpoint:
         raise UsageError(f"{path}: expected a checkpoint with generator and discriminator, found {', '.join(map(str, state)) or 'nothing'}")
     try:
         if "config" in state:
-            return GanCheckpoint(Path(path), state["config"], DataInfo.from_dict(state["info"]), state["val_size"], state)
+            return GanCheckpoint(Path(path), _checked(state["config"]), DataInfo.from_dict(state["info"]), state["val_size"], state)
         config = {
             "num_classes": len(discriminator["fc10.weight"]),
             "channels": len(generator["conv8.weight"]),
@@ -179,13 +180,20 @@ def read_gan(path: str | Path) -> GanCheckpoint:
     return GanCheckpoint(Path(path), config, None, None, state)
 
 
+def _checked(config: dict) -> dict:
+    """The constructor values of a generator; KeyError where one is missing."""
+    return dict(config) | {name: int(config[name]) for name in ("num_classes", "channels", "image_size", "width", "z_dim")}
+
+
 def _read_exported(path: str | Path) -> GanCheckpoint:
     tensors, metadata = read_safetensors(path)
     try:
         about = json.loads(metadata["generator"])
         info, storage = DataInfo.from_dict(about["info"]), str(about["storage"])
-        config, val_size = dict(about["config"]), int(about["val_size"])
-    except (KeyError, TypeError, ValueError) as error:
+        config, val_size = _checked(about["config"]), int(about["val_size"])
+        if storage not in STORAGES:
+            raise ValueError(f"storage {storage}")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(f"{path}: not a generator exported here: its {error} is missing or of another kind") from None
     state = {"generator": {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}}
     return GanCheckpoint(Path(path), config, info, val_size, state, storage)
@@ -205,7 +213,7 @@ def save_classifier(path: Path, classifier: Classifier, network: str, info: Data
     """Write a trained classifier; val_size: how many training images were held out."""
     weights = {name: tensor.cpu() for name, tensor in classifier.state_dict().items()}
     state = {"network": network, "info": info.to_dict(), "val_size": val_size, "classifier": weights}
-    write_atomic(path, lambda temporary: torch.save(state, temporary))
+    write_tensors(path, lambda temporary: torch.save(state, temporary))
 
 
 def read_classifier(path: str | Path) -> SavedClassifier:

@@ -1,6 +1,6 @@
 """Generators as they are deployed: several that share a budget of bytes, or one whose images a teacher filters.
 
-Each has a generator's face: sizes, and sample(y) -> images.
+Each samples as a generator does: sample(y) -> images.
 """
 
 from collections.abc import Sequence

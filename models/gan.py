@@ -241,7 +241,8 @@ def differentiable_augment(images: Tensor, operations: tuple[str, ...]) -> Tenso
     """
     if not operations:
         return images
-    return draw_operations(operations, len(images), images.shape[-1], images.device)(images)
+    with torch.autocast(images.device.type, enabled=False):  # bf16 coordinates would move the pixels
+        return draw_operations(operations, len(images), images.shape[-1], images.device)(images)
 
 
 @torch.no_grad()

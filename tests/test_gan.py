@@ -1,6 +1,7 @@
 """The residual pair, and what both pairs are trained with: augmentation, rates, averages, statistics."""
 
 import copy
+import math
 import os
 import signal
 
@@ -64,8 +65,8 @@ def test_the_pair_fits(channels, size, classes):
     assert images.abs().max() <= 1
     scores, logits = discriminator(images, y)
     assert scores.shape == (6,)
-    assert logits is None
-    scores.square().sum().backward()
+    assert logits.shape == (6, classes)
+    (scores.square().sum() + logits.square().sum()).backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for module in (generator, discriminator) for p in module.parameters())
 
 
@@ -134,11 +135,12 @@ def test_resampling_within_a_conv_is_that_before_or_after_it(side):
 
 def test_its_losses_are_the_hinge_game_s(train, monkeypatch):
     gan = make_gan()
-    scores = torch.cat([torch.full((8,), 0.5), torch.full((8,), -3.0)])
-    monkeypatch.setattr(gan.discriminator, "forward", lambda x, y: (scores + 0 * gan.discriminator.fc1.bias, None))
+    gan.class_weight = 0.3
+    scores, logits = torch.cat([torch.full((8,), 0.5), torch.full((8,), -3.0)]), torch.zeros(16, 10)
+    monkeypatch.setattr(gan.discriminator, "forward", lambda x, y: (scores + 0 * gan.discriminator.fc1.bias, logits))
     monkeypatch.setattr("models.gan.gradient_penalty", None)  # never called
     real, y = train.batch(torch.arange(8))
-    assert discriminator_step(gan, real, y, 10.0, CPU).item() == pytest.approx(0.5)
+    assert discriminator_step(gan, real, y, 10.0, CPU).item() == pytest.approx(0.5 + 0.3 * math.log(10))  # CE of the real images
 
 
 @pytest.mark.parametrize(
@@ -204,7 +206,7 @@ def test_several_discriminator_steps_take_real_images_of_their_own(train, monkey
     assert [at.step for at in steps] == [1, 2]
     assert len(seen) == 6
     assert len(torch.cat(seen).flatten(1).unique(dim=0)) == 48
-    with pytest.raises(UsageError, match="--batch-size 80: larger than"):
+    with pytest.raises(UsageError, match="--batch-size 8 with --d-steps 10: larger than"):
         next(train_gan(gan, train, epochs=1, batch_size=8, gp_weight=0, seed=0, runtime=CPU, d_steps=10))
 
 

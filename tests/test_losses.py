@@ -99,17 +99,21 @@ def test_hinge_loss():
     assert losses.hinge_loss(real, fake).item() == pytest.approx((0 + 0.5 + 2) / 3 + (0 + 1 + 2) / 3)
 
 
-def test_the_generator_s_loss_without_class_logits():
-    assert losses.generator_loss(torch.tensor([1.0, 3.0]), None, torch.tensor([0, 1])).item() == -2
+def test_the_class_head_s_weight():
+    scores, logits, y = torch.tensor([1.0, 3.0]), torch.zeros(2, 4), torch.tensor([0, 1])
+    assert losses.generator_loss(scores, logits, y, 0.0).item() == -2
+    assert losses.generator_loss(scores, logits, y, 0.5).item() == pytest.approx(-2 + 0.5 * math.log(4))
+    assert losses.discriminator_loss(scores, logits, y, scores, logits, y, 0.5).item() == pytest.approx(math.log(4))
 
 
 def test_energy_distance_by_hand():
     y = torch.tensor([0, 0, 1, 1, 2])  # class 2 has no pairs, and no say
     real = torch.tensor([[0.0], [2.0], [10.0], [11.0], [50.0]])
     fake = torch.tensor([[1.0], [1.0], [10.0], [14.0], [-50.0]])
-    # class 0: 2 * mean(1, 1, 1, 1) - 0 - 2 = 0; class 1: 2 * mean(0, 1, 4, 3) - 4 - 1 = -1; both of two pairs; spread (2 + 1) / 2
-    assert losses.match_distributions([real], [fake], y).item() == pytest.approx((0 - 1) / 2 / 1.5)
-    assert losses.match_distributions([real, real], [fake, fake], y).item() == pytest.approx((0 - 1) / 2 / 1.5)
+    # class 0: 2 * mean(1, 1, 1, 1) - 0 - 2 = 0; class 1: 2 * mean(0, 1, 4, 3) - 4 - 1 = -1; both of two pairs
+    expected = (0 - 1) / 2 / (real - real.T).abs().mean().item()
+    assert losses.match_distributions([real], [fake], y).item() == pytest.approx(expected)
+    assert losses.match_distributions([real, 2 * real], [fake, 2 * fake], y).item() == pytest.approx(expected)
 
 
 def test_energy_distance_does_not_pull_a_class_to_its_mean():
