@@ -101,6 +101,9 @@ def test_a_row_of_filtered_images(trained, tmp_path, capsys):
     saved = sorted((tmp_path / "teacher" / "test" / "classifiers").iterdir())
     assert len(saved) == 2
     assert saved[0].name.startswith("convnet_w32_real_stream_ipc3_")
+    run(validate, [*taught, "--epochs-eval", "3"])  # classifiers of another row lie beside them
+    assert len(list(saved[0].parent.iterdir())) == 4
+    assert saved[0].stat().st_mtime_ns < max(path.stat().st_mtime_ns for path in saved[0].parent.iterdir())
     plain, filtered = (
         run(validate, validate_flags(tmp_path, *weight, *extra))[0] for extra in ([], ["--filter", "0.5", "--teacher", str(saved[0])])
     )
@@ -111,6 +114,19 @@ def test_a_row_of_filtered_images(trained, tmp_path, capsys):
     capsys.readouterr()
     run(validate, validate_flags(tmp_path, *weight, "--filter", "0.5", "--teacher", str(saved[0]), "--val-size", "200"))
     assert f"{saved[0]} was trained with --val-size 100: it has seen images held out now" in capsys.readouterr().err
+
+
+def test_classifiers_are_kept_where_the_rows_were_there_before(tmp_path):
+    flags = validate_flags(tmp_path, "--data", "digits", "--source", "real", "--repeats", "1")
+    plain, kept = run(validate, flags), run(validate, [*flags, "--save-classifiers"])
+    assert len(list((tmp_path / "test" / "classifiers").iterdir())) == 1
+    assert kept[0]["accs"] == plain[0]["accs"]
+
+
+def test_the_table_says_what_is_stored(trained, tmp_path, capsys):
+    paths = [str(trained / stage / "last.pth") for stage in ("gan", "match")]
+    rows = run(validate, validate_flags(tmp_path, "--source", "generator", "--storage", "fp16", "--pretrain-weight", *paths))
+    assert f"{rows[0]['generator_bytes'] / 1e6:.2f} MB, fp16, 2 generators" in capsys.readouterr().out
 
 
 def test_a_saved_classifier_is_the_one_that_was_tested(tmp_path):
@@ -174,6 +190,14 @@ def test_a_value_that_fp16_cannot_hold_is_refused(trained):
         (["--filter", "0.5", "--teacher", "missing.pth"], "missing.pth: no such file, expected a checkpoint"),
         (["--filter", "0.5", "--teacher", "{gan}"], "not a classifier that validate.py --save-classifiers wrote"),
         (["--filter", "0.5", "--teacher", "{cifar}"], "was trained on cifar10, expected a classifier of digits"),
+        (["--filter", "0.5", "--teacher", "{mnist}"], "was trained on mnist, expected a classifier of digits"),
+        (["--storage", "fp16", "--source", "real", "--data", "digits"], "--filter and --storage are of --source generator, found real"),
+        (
+            ["--pretrain-weight", "{reference}", "--data", "digits", "--export", "out"],
+            "names no data set, expected a checkpoint written here",
+        ),
+        (["--pretrain-weight", "{odd}"], "not a generator exported here: its storage int3 is missing or of another kind"),
+        (["--pretrain-weight", "{short}"], "not a generator exported here: its 'channels' is missing"),
         (["--pretrain-weight", "{gan}", "missing.safetensors"], "missing.safetensors: no such file, expected a generator in safetensors"),
         (["--pretrain-weight", "{torn}"], "expected safetensors, found 40 bytes that are none, or truncated"),
         (["--pretrain-weight", "{strange}"], "not a generator exported here: its 'generator' is missing"),
@@ -189,11 +213,21 @@ def test_bad_input_is_one_line(flags, message, trained, tmp_path, capsys, monkey
     save_classifier(
         tmp_path / "cifar.pth", build_classifier("convnet_w32", DATASETS["cifar10"].info), "convnet_w32", DATASETS["cifar10"].info, 0
     )
+    mnist = DATASETS["mnist"].info
+    save_classifier(tmp_path / "mnist.pth", build_classifier("convnet_w32", mnist), "convnet_w32", mnist, 0)
+    config = {"num_classes": 10, "channels": 1, "image_size": 28, "width": 4, "z_dim": 100}
+    about = {"config": config, "info": mnist.to_dict(), "val_size": 0, "storage": "int3"}
+    save_file({"x": torch.zeros(3)}, tmp_path / "odd.safetensors", {"generator": json.dumps(about)})
+    about |= {"storage": "fp16", "config": {"width": 4, "num_classes": 10}}
+    save_file({"x": torch.zeros(3)}, tmp_path / "short.safetensors", {"generator": json.dumps(about)})
+    reference_checkpoint(tmp_path / "reference.pth", channels=1, size=28)
     exported = tmp_path / "whole.safetensors"
     save_file({"x": torch.zeros(3)}, tmp_path / "strange.safetensors")
     exported.write_bytes((tmp_path / "strange.safetensors").read_bytes()[:40])
     reference_checkpoint(tmp_path / "other.pth", channels=1, size=28, classes=3)
     names = {"gan": trained / "gan" / "last.pth", "torn": exported, "strange": tmp_path / "strange.safetensors"}
+    names |= {name: tmp_path / f"{name}.safetensors" for name in ("odd", "short")}
+    names |= {name: tmp_path / f"{name}.pth" for name in ("mnist", "reference")}
     names |= {"cifar": tmp_path / "cifar.pth", "other": tmp_path / "other.pth"}
     before = sorted(tmp_path.rglob("*"))
     default = [] if "--pretrain-weight" in flags else ["--pretrain-weight", str(trained / "gan" / "last.pth")]

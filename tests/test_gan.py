@@ -153,10 +153,10 @@ def test_both_stages_take_it_and_resume_to_the_bit(extra, tmp_path):
     stop_after(gen_condense, parts, 7)
     assert same(state(run(gen_condense, parts).best_path), state(whole.best_path))
     assert read_gan(whole.best_path).config["gan"] == "resnet"
-    match = match_flags(tmp_path / "a", whole.best_path, *extra)
-    matched = run(pool_match, match)
-    stop_after(pool_match, match_flags(tmp_path / "b", whole.best_path, *extra), 7)
-    again = run(pool_match, match_flags(tmp_path / "b", whole.best_path, *extra))
+    pool = ["--match", "dist", "--pool-size", "2"] if extra else []
+    matched = run(pool_match, match_flags(tmp_path / "a", whole.best_path, *extra, *pool))
+    stop_after(pool_match, match_flags(tmp_path / "b", whole.best_path, *extra, *pool), 7)
+    again = run(pool_match, match_flags(tmp_path / "b", whole.best_path, *extra, *pool))
     assert same(state(again.best_path), state(matched.best_path))
     images = load_generator(matched.best_path).sample(torch.arange(10))
     assert images.shape == (10, 1, 28, 28)

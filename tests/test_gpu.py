@@ -121,7 +121,7 @@ def test_graphs_take_the_steps_that_eager_takes(tmp_path, gan, extra):
     evaluated = ["--device", "cuda", *PLAIN, "--eval-interval", "1", "--eval-model", "convnet_w32", "--ipc", "2", "--epochs-eval", "2"]
     for folder, graphs in (("eager", []), ("graphs", ["--graphs"])):
         found = run(gen_condense, gan_flags(tmp_path / folder, "--gan", gan, *evaluated, *extra, *graphs))
-        pool = ["--pool", "convnet_w32", "resnet10", *(["--match", "dist", "--pool-size", "2"] if extra else [])]
+        pool = ["--pool", "convnet_w32", *(["--match", "dist", "--pool-size", "2"] if extra else ["resnet10"])]
         run(pool_match, match_flags(tmp_path / folder, found.folder / "last.pth", *evaluated, *extra, *graphs, *pool))
     for stage in ("gan", "match"):
         eager, graphs = (weights(tmp_path / folder / stage / "last.pth") for folder in ("eager", "graphs"))

@@ -21,7 +21,7 @@ from augment import draw_dsa
 from data import DATASETS, ImageSet, load_data
 from gen_condense import train_gan
 from losses import MATCH_WEIGHTS, METRICS
-from models import build_classifier, build_gan
+from models import NETWORKS, build_classifier, build_gan
 from models.gan import GAN
 from run_folder import LossMeter, Position, Step
 from runtime import Runtime
@@ -217,6 +217,27 @@ def test_matching_distributions_pulls_generated_images_alone(network):
     others = pool_match.matching_loss("dist", model, real, real, y.flip(0), augment, None, False, False)
     assert pool_match.matching_loss("dist", model, real, fake, torch.arange(8), augment, None, False, False) == 0  # no pairs
     assert others <= 1e-6
+
+
+@pytest.mark.parametrize("info", [DATASETS[name].info for name in ("digits", "cifar10")], ids=["28", "32"])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_features_of_every_network_can_be_pooled(network, info):
+    model = build_classifier(network, info)
+    features = model.logits_and_features(torch.rand(2, info.channels, info.image_size, info.image_size))[1]
+    for f in features:
+        side = min(4, f.shape[-1])
+        assert pool_match.pooled(f).shape == (2, f.shape[1] * side * side)
+    assert torch.allclose(pool_match.pooled(features[0]).mean(), features[0].mean(), atol=0.1)
+
+
+@pytest.mark.parametrize("script", ["gen_condense", "pool_match"])
+def test_diffaug_reaches_the_generator_s_step_of_both_stages(script, trained, tmp_path, monkeypatch):
+    seen, module = [], {"gen_condense": gen_condense, "pool_match": pool_match}[script]
+    augment = models.gan.differentiable_augment
+    monkeypatch.setattr(module, "differentiable_augment", lambda images, names: seen.append(names) or augment(images, names))
+    flags = ["--diffaug", "color_crop", "--epochs", "1"]
+    run(module, gan_flags(tmp_path, *flags) if script == "gen_condense" else match_flags(tmp_path, trained / "gan" / "last.pth", *flags))
+    assert seen == [("color", "crop")] * STEPS
 
 
 def test_networks_of_a_pool_take_turns_and_are_born_evenly_over_an_epoch():
