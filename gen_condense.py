@@ -78,7 +78,7 @@ def train_gan(
             fake = generator.sample(y)
             with frozen(discriminator):
                 scores, logits = discriminator(differentiable_augment(fake, operations), y)
-        loss_g = generator_loss(scores, logits, y, gan.class_weight)
+        loss_g = generator_loss(scores, logits, y)
         gan.optim_g.zero_grad()
         loss_g.backward()
         runtime.update(gan.optim_g)
@@ -120,7 +120,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--lr-d", type=positive, help="its rate for the discriminator (default: the generator's)")
     parser.add_argument("--lr-decay", choices=LR_DECAYS, default="none", help="linear: towards zero over all --epochs")
     parser.add_argument("--gp-weight", type=nonnegative, default=10.0, help="weight of DiM's gradient penalty")
-    parser.add_argument("--class-weight", type=nonnegative, default=1.0, help="weight of the discriminator's class head in both losses")
     parser.add_argument("--diffaug", default="none", help="DiffAugment of both sides, such as color_crop_cutout")
     parser.add_argument("--ema", type=decay, default=0.0, help="decay of the generator's moving average; 0 = off")
     parser.add_argument(
@@ -170,7 +169,7 @@ def main(args: argparse.Namespace) -> RunFolder:
     }
     with seeded(torch.device("cpu"), args.seed, "init"):
         generator, discriminator = build_gan(config)
-    gan = GAN(runtime.place(generator), runtime.place(discriminator), args.lr, args.ema, args.lr_d, args.class_weight)
+    gan = GAN(runtime.place(generator), runtime.place(discriminator), args.lr, args.ema, args.lr_d)
     torch.manual_seed(runtime.own_seed(args.seed, "gan"))
 
     header = {"stage": "gan", "config": config, "info": data.info.to_dict(), "val_size": args.val_size}

@@ -9,27 +9,21 @@ from torch import Tensor, nn
 from utils import UsageError
 
 
-def generator_loss(scores: Tensor, logits: Tensor, y: Tensor, class_weight: float = 1.0) -> Tensor:
-    """-E[D(fake)] + class_weight * CE(fake): be taken for real, and for the class asked for.
+def generator_loss(scores: Tensor, logits: Tensor | None, y: Tensor) -> Tensor:
+    """-E[D(fake)] + CE(fake): be taken for real, and for the class asked for; without class logits -E[D(fake, y)].
 
     scores (B,) and logits (B, K) of generated images, y (B,) their labels. Wasserstein loss of Arjovsky et al. 2017
-    (arXiv:1701.07875) with the class head of Odena et al. 2017 (arXiv:1610.09585), or the hinge game's, which is the same.
+    (arXiv:1701.07875) with the class head of Odena et al. 2017 (arXiv:1610.09585); the hinge game's is the same without the head.
     """
-    return -scores.mean() + class_weight * F.cross_entropy(logits, y)
+    return -scores.mean() if logits is None else -scores.mean() + F.cross_entropy(logits, y)
 
 
 def discriminator_loss(
-    real_scores: Tensor,
-    real_logits: Tensor,
-    y: Tensor,
-    fake_scores: Tensor,
-    fake_logits: Tensor,
-    fake_y: Tensor,
-    class_weight: float = 1.0,
+    real_scores: Tensor, real_logits: Tensor, y: Tensor, fake_scores: Tensor, fake_logits: Tensor, fake_y: Tensor
 ) -> Tensor:
-    """E[D(fake)] - E[D(real)] + class_weight * (CE(fake) + CE(real)), without the gradient penalty; shapes as in generator_loss."""
+    """E[D(fake)] - E[D(real)] + CE(fake) + CE(real), without the gradient penalty; shapes as in generator_loss."""
     wasserstein = fake_scores.mean() - real_scores.mean()
-    return wasserstein + class_weight * (F.cross_entropy(fake_logits, fake_y) + F.cross_entropy(real_logits, y))
+    return wasserstein + F.cross_entropy(fake_logits, fake_y) + F.cross_entropy(real_logits, y)
 
 
 def hinge_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:

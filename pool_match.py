@@ -217,7 +217,7 @@ def train_match(
             fake = generator.sample(y)
             with frozen(discriminator):
                 scores, logits = discriminator(differentiable_augment(fake, diffaug_operations), y)
-        loss_g = generator_loss(scores, logits, y, gan.class_weight)
+        loss_g = generator_loss(scores, logits, y)
         loss_match = torch.zeros_like(loss_g)
         if match != "none":
             augment = None if operations is None else draw_operations(operations, 1, real.shape[-1], real.device)
@@ -279,7 +279,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--lr-d", type=positive, help="its rate for the discriminator (default: the generator's)")
     parser.add_argument("--lr-decay", choices=LR_DECAYS, default="none", help="linear: towards zero over all --epochs")
     parser.add_argument("--gp-weight", type=nonnegative, default=10.0, help="weight of DiM's gradient penalty")
-    parser.add_argument("--class-weight", type=nonnegative, default=1.0, help="weight of the discriminator's class head in both losses")
     parser.add_argument("--diffaug", default="none", help="DiffAugment of both sides, such as color_crop_cutout")
     parser.add_argument("--ema", type=decay, default=0.0, help="decay of the generator's moving average; 0 = off")
     parser.add_argument(
@@ -344,7 +343,7 @@ def main(args: argparse.Namespace) -> RunFolder:
     checkpoint.check_data(data.info)
     warn_of_seen_images(checkpoint, args.val_size)
     num_steps = steps_per_epoch(len(data.train), args.batch_size)
-    gan = GAN(*(runtime.place(player) for player in checkpoint.players()), args.lr, args.ema, args.lr_d, args.class_weight)
+    gan = GAN(*(runtime.place(player) for player in checkpoint.players()), args.lr, args.ema, args.lr_d)
     pool = Pool(args.pool, data.info, args.pool_lr, args.pool_strategy, args.seed, runtime, args.pool_size)
     torch.manual_seed(runtime.own_seed(args.seed, "match"))
 

@@ -105,16 +105,8 @@ class GAN:
     steps are not worth keeping: step t uses min(ema, (1 + t) / (10 + t)); 0 = none.
     """
 
-    def __init__(
-        self,
-        generator: nn.Module,
-        discriminator: nn.Module,
-        lr: float,
-        ema: float = 0.0,
-        lr_d: float | None = None,
-        class_weight: float = 1.0,
-    ):
-        self.generator, self.discriminator, self.ema, self.class_weight = generator, discriminator, ema, class_weight
+    def __init__(self, generator: nn.Module, discriminator: nn.Module, lr: float, ema: float = 0.0, lr_d: float | None = None):
+        self.generator, self.discriminator, self.ema = generator, discriminator, ema
         self.generator_ema = copy.deepcopy(generator).requires_grad_(False) if ema else None
         self.ema_steps = torch.zeros((), device=next(generator.parameters()).device)
         self.rates = {"optim_g": lr, "optim_d": lr_d or lr}
@@ -194,8 +186,8 @@ def estimate_statistics(generator: nn.Module, batches: int, batch_size: int, see
 def discriminator_step(gan: GAN, real: Tensor, y: Tensor, gp_weight: float, runtime: Runtime, diffaug: tuple[str, ...] = ()) -> Tensor:
     """One update of the discriminator on real images (B, C, H, W) of labels y and as many fakes of uniform labels.
 
-    DiM's: loss_d = E[D(fake)] - E[D(real)] + class_weight * (CE(fake) + CE(real)) + gp_weight * GP, the penalty taken in float32. Another:
-    loss_d = E[relu(1 - D(real, y))] + E[relu(1 + D(fake, y))] + class_weight * CE(real). Returned. diffaug: see differentiable_augment.
+    With class logits: loss_d = E[D(fake)] - E[D(real)] + CE(fake) + CE(real) + gp_weight * GP, the penalty taken in float32.
+    Without: loss_d = E[relu(1 - D(real, y))] + E[relu(1 + D(fake, y))]. Returned. diffaug: see differentiable_augment.
     """
     discriminator = gan.discriminator
     fake_y = torch.randint(gan.generator.num_classes, y.shape, device=y.device)
@@ -205,11 +197,11 @@ def discriminator_step(gan: GAN, real: Tensor, y: Tensor, gp_weight: float, runt
         images = differentiable_augment(torch.cat([real, fake]), diffaug)
         scores, logits = discriminator(images, torch.cat([y, fake_y]))  # (2B,), (2B, K) or None
     n = len(real)
-    if isinstance(discriminator, Discriminator):
-        loss = discriminator_loss(scores[:n], logits[:n], y, scores[n:], logits[n:], fake_y, gan.class_weight)
-        loss = loss + gp_weight * gradient_penalty(discriminator, images[:n], images[n:])
+    if logits is None:
+        loss = hinge_loss(scores[:n], scores[n:])
     else:
-        loss = hinge_loss(scores[:n], scores[n:]) + gan.class_weight * F.cross_entropy(logits[:n], y)
+        loss = discriminator_loss(scores[:n], logits[:n], y, scores[n:], logits[n:], fake_y)
+        loss = loss + gp_weight * gradient_penalty(discriminator, images[:n], images[n:])
     gan.optim_d.zero_grad()
     loss.backward()
     runtime.update(gan.optim_d)

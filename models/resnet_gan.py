@@ -111,7 +111,7 @@ class DownBlock(nn.Module):
 
 
 class ResNetDiscriminator(nn.Module):
-    """Images x (B, C, H, W) in [-1, 1] and labels y (B,) -> (scores (B,), class logits (B, K)), both float32.
+    """Images x (B, C, H, W) in [-1, 1] and labels y (B,) -> (scores (B,) in float32, None): no class logits.
 
     score = w . h + e_y . h on the summed features h (B, width), the projection of Miyato & Koyama, Eq. 3. Every conv is spectrally
     normalised, with one power iteration at each pass in train mode; w and e_y, unlike theirs, are not, so that the scores of a
@@ -129,20 +129,19 @@ class ResNetDiscriminator(nn.Module):
         )
         self.fc1 = nn.Linear(width, 1)
         self.embed = nn.Embedding(num_classes, width)
-        self.fc10 = nn.Linear(width, num_classes)
         initialise(self)
         self.normalised = [m for m in self.modules() if isinstance(m, nn.Conv2d)]
         for module in self.normalised:
             spectral_norm(module)
 
-    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, None]:
         with parametrize.cached():  # within, each weight is normalised once, at its first use
             with torch.autocast(x.device.type, enabled=False):  # in float32
                 for module in self.normalised:
                     _ = module.weight
             h = F.relu(self.blocks(x)).float().sum((2, 3))  # (B, width)
             with torch.autocast(x.device.type, enabled=False):
-                return self.fc1(h).squeeze(1) + (self.embed(y) * h).sum(1), self.fc10(h)
+                return self.fc1(h).squeeze(1) + (self.embed(y) * h).sum(1), None
 
 
 def initialise(module: nn.Module) -> None:

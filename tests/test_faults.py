@@ -57,7 +57,6 @@ CASES = [
     ("gen_condense", ["--batch-size", "200", "--d-steps", "9"], "--batch-size 200 with --d-steps 9: larger than the training set"),
     *((s, ["--lr-d", "0"], "argument --lr-d: found 0, expected a number > 0") for s in TRAINING),
     *((s, ["--lr-decay", "x"], "argument --lr-decay: invalid choice: 'x'") for s in TRAINING),
-    *((s, ["--class-weight", "-1"], "argument --class-weight: found -1, expected a number >= 0") for s in TRAINING),
     *((s, ["--diffaug", "blur"], "--diffaug: DSA strategy 'blur': unknown operation 'blur'") for s in TRAINING),
     *((s, ["--restat", "-1"], "argument --restat: found -1, expected a whole number >= 0") for s in TRAINING),
     ("pool_match", ["--pool-size", "0"], "argument --pool-size: found 0, expected a whole number >= 1"),
