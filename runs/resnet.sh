@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The residual pair at full size on one GPU: stage 1, stage 2 with its control, tables at both budgets, and the generator to ship.
-# cifar10_resnet.sh, fashion_resnet.sh and mnist_resnet.sh call this with their sizes. Stopped, the same command continues.
+# cifar10_resnet.sh, svhn_resnet.sh, fashion_resnet.sh and mnist_resnet.sh call this with their sizes. Stopped, the same command continues.
 # FLAGS=--graphs replays each step as one CUDA graph. Time and accuracy on a GPU: not measured.
 set -euo pipefail
 cd "$(dirname "$0")/.."
