@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from models import STORAGES, GanCheckpoint
@@ -40,7 +40,7 @@ def export_generator(path: Path, checkpoint: GanCheckpoint, storage: str) -> Non
         tensors = {name: _half(tensor) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     about = {"config": checkpoint.config, "info": checkpoint.info.to_dict(), "val_size": checkpoint.val_size, "storage": storage}
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    write_tensors(path, lambda temporary: save_file(tensors, temporary, {"generator": json.dumps(about)}))
+    write_tensors(path, lambda temporary: temporary.write_bytes(save(tensors, {"generator": json.dumps(about)})))
 
 
 def _half(tensor: torch.Tensor) -> torch.Tensor:

@@ -175,7 +175,7 @@ def read_gan(path: str | Path) -> GanCheckpoint:
             "width": len(generator["conv8.weight"][0]),
             "z_dim": generator["fc1.weight"].shape[1],
         }
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise UsageError(f"{path}: not a DiM checkpoint: {error} is missing or of another kind") from None
     return GanCheckpoint(Path(path), config, None, None, state)
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import run, validate_flags
+from conftest import ROOT, run, validate_flags
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -176,6 +176,22 @@ def test_a_value_that_fp16_cannot_hold_is_refused(trained):
     generator.fc1.weight.data[0, 0] = 1e6
     with pytest.raises(UsageError, match="--storage fp16: a value of 1e"):
         store(generator, "fp16")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "weights").iterdir()), ids=lambda path: path.stem)
+def test_released_weights(path):
+    generator = load_generator(path)
+    images = generator.sample(torch.arange(10))
+    assert images.shape == (10, generator.channels, generator.image_size, generator.image_size)
+    assert images.std(0).mean() > 0.1  # the classes differ
+    assert f"weights/{path.name}" in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "weights").iterdir()), ids=lambda path: path.stem)
+def test_released_weights_teach(path, data_dir, tmp_path):
+    quick = "--ipc 50 --epochs-eval 15 --repeats 1 --source generator".split()
+    (row,) = run(validate, validate_flags(tmp_path, "--pretrain-weight", str(path), "--data-dir", str(data_dir), *quick))
+    assert row["mean"] > 55
 
 
 # faults
