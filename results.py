@@ -61,11 +61,12 @@ def describe(row: dict) -> str:
     """What of a generator is stored, in megabytes (10^6 bytes): "0.23 MB, fp16, 2 generators, filter 0.5"."""
     if not row.get("generator_bytes"):
         return ""
-    parts = [f"{row['generator_bytes'] / 1e6:.2f} MB", "/".join(np.unique(row.get("storage", "fp32")))]
-    several = row["checkpoint_sha256"] if isinstance(row["checkpoint_sha256"], list) else []
-    return ", ".join(
-        [*parts, *([f"{len(several)} generators"] if several else []), *([f"filter {row['filter']}"] if "filter" in row else [])]
-    )
+    parts = [f"{row['generator_bytes'] / 1e6:.2f} MB", "/".join(np.unique(row.get("storage") or "fp32"))]
+    if isinstance(row["checkpoint_sha256"], list):
+        parts.append(f"{len(row['checkpoint_sha256'])} generators")
+    if row.get("filter"):
+        parts.append(f"filter {row['filter']}")
+    return ", ".join(parts)
 
 
 def print_table(rows: list[dict]) -> None:

@@ -54,6 +54,8 @@ from utils import (
 
 SOURCES = ("generator", "random-real", "real")
 BUDGETS = ("stream", "fixed")
+# What a row says of its generator; None where it has none, or is not filtered.
+ORIGIN = ("generator_parameters", "generator_bytes", "checkpoint_sha256", "storage", "filter", "teacher", "teacher_sha256")
 
 
 @dataclass(frozen=True)
@@ -376,7 +378,7 @@ def deploy(args: argparse.Namespace, checkpoints: list[GanCheckpoint], info: Dat
     size = sum(num_bytes(generator, storage) for generator, storage in zip(stored, storages, strict=True))
     generator = Several(stored) if len(stored) > 1 else stored[0]
     hashes = [file_hash(checkpoint.path) for checkpoint in checkpoints]
-    origin = {
+    origin = dict.fromkeys(ORIGIN) | {
         "generator_parameters": sum(p.numel() for p in generator.parameters()),
         "generator_bytes": size,
         "checkpoint_sha256": hashes[0] if len(hashes) == 1 else hashes,
@@ -469,8 +471,8 @@ def main(args: argparse.Namespace) -> list[dict]:
             for ipc in dict.fromkeys(args.ipc):
                 for source in dict.fromkeys(args.source):
                     settings = {**shared, "classifier": network, "source": source, "ipc": ipc}
-                    settings |= {"save_classifiers": True} if args.save_classifiers else {}  # rows of their own: those there kept none
-                    settings |= origin if source == "generator" else {"generator_bytes": None, "drawn_from": trained}
+                    settings["save_classifiers"] = args.save_classifiers or None  # rows of their own: those there kept none
+                    settings |= origin if source == "generator" else {**dict.fromkeys(ORIGIN), "drawn_from": trained}
                     row = results.row(settings)
                     rows.append(row)
                     groups = seed_groups(args.seed, network, ipc, row["n"], args.repeats, args.together, runtime)

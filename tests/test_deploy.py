@@ -14,6 +14,7 @@ import validate
 from data import DATASETS
 from models import build_classifier, load_generator, read_classifier, read_gan, save_classifier
 from models.deploy import Filtered, Several
+from results import describe
 from runtime import Runtime
 from storage import num_bytes, store
 from utils import UsageError
@@ -126,7 +127,8 @@ def test_classifiers_are_kept_where_the_rows_were_there_before(tmp_path):
 def test_the_table_says_what_is_stored(trained, tmp_path, capsys):
     paths = [str(trained / stage / "last.pth") for stage in ("gan", "match")]
     rows = run(validate, validate_flags(tmp_path, "--source", "generator", "--storage", "fp16", "--pretrain-weight", *paths))
-    assert f"{rows[0]['generator_bytes'] / 1e6:.2f} MB, fp16, 2 generators" in capsys.readouterr().out
+    assert f"  {rows[0]['generator_bytes'] / 1e6:.2f} MB, fp16, 2 generators  " in capsys.readouterr().out
+    assert describe(rows[0] | {"checkpoint_sha256": "x", "filter": 0.5}).endswith(" MB, fp16, filter 0.5")
 
 
 def test_a_saved_classifier_is_the_one_that_was_tested(tmp_path):
