@@ -52,6 +52,18 @@ def test_every_record_says_how_it_was_made():
             assert {"commit", "torch", "device"} | measured <= set(row), path
 
 
+def test_rows_over_trainings_equal_the_rows_they_name():
+    records = [json.loads(path.read_text())["rows"] for path in (ROOT / "benchmarks" / "results").glob("*.json")]
+    summaries = [(row, [rows[i] for i in row["of_rows"]]) for rows in records for row in rows if "of_rows" in row]
+    assert summaries
+    for row, parts in summaries:
+        assert row["accs"] == [part["mean"] for part in parts]
+        assert len({part["checkpoint_sha256"] for part in parts}) == row["n"] == 3
+        for name in ("dataset", "split", "ipc", "epochs", "generator_bytes"):
+            assert {part[name] for part in parts} == {row[name]}
+        assert (row["mean"], row["std"]) == (pytest.approx(statistics.mean(row["accs"])), pytest.approx(statistics.stdev(row["accs"])))
+
+
 def test_speed_tables_equal_their_records(capsys):
     paths = re.findall(r"speed\.py --table (benchmarks/results/[\w.-]+\.json)", README)
     assert paths
