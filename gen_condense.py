@@ -138,7 +138,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--epochs-eval", type=positive_int, default=1000, help="epochs of a classifier")
     parser.add_argument("--mix-p", type=probability_or_off, default=-1.0, help="probability of CutMix for a batch; -1 = never")
     # run
-    parser.add_argument("--tag", required=True, help="name of the folder under --results-dir")
+    parser.add_argument("--tag", default="gan", help="name of the folder under --results-dir")
     parser.add_argument("--results-dir", default="results", help="where results go")
     parser.add_argument("--save-interval", type=count, default=250, help="steps between checkpoints inside an epoch; 0 = only at its end")
     parser.add_argument("--print-freq", type=positive_int, default=50, help="steps between readings of the losses")

@@ -320,7 +320,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=count, default=0, help="of classifiers and image draws")
     # run
     parser.add_argument("--save-classifiers", action="store_true", help="keep the classifiers, in results/TAG/classifiers/")
-    parser.add_argument("--tag", required=True, help="name of the folder under --results-dir")
+    parser.add_argument("--tag", default="test", help="name of the folder under --results-dir")
     parser.add_argument("--results-dir", default="results", help="where results go")
     parser.add_argument("--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--amp", action=argparse.BooleanOptionalAction, help="bf16 autocast (default: on CUDA)")

@@ -11,6 +11,7 @@ from utils import Parser
 
 # A flag that means the same in two scripts, with a reason for another default.
 OWN_DEFAULTS = {
+    "tag": "gan, match, test: a command without one is complete",
     "data": "stages 2 and 3 take it from the checkpoint",
     "epochs": "150 in stage 1, 100 in stage 2",
     "batch_size": "128, 64, or the recipe's",
