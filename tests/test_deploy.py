@@ -191,9 +191,9 @@ def test_released_weights(path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "weights").iterdir()), ids=lambda path: path.stem)
 def test_released_weights_teach(path, data_dir, tmp_path):
-    quick = "--ipc 50 --epochs-eval 15 --repeats 1 --source generator".split()
-    (row,) = run(validate, validate_flags(tmp_path, "--pretrain-weight", str(path), "--data-dir", str(data_dir), *quick))
-    assert row["mean"] > 55
+    quick = "--ipc 50 --epochs-eval 15 --repeats 1 --source generator real".split()
+    row, real = run(validate, validate_flags(tmp_path, "--pretrain-weight", str(path), "--data-dir", str(data_dir), *quick))
+    assert row["mean"] > 0.55 * real["mean"] > 12  # chance is 10
 
 
 # faults
