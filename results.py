@@ -5,8 +5,6 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from utils import UsageError, write_json
 
 # What a row holds beside its settings.
@@ -61,7 +59,8 @@ def describe(row: dict) -> str:
     """What of a generator is stored, in megabytes (10^6 bytes): "0.23 MB, fp16, 2 generators, filter 0.5"."""
     if not row.get("generator_bytes"):
         return ""
-    parts = [f"{row['generator_bytes'] / 1e6:.2f} MB", "/".join(np.unique(row.get("storage") or "fp32"))]
+    storage = row.get("storage") or "fp32"  # one name, or that of each generator
+    parts = [f"{row['generator_bytes'] / 1e6:.2f} MB", storage if isinstance(storage, str) else "/".join(sorted(set(storage)))]
     if isinstance(row["checkpoint_sha256"], list):
         parts.append(f"{len(row['checkpoint_sha256'])} generators")
     if row.get("filter"):
