@@ -58,13 +58,14 @@ def train_gan(
     d_steps: int = 1,
     lr_decay: str = "none",
     diffaug: str = "none",
+    classes: Tensor | None = None,
     start: Position = START,
 ) -> Iterator[Step]:
     """Train `gan` in place, one yield a step; Wang et al. 2023 (arXiv:2303.04707), first stage.
 
     A step is one update of the generator and d_steps of the discriminator, each on a batch of its own. An epoch is a shuffled
-    pass over `train` in whole steps, its order a function of (seed, epoch). `start` is where an earlier run of the same seed
-    stopped. Raises UsageError where the set is smaller than a step.
+    pass over `train` in whole steps, its order a function of (seed, epoch). classes (M,): those that `train` holds, None = all.
+    `start` is where an earlier run of the same seed stopped. Raises UsageError where the set is smaller than a step.
     """
     generator, discriminator = gan.generator.train(), gan.discriminator.train()
     operations = parse_diffaug(diffaug)
@@ -87,7 +88,7 @@ def train_gan(
         # dim:    loss_d = E[D(fake)] - E[D(real)] + CE(fake) + CE(real) + gp_weight * GP, on fakes of uniform labels
         # resnet: loss_d = E[relu(1 - D(real))] + E[relu(1 + D(fake))]
         for real, y in batches:
-            loss_d = discriminator_step(gan, real, y, gp_weight, runtime, operations)
+            loss_d = discriminator_step(gan, real, y, gp_weight, runtime, operations, classes)
         return {"loss_d": loss_d, "loss_g": loss_g}
 
     step = runtime.graphed(step)

@@ -114,6 +114,23 @@ def match_distributions(real: Sequence[Tensor], fake: Sequence[Tensor], y: Tenso
     return torch.stack(losses).mean()
 
 
+def distillation_loss(logits: Tensor, target_logits: Tensor, temperature: float = 2.0) -> Tensor:
+    """T^2 KL(softmax(target / T) || softmax(logits / T)) of logits (B, K), averaged over images.
+
+    Hinton et al. 2015 (arXiv:1503.02531); as generative replay uses it, van de Ven & Tolias 2018 (arXiv:1809.10635).
+    """
+    target = F.log_softmax(target_logits / temperature, dim=1)
+    return temperature**2 * F.kl_div(F.log_softmax(logits / temperature, dim=1), target, reduction="batchmean", log_target=True)
+
+
+def masked_cross_entropy(logits: Tensor, y: Tensor, classes: Tensor) -> Tensor:
+    """Cross-entropy of logits (B, K) among the `classes` (K,) that are true; those of y (B,) must be.
+
+    ER-ACE's on the current images: Caccia et al. 2022 (arXiv:2104.05025), Eq. 2.
+    """
+    return F.cross_entropy(logits.masked_fill(~classes, -torch.inf), y)
+
+
 def _distances(a: Tensor, b: Tensor) -> Tensor:
     """Euclidean distances (B, B) of rows, to float32's precision also between equal ones."""
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")

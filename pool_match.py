@@ -199,12 +199,14 @@ def train_match(
     runtime: Runtime,
     lr_decay: str = "none",
     diffaug: str = "none",
+    classes: Tensor | None = None,
     start: Position = START,
 ) -> Iterator[Step]:
     """Fine-tune `gan` in place, one yield a step; Wang et al. 2023 (arXiv:2303.04707), second stage.
 
     Before each generator step the pool's network whose turn it is takes `pool_steps` SGD steps on its own shuffled passes over
-    `train`. match_strategy: DSA operations of the matching term, None = none. `start` is where an earlier run stopped.
+    `train`. match_strategy: DSA operations of the matching term, None = none. classes (M,): those that `train` holds,
+    None = all. `start` is where an earlier run stopped.
     """
     generator, discriminator = gan.generator.train(), gan.discriminator.train()
     diffaug_operations = parse_diffaug(diffaug)
@@ -229,7 +231,7 @@ def train_match(
         gan.update_ema()
 
         # loss_d as in stage 1
-        loss_d = discriminator_step(gan, real, y, gp_weight, runtime, diffaug_operations)
+        loss_d = discriminator_step(gan, real, y, gp_weight, runtime, diffaug_operations, classes)
         return {"loss_d": loss_d, "loss_g": loss_g, "loss_match": loss_match}
 
     step = runtime.graphed(step)

@@ -4,12 +4,13 @@ The loop that computes lives in the stage scripts as a generator function; `RunF
 """
 
 import contextlib
+import itertools
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -79,7 +80,10 @@ class Step:
 
 
 class LossMeter:
-    """Sums of an epoch's losses on the device, so that a step need not wait for the host nor add to its work."""
+    """Sums of an epoch's losses on the device, so that a step need not wait for the host nor add to its work.
+
+    The phases of an epoch may have losses of their own names; each is averaged over the steps that had it.
+    """
 
     def __init__(self, runtime: Runtime | None = None):
         self.runtime = runtime
@@ -87,51 +91,47 @@ class LossMeter:
 
     def reset(self) -> None:
         """Begin an epoch."""
-        self.names: list[str] = []
-        self.values: Tensor | None = None  # (2, losses): sums, and the first step at which each was not finite
-        self.steps = 0
+        self.phases: dict[tuple[str, ...], tuple[Tensor, int]] = {}  # names -> (sums and first bad steps (2, losses), number of steps)
         self.waiting: list[Step] = []  # not yet added
 
     def update(self, at: Step) -> None:
         """Take in one step's losses."""
         self.waiting.append(replace(at, losses={name: loss.detach() for name, loss in at.losses.items()}))
-        self.steps += 1
 
-    def means(self, epoch: int) -> dict[str, float]:
+    def means(self, epoch: int, unit: str = "epoch") -> dict[str, float]:
         """Mean of each loss so far, over steps and ranks. Raises FailedRun, naming epoch and step, if one was not finite."""
-        values = self._reduced()
-        if values is None:
-            return {}
-        sums, first_bad = values.tolist()
-        for name, step in zip(self.names, first_bad, strict=True):
-            if step < math.inf:
-                raise FailedRun(f"{name} is not finite at epoch {epoch + 1}, step {int(step)}")
-        return {name: total / self.steps for name, total in zip(self.names, sums, strict=True)}
+        means = {}
+        for names, (values, steps) in self._reduced().items():
+            sums, first_bad = values.tolist()
+            for name, step in zip(names, first_bad, strict=True):
+                if step < math.inf:
+                    raise FailedRun(f"{name} is not finite at {unit} {epoch + 1}, step {int(step)}")
+            means |= {name: total / steps for name, total in zip(names, sums, strict=True)}
+        return means
 
     def state_dict(self) -> dict:
         """Plain values and tensors, for a checkpoint inside an epoch."""
-        return {"names": self.names, "values": self._reduced(), "steps": self.steps}
+        return {"phases": [{"names": list(names), "values": values, "steps": n} for names, (values, n) in self._reduced().items()]}
 
     def load_state_dict(self, state: dict, device: torch.device) -> None:
         """Go on from state_dict()."""
-        self.names, self.steps, self.waiting = state["names"], state["steps"], []
-        self.values = None if state["values"] is None else state["values"].to(device)
+        self.phases, self.waiting = {tuple(phase["names"]): (phase["values"].to(device), phase["steps"]) for phase in state["phases"]}, []
 
-    def _reduced(self) -> Tensor | None:
+    def _reduced(self) -> dict[tuple[str, ...], tuple[Tensor, int]]:
         """The values over all ranks, what waits added one after another, so that it does not matter when."""
-        if self.waiting:
-            self.names = list(self.waiting[0].losses)
-            losses = torch.stack([torch.stack([loss.float() for loss in at.losses.values()]) for at in self.waiting]).double()
-            steps = torch.tensor([float(at.step) for at in self.waiting], dtype=torch.double).to(losses.device)
+        for names, run in itertools.groupby(self.waiting, key=lambda at: tuple(at.losses)):
+            run = list(run)
+            losses = torch.stack([torch.stack([loss.float() for loss in at.losses.values()]) for at in run]).double()
+            steps = torch.tensor([float(at.step) for at in run], dtype=torch.double).to(losses.device)
             bad = torch.where(losses.isfinite(), math.inf, steps[:, None]).amin(0)
-            if self.values is None:
-                self.values = torch.stack([torch.zeros_like(bad), torch.full_like(bad, math.inf)])
-            sums = torch.cat([self.values[:1], losses]).cumsum(0)[-1]
-            self.values = torch.stack([sums, torch.minimum(self.values[1], bad)])
-            self.waiting = []
-        if self.values is None or self.runtime is None or self.runtime.world_size == 1:
-            return self.values
-        return torch.stack([self.runtime.mean(self.values[0]), self.runtime.minimum(self.values[1])])
+            values, done = self.phases.get(names, (torch.stack([torch.zeros_like(bad), torch.full_like(bad, math.inf)]), 0))
+            sums = torch.cat([values[:1], losses]).cumsum(0)[-1]
+            self.phases[names] = torch.stack([sums, torch.minimum(values[1], bad)]), done + len(run)
+        self.waiting = []
+        if self.runtime is None or self.runtime.world_size == 1:
+            return self.phases
+        reduce = self.runtime
+        return {names: (torch.stack([reduce.mean(v[0]), reduce.minimum(v[1])]), n) for names, (v, n) in self.phases.items()}
 
 
 class RunFolder:
@@ -140,14 +140,29 @@ class RunFolder:
     flags: all of them, by name. inputs: what else a continued run must share with the run in the folder, by the name that an
     error gives it. parts: objects whose state_dict() holds everything that the next step depends on, beside the random
     numbers. header: plain values to store in each checkpoint. Of several ranks the first one writes; all take part.
+    What is counted as an epoch may be another `unit`, such as a task; steps_per_epoch then holds a number for each of them. free:
+    flags that may differ when the run is continued.
     Raises UsageError, without having written anything, where the folder holds a run with other settings.
     """
 
-    def __init__(self, folder: Path, flags: dict, inputs: dict, parts: list, header: dict, runtime: Runtime, steps_per_epoch: int):
+    def __init__(
+        self,
+        folder: Path,
+        flags: dict,
+        inputs: dict,
+        parts: list,
+        header: dict,
+        runtime: Runtime,
+        steps_per_epoch: int | Sequence[int],
+        unit: str = "epoch",
+        free: Collection[str] = FREE_FLAGS,
+    ):
         self.folder, self.flags, self.parts, self.header, self.runtime = folder, flags, parts, header, runtime
-        self.fixed = {name: value for name, value in flags.items() if name not in FREE_FLAGS} | inputs
-        self.evaluation = {name: flags[name] for name in EVALUATION_FLAGS}
-        self.num_epochs, self.steps_per_epoch = flags["epochs"], steps_per_epoch
+        self.fixed = {name: value for name, value in flags.items() if name not in free} | inputs
+        self.evaluation = {name: flags[name] for name in EVALUATION_FLAGS if name in flags}
+        self.unit = unit
+        self.lengths = [steps_per_epoch] * flags["epochs"] if isinstance(steps_per_epoch, int) else list(steps_per_epoch)
+        self.num_epochs = len(self.lengths)
         self.meter = LossMeter(runtime)
         self.position = START
         self.seconds = 0.0  # of training, over all starts
@@ -189,12 +204,14 @@ class RunFolder:
             self.position, self.best, self.seconds = Position(**state["position"]), state["best"], state["seconds"]
             self.meter.load_state_dict(state["meter"], self.runtime.device)
             self._load_rng(state)
+        except UsageError as error:
+            raise UsageError(f"{self.folder / 'last.pth'}: {error}; use another --tag") from None
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             reason = str(error).splitlines()[0]
             raise UsageError(f"{self.folder / 'last.pth'}: not a checkpoint of this run ({reason}); use another --tag") from None
         metrics = self.folder / "metrics.jsonl"
         lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
-        self.lines = [line for line in lines if line["epoch"] <= self.position.epoch]
+        self.lines = [line for line in lines if line[self.unit] <= self.position.epoch]
 
     def _load_rng(self, state: dict) -> None:
         """Go on with this rank's random numbers; one that the job did not have then begins its own at the place reached."""
@@ -233,23 +250,22 @@ class RunFolder:
         SIGINT and SIGTERM end the step (with several ranks: the steps up to the next reading), save, and raise Stopped.
         Losses are read every print_freq steps; one that is not finite raises FailedRun and leaves the last good checkpoint.
         """
-        done = self.position.epoch * self.steps_per_epoch + self.position.step
-        total = self.num_epochs * self.steps_per_epoch
         if self.position.epoch >= self.num_epochs:
             return
-        bar = tqdm(total=total, initial=done, unit="step", disable=None if self.runtime.is_main else True, dynamic_ncols=True)
+        done = sum(self.lengths[: self.position.epoch]) + self.position.step
+        bar = tqdm(total=sum(self.lengths), initial=done, unit="step", disable=None if self.runtime.is_main else True, dynamic_ncols=True)
         with handle_stops(self._on_signal), self._claimed(), bar:
-            if self.position.step == self.steps_per_epoch:  # stopped after the epoch's last step, before its closing
+            if self.position.step == self.lengths[self.position.epoch]:  # stopped after the epoch's last step, before its closing
                 yield self.position.epoch + 1, self._means()
             self._clock = time.perf_counter()
             for at in steps:
                 self.position = Position(at.epoch, at.step)
                 self.meter.update(at)
                 bar.update()
-                ends = at.step == self.steps_per_epoch
+                ends = at.step == self.lengths[at.epoch]
                 reads = ends or at.step % print_freq == 0
                 if reads:
-                    bar.set_description(f"epoch {at.epoch + 1}/{self.num_epochs}", refresh=False)
+                    bar.set_description(f"{self.unit} {at.epoch + 1}/{self.num_epochs}", refresh=False)
                     bar.set_postfix({name: f"{value:.3f}" for name, value in self._means().items()})
                 stop = self._agreed_stop() if reads or self.runtime.world_size == 1 else None
                 if stop or (save_interval and at.step % save_interval == 0 and not ends):
@@ -274,13 +290,13 @@ class RunFolder:
         """The signal that came to any rank, so that all save the same step."""
         return self.runtime.any_rank(self._stop_signal)
 
-    def close_epoch(self, epoch: int, values: dict[str, float], pictures: Tensor, choose_by: str | None) -> None:
+    def close_epoch(self, epoch: int, values: dict[str, float], pictures: Tensor | None, choose_by: str | None) -> None:
         """Write the epoch's line, picture and checkpoints.
 
-        values: what to log. pictures: (C, H, W) in [-1, 1]. choose_by: the name in `values` whose highest figure makes
+        values: what to log. pictures: (C, H, W) in [-1, 1], or None. choose_by: the name in `values` whose highest figure makes
         best.pth; it must come from held-out training images.
         """
-        line = {"epoch": epoch, "step": epoch * self.steps_per_epoch, "seconds": round(self.seconds, 1), **values}
+        line = {self.unit: epoch, "step": sum(self.lengths[:epoch]), "seconds": round(self.seconds, 1), **values}
         score = values.get(choose_by) if choose_by else None
         comparable = self.best is not None and self.best["evaluation"] == self.evaluation
         better = score is not None and (not comparable or score > self.best["value"])
@@ -290,14 +306,15 @@ class RunFolder:
         if self.runtime.is_main:
             text = "".join(json.dumps(row) + "\n" for row in self.lines)
             write_atomic(self.folder / "metrics.jsonl", lambda path: path.write_text(text))
-            save_picture(self.folder / "outputs" / f"img_{epoch:04d}.png", pictures)
+            if pictures is not None:
+                save_picture(self.folder / "outputs" / f"img_{epoch:04d}.png", pictures)
             self._write_events(line, pictures)
         self.position = Position(epoch, 0)
         self.meter.reset()
         if better:
             self.save("best.pth")
         self.save()
-        tqdm.write(f"epoch {epoch}/{self.num_epochs}  " + "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
+        tqdm.write(f"{self.unit} {epoch}/{self.num_epochs}  " + "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
         sys.stdout.flush()  # a pipe shows it now too
 
     def save(self, name: str = "last.pth") -> None:
@@ -343,7 +360,7 @@ class RunFolder:
 
     def _means(self) -> dict[str, float]:
         try:
-            return self.meter.means(self.position.epoch)
+            return self.meter.means(self.position.epoch, self.unit)
         except FailedRun as error:
             raise FailedRun(f"{error}; {self._kept()}") from None
 
@@ -352,22 +369,32 @@ class RunFolder:
         return f"{last} is the last good checkpoint" if last.exists() else "no checkpoint had been written yet"
 
     def _check_finite(self, state: dict) -> None:
-        for player in ("generator", "discriminator"):
-            for name, tensor in state.get(player, {}).items():
+        for part in ("generator", "discriminator", "gan", "learners"):
+            for name, tensor in _tensors(state.get(part) or {}):
                 if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                    where = f"epoch {self.position.epoch + 1}, step {self.position.step}"
-                    raise FailedRun(f"{player}.{name} is not finite at {where}; {self._kept()}")
+                    where = f"{self.unit} {self.position.epoch + 1}, step {self.position.step}"
+                    raise FailedRun(f"{part}.{name} is not finite at {where}; {self._kept()}")
 
-    def _write_events(self, line: dict, pictures: Tensor) -> None:
+    def _write_events(self, line: dict, pictures: Tensor | None) -> None:
         if self._tensorboard is None:
             from torch.utils.tensorboard import SummaryWriter  # a second to import, so only where it is written
 
-            self._tensorboard = SummaryWriter(str(self.folder), purge_step=line["epoch"])
+            self._tensorboard = SummaryWriter(str(self.folder), purge_step=line[self.unit])
         for name, value in line.items():
-            if name not in ("epoch", "step", "seconds"):
-                self._tensorboard.add_scalar(name.replace("_", "/", 1), value, line["epoch"])
-        self._tensorboard.add_image("samples", (pictures.clamp(-1, 1) + 1) / 2, line["epoch"])
+            if name not in (self.unit, "step", "seconds"):
+                self._tensorboard.add_scalar(name.replace("_", "/", 1), value, line[self.unit])
+        if pictures is not None:
+            self._tensorboard.add_image("samples", (pictures.clamp(-1, 1) + 1) / 2, line[self.unit])
         self._tensorboard.flush()
+
+
+def _tensors(state) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of nested dicts and lists, by their path."""
+    for name, value in state.items() if isinstance(state, dict) else enumerate(state):
+        if isinstance(value, Tensor):
+            yield str(name), value
+        elif isinstance(value, dict | list | tuple):
+            yield from ((f"{name}.{inner}", tensor) for inner, tensor in _tensors(value))
 
 
 def _short(value) -> str:

@@ -1,30 +1,59 @@
 """How weights are stored: precision, bytes, and the file that is shipped."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
-from models import STORAGES, GanCheckpoint
+from models import SCALE, STORAGES, GanCheckpoint, decode
 from utils import UsageError, write_tensors
 
-BYTES = dict(zip(STORAGES, (4, 2), strict=True))  # of a value
+BYTES = dict(zip(STORAGES, (4, 2, 1), strict=True))  # of a weight
 
 
 def num_bytes(module: nn.Module, storage: str = "fp32") -> int:
-    """Bytes of what `module` needs to be deployed: parameters and floating-point buffers (BatchNorm's statistics)."""
-    tensors = [*module.parameters(), *(b for b in module.buffers() if b.is_floating_point())]
-    return BYTES[storage] * sum(tensor.numel() for tensor in tensors)
+    """Bytes of what `module` needs to be deployed: parameters and floating-point buffers (BatchNorm's statistics), as encode() has them.
+
+    It counts shapes alone, so a module on the meta device will do.
+    """
+    return sum(_num_bytes(tensor, channels, storage) for _, tensor, channels in _floating(module))
+
+
+def _num_bytes(tensor: Tensor, channels: int, storage: str) -> int:
+    if storage != "int8":
+        return BYTES[storage] * tensor.numel()
+    return tensor.numel() + 4 * tensor.shape[channels] if tensor.dim() > 1 else 2 * tensor.numel()
+
+
+@torch.no_grad()
+def encode(module: nn.Module, storage: str) -> dict[str, Tensor]:
+    """The tensors to keep of `module` by name, on the CPU; models.decode is the inverse.
+
+    fp32; fp16; int8: weights as whole numbers in -127..127 and a float32 scale per output channel (under the weight's name and
+    ".scale"), what has one dimension (biases, norms, statistics) as fp16. Raises UsageError where a value does not fit fp16.
+    """
+    tensors = {}
+    for name, tensor, channels in _floating(module):
+        tensor = tensor.detach().cpu()
+        if storage == "int8" and tensor.dim() > 1:
+            others = [dim for dim in range(tensor.dim()) if dim != channels]
+            scale = (tensor.abs().amax(others, keepdim=True) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+            tensors[name], tensors[name + SCALE] = (tensor / scale).round().to(torch.int8), scale
+        else:
+            tensors[name] = tensor.clone() if storage == "fp32" else _half(tensor, storage)
+    return tensors
 
 
 @torch.no_grad()
 def store(module: nn.Module, storage: str) -> nn.Module:
     """Round the values of `module` in place to what is left of them after storage. Raises UsageError where one does not fit."""
-    if storage == "fp16":
-        for tensor in (*module.parameters(), *(b for b in module.buffers() if b.is_floating_point())):
-            tensor.copy_(_half(tensor))
+    if storage != "fp32":
+        kept = decode(encode(module, storage))
+        for name, tensor, _ in _floating(module):
+            tensor.copy_(kept[name])
     return module
 
 
@@ -35,16 +64,25 @@ def export_generator(path: Path, checkpoint: GanCheckpoint, storage: str) -> Non
     """
     if checkpoint.info is None:
         raise UsageError(f"{checkpoint.path}: names no data set, expected a checkpoint written here to export")
-    tensors = checkpoint.generator().state_dict()
-    if storage == "fp16":
-        tensors = {name: _half(tensor) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    generator = checkpoint.generator()
+    whole_numbers = {name: tensor for name, tensor in generator.state_dict().items() if not tensor.is_floating_point()}
+    tensors = encode(generator, storage) | whole_numbers
     about = {"config": checkpoint.config, "info": checkpoint.info.to_dict(), "val_size": checkpoint.val_size, "storage": storage}
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     write_tensors(path, lambda temporary: temporary.write_bytes(save(tensors, {"generator": json.dumps(about)})))
 
 
-def _half(tensor: torch.Tensor) -> torch.Tensor:
+def _floating(module: nn.Module) -> Iterator[tuple[str, Tensor, int]]:
+    """(name, tensor, its dimension of output channels) of the parameters and floating-point buffers."""
+    for path, part in module.named_modules():
+        channels = 1 if isinstance(part, nn.ConvTranspose2d) else 0
+        for name, tensor in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)):
+            if tensor.is_floating_point():
+                yield f"{path}.{name}".removeprefix("."), tensor, channels
+
+
+def _half(tensor: Tensor, storage: str) -> Tensor:
     half = tensor.half()
     if not torch.isfinite(half).all():
-        raise UsageError(f"--storage fp16: a value of {tensor.abs().max():g} does not fit, expected at most 65504; use fp32")
+        raise UsageError(f"--storage {storage}: a value of {tensor.abs().max():g} does not fit, expected at most 65504; use fp32")
     return half

@@ -14,6 +14,7 @@ from data import DataInfo
 from models.convnet import ConvNet
 from models.densenet import DenseNet
 from models.gan import Discriminator, Generator
+from models.mlp import MLP
 from models.resnet import ResNet
 from models.resnet_gan import ResNetDiscriminator, ResNetGenerator
 from utils import UsageError, read_checkpoint, read_safetensors, write_tensors
@@ -27,9 +28,12 @@ NETWORKS = {
     "resnet10_ap": partial(ResNet, width=32, blocks=1, pool=True),
     "resnet18_ap": partial(ResNet, width=32, blocks=2, pool=True),
     "densenet": DenseNet,
+    "mlp_w100": partial(MLP, width=100),
+    "mlp_w400": partial(MLP, width=400),
     "resnet18_w64": partial(ResNet, width=64, blocks=2, norm="batch"),
 }
-STORAGES = ("fp32", "fp16")  # precisions of a shipped generator
+STORAGES = ("fp32", "fp16", "int8")  # precisions of a stored generator; int8 with a scale per output channel
+SCALE = ".scale"  # what the name of a scale ends with
 # What DiM's commands call its narrow network; everything printed or stored says the full name.
 ALIASES = {"resnet18": "resnet18_w32"}
 
@@ -87,13 +91,19 @@ def build_classifier(name: str, info: DataInfo) -> Classifier:
     return Classifier(NETWORKS[network_name(name)](info.channels, info.image_size, info.num_classes), info)
 
 
-def build_gan(config: dict) -> tuple[nn.Module, nn.Module]:
-    """A freshly initialised pair from the generator's constructor values and, where it is not "dim", the name "gan" of the pair."""
+def build_generator(config: dict) -> nn.Module:
+    """A freshly initialised generator from its constructor values and, where it is not "dim", the name "gan" of its pair."""
     name = config.get("gan", "dim")
     if name not in GANS:
         raise UsageError(f"--gan {name}: unknown, expected one of {', '.join(GANS)}")
-    sizes = {k: v for k, v in config.items() if k != "gan"}
-    return GANS[name].generator(**sizes), GANS[name].discriminator(**{k: v for k, v in sizes.items() if k != "z_dim"})
+    return GANS[name].generator(**{k: v for k, v in config.items() if k != "gan"})
+
+
+def build_gan(config: dict) -> tuple[nn.Module, nn.Module]:
+    """A freshly initialised pair; config as for build_generator."""
+    generator = build_generator(config)
+    sizes = {k: v for k, v in config.items() if k not in ("gan", "z_dim")}
+    return generator, GANS[config.get("gan", "dim")].discriminator(**sizes)
 
 
 @dataclass(frozen=True)
@@ -195,8 +205,20 @@ def _read_exported(path: str | Path) -> GanCheckpoint:
             raise ValueError(f"storage {storage}")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(f"{path}: not a generator exported here: its {error} is missing or of another kind") from None
-    state = {"generator": {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}}
-    return GanCheckpoint(Path(path), config, info, val_size, state, storage)
+    return GanCheckpoint(Path(path), config, info, val_size, {"generator": decode(tensors)}, storage)
+
+
+def decode(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What storage.encode kept, in float32: int8 weights times the scale of their output channel."""
+    weights = {name: tensor for name, tensor in tensors.items() if not name.endswith(SCALE)}
+    return {
+        name: tensor.float() * tensors[name + SCALE]
+        if name + SCALE in tensors
+        else tensor.float()
+        if tensor.is_floating_point()
+        else tensor
+        for name, tensor in weights.items()
+    }
 
 
 @dataclass(frozen=True)

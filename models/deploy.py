@@ -1,4 +1,4 @@
-"""Generators as they are deployed: several that share a budget of bytes, or one whose images a teacher filters.
+"""Generators as they are deployed: several that share a budget of bytes or the classes, or one whose images a teacher filters.
 
 Each samples as a generator does: sample(y) -> images.
 """
@@ -22,6 +22,25 @@ class Several(nn.Module):
         parts = torch.randperm(len(y), device=y.device, generator=rng).tensor_split(len(self.generators))
         images = torch.cat([g.sample(y[part], rng) for g, part in zip(self.generators, parts, strict=True) if len(part)])
         return torch.empty_like(images).index_copy_(0, torch.cat(parts), images)
+
+
+class ByClass(nn.Module):
+    """Generators of other classes each; a label goes to the generator of its class. classes: those of each generator."""
+
+    def __init__(self, generators: Sequence[nn.Module], classes: Sequence[Sequence[int]]):
+        super().__init__()
+        self.generators = nn.ModuleList(generators)
+        self.num_classes = generators[0].num_classes
+        owner = torch.full((self.num_classes,), -1)
+        for number, labels in enumerate(classes):
+            owner[list(labels)] = number
+        self.register_buffer("owner", owner)
+
+    def sample(self, y: Tensor, rng: torch.Generator | None = None) -> Tensor:
+        """One image (B, C, H, W) for each label of y (B,)."""
+        places = [torch.where(self.owner[y] == number)[0] for number in range(len(self.generators))]
+        images = torch.cat([g.sample(y[place], rng) for g, place in zip(self.generators, places, strict=True) if len(place)])
+        return torch.empty_like(images).index_copy_(0, torch.cat(places), images)
 
 
 class Filtered(nn.Module):

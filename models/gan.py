@@ -162,8 +162,10 @@ class GAN:
 
 
 @torch.no_grad()
-def estimate_statistics(generator: nn.Module, batches: int, batch_size: int, seed: int, runtime: Runtime) -> None:
-    """Set the generator's BatchNorm statistics to their means over `batches` of generated images of uniform labels.
+def estimate_statistics(
+    generator: nn.Module, batches: int, batch_size: int, seed: int, runtime: Runtime, classes: Tensor | None = None
+) -> None:
+    """Set the generator's BatchNorm statistics to their means over `batches` of generated images of uniform labels, of `classes` if given.
 
     An average of weights has other statistics than the generator it was averaged from (Izmailov et al. 2018, arXiv:1803.05407, 3.3).
     The surrounding random numbers stay as they were.
@@ -177,20 +179,34 @@ def estimate_statistics(generator: nn.Module, batches: int, batch_size: int, see
     generator.train()
     with seeded(device, seed, "statistics"), runtime.autocast():
         for _ in range(batches):
-            generator.sample(torch.randint(generator.num_classes, (batch_size,), device=device))
+            generator.sample(uniform_labels(generator.num_classes, batch_size, device, classes))
     generator.train(was_training)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
 
 
-def discriminator_step(gan: GAN, real: Tensor, y: Tensor, gp_weight: float, runtime: Runtime, diffaug: tuple[str, ...] = ()) -> Tensor:
-    """One update of the discriminator on real images (B, C, H, W) of labels y and as many fakes of uniform labels.
+def uniform_labels(num_classes: int, n: int, device: torch.device, classes: Tensor | None = None) -> Tensor:
+    """Labels (n,) drawn uniformly on `device` from all classes, or from `classes` (M,)."""
+    draw = torch.randint(num_classes if classes is None else len(classes), (n,), device=device)
+    return draw if classes is None else classes[draw]
+
+
+def discriminator_step(
+    gan: GAN,
+    real: Tensor,
+    y: Tensor,
+    gp_weight: float,
+    runtime: Runtime,
+    diffaug: tuple[str, ...] = (),
+    classes: Tensor | None = None,
+) -> Tensor:
+    """One update of the discriminator on real images (B, C, H, W) of labels y and as many fakes of uniform labels, of `classes` if given.
 
     With class logits: loss_d = E[D(fake)] - E[D(real)] + CE(fake) + CE(real) + gp_weight * GP, the penalty taken in float32.
     Without: loss_d = E[relu(1 - D(real, y))] + E[relu(1 + D(fake, y))]. Returned. diffaug: see differentiable_augment.
     """
     discriminator = gan.discriminator
-    fake_y = torch.randint(gan.generator.num_classes, y.shape, device=y.device)
+    fake_y = uniform_labels(gan.generator.num_classes, len(y), y.device, classes)
     with runtime.autocast():
         with torch.no_grad():
             fake = gan.generator.sample(fake_y)
@@ -246,7 +262,12 @@ def sample_grid(generator: nn.Module, seed: int, rows: int = 10) -> Tensor:
     z = torch.randn(rows, generator.z_dim, generator=draw).repeat_interleave(columns, 0).to(device)
     with eval_mode(generator):
         images = generator(z, torch.arange(columns, device=device).repeat(rows))
+    return image_grid(images, columns)
+
+
+def image_grid(images: Tensor, columns: int) -> Tensor:
+    """A picture (C, H, W) of images (rows * columns, C, h, w) in [-1, 1], on the CPU."""
     images = F.pad(images, (1, 1, 1, 1), value=-1.0)
-    _, channels, height, width = images.shape
-    grid = images.view(rows, columns, channels, height, width).permute(2, 0, 3, 1, 4)
-    return grid.reshape(channels, rows * height, columns * width).cpu()
+    n, channels, height, width = images.shape
+    grid = images.view(n // columns, columns, channels, height, width).permute(2, 0, 3, 1, 4)
+    return grid.reshape(channels, n // columns * height, columns * width).cpu()

@@ -1,0 +1,827 @@
+"""Stage 4: learn the classes of an image set task by task, with a generator as memory or another method of replay.
+
+    python continual.py --tag dim --data mnist --method dim --memory-bytes 600000
+
+Prints the accuracy over the tasks so far after each one. Writes results/TAG/: results.json with the matrix of accuracies, its
+metrics, bytes and seconds; args.json, metrics.jsonl, TensorBoard events, samples of every class after every task in outputs/, and
+last.pth. Stopped anywhere, the same command continues.
+"""
+
+import argparse
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import data as datasets
+from augment import choose_operations, draw_operations, parse_strategy
+from data import Data, DataInfo, ImageSet, epoch_order, load_data, steps_per_epoch, to_float
+from gen_condense import train_gan
+from losses import MATCH_WEIGHTS
+from memory import CODECS, LAYOUTS, Buffer, Draw, GeneratorMemory, Memory, generator_bytes, training_bytes, widest
+from methods import METHODS, Batch, Ensemble, Learner, Method, Weights
+from metrics import summary
+from models import GANS, build_gan, network_name
+from models.deploy import Filtered
+from models.gan import GAN, estimate_statistics, image_grid
+from pool_match import Pool, train_match
+from run_folder import START, Position, RunFolder, Step, run_path
+from runtime import Losses, Runtime, device_name, make_runtime
+from storage import BYTES, num_bytes
+from utils import (
+    Parser,
+    UsageError,
+    cli,
+    count,
+    decay,
+    derive_seed,
+    environment,
+    eval_mode,
+    nonnegative,
+    number,
+    positive,
+    positive_int,
+    probability,
+    seeded,
+    two_or_more,
+    write_json,
+)
+from validate import generate
+
+SETTINGS = ("class-il", "task-il")
+TRACKS = {"offline": 5, "online": 1}  # passes over a task where --epochs is not given
+FREE_FLAGS = {"tag", "results_dir", "data_dir", "device", "amp", "channels_last", "graphs", "save_interval", "print_freq"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Plain values of a run; see the flags of the same names."""
+
+    epochs: int
+    batch_size: int
+    replay_batch_size: int
+    dsa_strategy: str
+    alpha: float
+    beta: float
+    consistency: float
+    distill_weight: float
+    replay_balance: str
+    replay_images: int | None
+    filter: float
+    retrain: bool
+    retrain_steps: int | None
+    gan_steps: int
+    gan_batch_size: int
+    gan_lr: float
+    gan_lr_d: float | None
+    gp_weight: float
+    ema: float
+    restat: int
+    keep_discriminator: bool
+    oracle: bool
+    match_steps: int
+    match: str
+    match_weight: float | None
+    pool_steps: int
+    pool_lr: float
+
+
+class Clock:
+    """Adds up the seconds that each of several networks takes of a step; those of a replayed graph are shared out evenly."""
+
+    def __init__(self, seconds: list[float], runtime: Runtime):
+        self.seconds, self.runtime, self.since = seconds, runtime, 0.0
+        self.even = runtime.graphs or len(seconds) == 1
+
+    def start(self) -> None:
+        """Begin a step."""
+        self.since = time.perf_counter()
+
+    def lap(self, number: int) -> None:
+        """The step of network `number` ends."""
+        if not self.even:
+            self.runtime.synchronize()
+            now = time.perf_counter()
+            self.seconds[number] += now - self.since
+            self.since = now
+
+    def stop(self) -> None:
+        """The step ends."""
+        if self.even:
+            share = (time.perf_counter() - self.since) / len(self.seconds)
+            for i in range(len(self.seconds)):
+                self.seconds[i] += share
+
+
+class Continual:
+    """A continual learner: its networks, its memory, and within a task the GAN in training; state_dict() is all that a next step needs.
+
+    tasks: the training images of each, on the device; those of earlier tasks are not looked at. classes: of each task.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        options: Options,
+        tasks: Sequence[ImageSet],
+        classes: Sequence[Sequence[int]],
+        learners: Sequence[Learner],
+        memory: Memory,
+        info: DataInfo,
+        seed: int,
+        runtime: Runtime,
+    ):
+        self.method, self.options, self.tasks, self.classes = method, options, tasks, classes
+        self.learners, self.memory, self.info, self.seed, self.runtime = learners, memory, info, seed, runtime
+        self.gan: GAN | None = None
+        self.pool: Pool | None = None
+        self.replay: ImageSet | None = None  # generated images of the classes before this task
+        self.replay_of = -1  # the task they were made for
+        self.finished = 0  # tasks that the memory holds
+        self.images_generated = 0
+        self.seconds = [0.0] * len(learners)  # of training each network
+        self.acc: dict[str, dict[str, list[list[float]]]] = {}  # network -> setting -> rows of the matrix, the untrained one's first
+
+    # the plan of a task
+
+    def lengths(self, task: int) -> dict[str, int]:
+        """Steps of the phases of a task, in their order."""
+        o, size = self.options, len(self.tasks[task])
+        generates = self.memory.generators is not None
+        stream = o.epochs * (size // o.batch_size)
+        gan = o.gan_steps * (len(self.tasks) if o.oracle and task == 0 else not o.oracle) if generates else 0
+        retrains = self.method.retrains or o.retrain
+        return {
+            "gan": gan,
+            "match": o.match_steps if gan else 0,
+            "stream": 0 if retrains else stream,
+            "retrain": (o.retrain_steps or stream * (task + 1)) if retrains else 0,
+        }
+
+    def begin(self, task: int) -> None:
+        """Freeze the networks of the last task for what needs them."""
+        if task and self.memory.generators is not None and (self.options.distill_weight or self.options.filter):
+            for learner in self.learners:
+                learner.remember()
+
+    def finish(self, task: int) -> None:
+        """Bring the memory up to this task."""
+        if self.finished > task:
+            return
+        if self.gan is not None:
+            o = self.options
+            seen = self._seen(len(self.tasks) - 1 if o.oracle else task)
+            held = seen if self.memory.generators.layout == "carried" else self.classes[task]
+            if o.restat:
+                labels = torch.tensor(held, device=self.runtime.device)
+                estimate_statistics(self.gan.deployed, o.restat, o.gan_batch_size, self.seed, self.runtime, labels)
+            kept = {name: self.gan.state_dict()[name] for name in ("discriminator", "optim_g", "optim_d")}
+            self.memory.generators.keep(self.gan.deployed, held, kept if o.keep_discriminator else None)
+            self.gan = self.pool = None
+        if self.memory.buffer is not None and not self.lengths(task)["stream"]:
+            order = epoch_order(len(self.tasks[task]), self.runtime.device, self.seed, "offer", task)
+            labels = self.tasks[task].labels.cpu()
+            for index in order.split(1000):
+                self.memory.buffer.offer(self.tasks[task].images[index], labels[index.cpu()])
+        self.memory.check()
+        self.images_generated += self._images_of(task)
+        self.finished = task + 1
+
+    def _images_of(self, task: int) -> int:
+        """Generated images that networks were given to learn from at a task; what a filter turned away is not counted."""
+        if self.memory.generators is None:
+            return 0
+        steps, size = self.lengths(task)["retrain"], len(self._seen(task)) * self._per_class(task)
+        together = size + (len(self.memory.buffer) if self.memory.buffer else 0)
+        passes = -(-steps // max(1, together // self.options.batch_size))
+        return passes * size + (len(self._seen(task - 1)) * self._per_class(task) if task else 0)
+
+    def _seen(self, task: int) -> list[int]:
+        return [label for labels in self.classes[: task + 1] for label in labels]
+
+    # what is replayed
+
+    def _generated(self, labels: Tensor, threshold: float, *seed: int | str) -> ImageSet:
+        """An image of the stored generators for each label, as uint8."""
+        generator = self.runtime.place(self.memory.generators.build())
+        if threshold:
+            generator = Filtered(generator, Ensemble([learner.previous for learner in self.learners]), threshold)
+        rng = torch.Generator(self.runtime.device).manual_seed(derive_seed(self.seed, *seed))
+        images = generate(generator, labels, rng, self.runtime)
+        return ImageSet(((images + 1) * 127.5).round().clamp(0, 255).byte(), labels)
+
+    def _per_class(self, task: int) -> int:
+        return self.options.replay_images or -(-len(self.tasks[task]) // len(self.classes[task]))
+
+    def prepare_replay(self, task: int) -> None:
+        """Make the generated images of earlier classes for this task; the same whenever it is called during it."""
+        if self.replay_of == task:
+            return
+        self.replay_of, self.replay = task, None
+        if task and self.memory.generators is not None:
+            labels = torch.tensor(self._seen(task - 1), device=self.runtime.device).repeat_interleave(self._per_class(task))
+            self.replay = self._generated(labels, self.options.filter, "replay", task)
+
+    def draw(self, task: int) -> Draw | None:
+        """A batch from memory: from the buffer, of generated images, or half of each; None while there is nothing."""
+        n, buffer, parts = self.options.replay_batch_size, self.memory.buffer, []
+        of_buffer = 0 if not buffer else n if self.method.memory == "buffer" else n // 2 if task else 0
+        if of_buffer:
+            parts.append(buffer.draw(of_buffer))
+        if self.replay is not None and n > of_buffer:
+            images, labels = self.replay.batch(torch.randint(len(self.replay), (n - of_buffer,), device=self.runtime.device))
+            parts.append(Draw(images, labels, images.new_empty(len(labels), 0, self.info.num_classes)))
+        return Draw(*(torch.cat(tensors) for tensors in zip(*parts, strict=True))) if parts else None
+
+    # the phases: losses of their steps after the first `done`
+
+    def _gan_set(self, task: int) -> tuple[ImageSet, Tensor]:
+        """What the generator of this task is trained on, and its classes."""
+        sets, labels = [self.tasks[task]], self.classes[task]
+        if self.options.oracle:
+            sets, labels = self.tasks, self._seen(len(self.tasks) - 1)
+        elif self.memory.generators.layout == "carried" and task:
+            sets, labels = [*sets, self.replay], self._seen(task)
+            if self.memory.buffer:
+                held = self.memory.buffer.contents()
+                sets.append(held[torch.isin(held.labels, torch.tensor(self._seen(task - 1), device=held.labels.device))])
+        together = ImageSet(torch.cat([s.images for s in sets]), torch.cat([s.labels for s in sets]))
+        return together, torch.tensor(labels, device=self.runtime.device)
+
+    def _new_gan(self, task: int) -> GAN:
+        """The pair to train: the stored generator if one is carried on, and a discriminator, fresh unless it was kept."""
+        o, generators = self.options, self.memory.generators
+        with seeded(torch.device("cpu"), self.seed, "gan", task):
+            generator, discriminator = build_gan(generators.config)
+        if generators.layout == "carried" and generators.stored:
+            generator.load_state_dict(generators.build().state_dict())
+        gan = GAN(self.runtime.place(generator), self.runtime.place(discriminator), o.gan_lr, o.ema, o.gan_lr_d)
+        if generators.kept_with and generators.layout == "carried":
+            gan.load_state_dict(gan.state_dict() | generators.kept_with)
+        return gan
+
+    def _new_pool(self, task: int) -> Pool:
+        names = [learner.name for learner in self.learners]
+        return Pool(names, self.info, self.options.pool_lr, "color_crop", derive_seed(self.seed, "pool", task), self.runtime)
+
+    def gan_steps(self, task: int, done: int) -> Iterator[Losses]:
+        """Stage 1 on the task's real images and, for earlier classes, on those of the generator before."""
+        if done == 0:
+            self.gan = self._new_gan(task)
+        o, (train, labels) = self.options, self._gan_set(task)
+        num_steps = steps_per_epoch(len(train), o.gan_batch_size)
+        steps = train_gan(
+            self.gan,
+            train,
+            epochs=-(-self.lengths(task)["gan"] // num_steps),
+            batch_size=o.gan_batch_size,
+            gp_weight=o.gp_weight,
+            seed=derive_seed(self.seed, "gan", task),
+            runtime=self.runtime,
+            classes=labels,
+            start=Position(*divmod(done, num_steps)),
+        )
+        return (at.losses for at in steps)
+
+    def match_steps(self, task: int, done: int) -> Iterator[Losses]:
+        """Stage 2 on the same images."""
+        if done == 0:
+            self.pool = self._new_pool(task)
+        o, (train, labels) = self.options, self._gan_set(task)
+        num_steps = steps_per_epoch(len(train), o.gan_batch_size)
+        steps = train_match(
+            self.gan,
+            self.pool,
+            train,
+            epochs=-(-o.match_steps // num_steps),
+            batch_size=o.gan_batch_size,
+            gp_weight=o.gp_weight,
+            pool_steps=o.pool_steps,
+            match=o.match,
+            match_weight=MATCH_WEIGHTS[o.match] if o.match_weight is None else o.match_weight,
+            match_strategy="color_crop_cutout",
+            metric=None,
+            bias=False,
+            fc=False,
+            seed=derive_seed(self.seed, "match", task),
+            runtime=self.runtime,
+            classes=labels,
+            start=Position(*divmod(done, num_steps)),
+        )
+        return ({f"match_{name}": loss for name, loss in at.losses.items()} for at in steps)
+
+    def stream_steps(self, task: int, done: int) -> Iterator[Losses]:
+        """The networks on the task's images, batch by batch, beside batches from memory."""
+        o, train, buffer = self.options, self.tasks[task], self.memory.buffer
+        labels = train.labels.cpu()
+        step, num_steps = self._step(task), len(train) // o.batch_size
+        before = sum(self.lengths(earlier)["stream"] for earlier in range(task))
+        for i in range(done, o.epochs * num_steps):
+            epoch, place = divmod(i, num_steps)
+            if i == done or place == 0:
+                order = epoch_order(len(train), torch.device("cpu"), self.seed, "stream", task, epoch)
+            chosen = order[place * o.batch_size : (place + 1) * o.batch_size]
+            index = chosen.to(self.runtime.device)
+            draws = [self.draw(task) for _ in range(self.method.draws)]
+            losses = step(*train.batch(index), *itertools.chain(*filter(None, draws)), operations=self._operations("stream", task, i))
+            logits = losses.pop("logits")
+            for learner in self.learners:
+                if learner.averages:
+                    learner.update_averages(before + i + 1)
+            if buffer is not None and (epoch == 0 or not self.method.unlimited):
+                buffer.offer(train.images[index], labels[chosen], logits if self.method.keeps_logits else None)
+            yield losses
+
+    def retrain_steps(self, task: int, done: int) -> Iterator[Losses]:
+        """Fresh networks on memory alone: passes over the buffer's images, and over new ones of the generator at each pass."""
+        if done == 0:
+            self.finish(task)
+            for learner in self.learners:
+                learner.restart(task)
+        o, step, at = self.options, self._step(task), 0
+        for turn in itertools.count():
+            train = self._retrain_set(task, turn)
+            order = epoch_order(len(train), self.runtime.device, self.seed, "retrain", task, turn)
+            batches = [batch for batch in order.split(o.batch_size) if len(batch) == min(o.batch_size, len(train))]
+            for index in batches:
+                at += 1
+                if at > done:
+                    losses = step(*train.batch(index), operations=self._operations("retrain", task, at))
+                    losses.pop("logits")
+                    yield losses
+
+    def _retrain_set(self, task: int, turn: int) -> ImageSet:
+        sets = [self.memory.buffer.contents()] if self.memory.buffer else []
+        if self.memory.generators is not None:
+            labels = torch.tensor(self._seen(task), device=self.runtime.device).repeat_interleave(self._per_class(task))
+            sets.append(self._generated(labels, 0.0, "retrain", task, turn))
+        return ImageSet(torch.cat([s.images for s in sets]), torch.cat([s.labels for s in sets]))
+
+    def _operations(self, *seed: int | str) -> tuple[str, ...]:
+        return choose_operations(self.options.dsa_strategy, "dim", torch.Generator().manual_seed(derive_seed(self.seed, *seed)))
+
+    def _step(self, task: int):
+        """step(images, y, then images, y and logits of each draw; operations) -> each network's loss, and logits (B, N, K)."""
+        o, device, side = self.options, self.runtime.device, self.info.image_size
+        unseen = torch.ones(self.info.num_classes, dtype=torch.bool, device=device)
+        unseen[self._seen(task)] = False
+        share = len(self.classes[task]) / len(self._seen(task)) if o.replay_balance == "classes" else 0.5
+        weights = Weights(o.alpha, o.beta, o.consistency, o.distill_weight, share, unseen)
+
+        def step(images: Tensor, y: Tensor, *draws: Tensor, operations: tuple[str, ...]) -> Losses:
+            batches = [(images, y, None), *(draws[i : i + 3] for i in range(0, len(draws), 3))]
+            batches = [Batch(*batch, draw_operations(operations, len(batch[1]), side, device)) for batch in batches]
+            losses, logits = {}, []
+            for learner in self.learners:
+                loss, found = self.method.loss(learner, batches[0], batches[1:], weights)
+                learner.optim.zero_grad()
+                loss.backward()
+                learner.optim.step()
+                losses[f"loss_{learner.name}"] = loss.detach()
+                logits.append(found.detach())
+                clock.lap(learner.number)
+            return losses | {"logits": torch.stack(logits, 1)}
+
+        step, clock = self.runtime.graphed(step), Clock(self.seconds, self.runtime)
+
+        def timed(*tensors: Tensor, operations: tuple[str, ...]) -> Losses:
+            clock.start()
+            losses = step(*tensors, operations=operations)
+            clock.stop()
+            return losses
+
+        return timed
+
+    # a checkpoint
+
+    def state_dict(self) -> dict:
+        """Plain values and tensors."""
+        return {
+            "learners": {learner.name: learner.state_dict() for learner in self.learners},
+            "gan": self.gan and self.gan.state_dict(),
+            "match_pool": self.pool and self.pool.state_dict(),
+            "counters": {"finished": self.finished, "images_generated": self.images_generated, "seconds": list(self.seconds)},
+            "acc": self.acc,
+            **self.memory.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from state_dict()."""
+        self.memory.load_state_dict(state)
+        for learner in self.learners:
+            learner.load_state_dict(state["learners"][learner.name])
+        task = state["position"]["epoch"]
+        if state["gan"] is not None:
+            self.gan = self._new_gan(task)
+            self.gan.load_state_dict(state["gan"])
+        if state["match_pool"] is not None:
+            self.pool = self._new_pool(task)
+            self.pool.load_state_dict(state["match_pool"])
+        self.finished, self.images_generated = state["counters"]["finished"], state["counters"]["images_generated"]
+        self.seconds, self.acc = list(state["counters"]["seconds"]), state["acc"]
+
+
+def train_tasks(continual: Continual, start: Position = START) -> Iterator[Step]:
+    """Learn task after task, one yield a step; `start` is where an earlier run stopped. Phases without steps are left out.
+
+    Of each task: the generator as a GAN, the generator by matching, then the networks, either on the stream beside what the
+    memory of the earlier tasks gives, or from scratch on the memory of all tasks so far.
+    """
+    for task in range(start.epoch, len(continual.tasks)):
+        done = start.step if task == start.epoch else 0
+        if done == 0:
+            continual.begin(task)
+        phases = {
+            "gan": continual.gan_steps,
+            "match": continual.match_steps,
+            "stream": continual.stream_steps,
+            "retrain": continual.retrain_steps,
+        }
+        first = 0
+        for phase, length in continual.lengths(task).items():
+            if done < first + length:
+                already = max(0, done - first)
+                if phase != "retrain":
+                    continual.prepare_replay(task)
+                for i, losses in enumerate(itertools.islice(phases[phase](task, already), length - already), first + already):
+                    yield Step(task, i + 1, losses)
+            first += length
+
+
+@torch.no_grad()
+def accuracies(model: nn.Module, images: ImageSet, classes: Sequence[Sequence[int]], num_classes: int) -> dict[str, list[float]]:
+    """Percent right on the images of each task: class-il among all outputs, task-il among those of the image's task."""
+    device = images.labels.device
+    task_of = torch.empty(num_classes, dtype=torch.long)
+    for task, labels in enumerate(classes):
+        task_of[list(labels)] = task
+    task_of = task_of.to(device)
+    right = torch.zeros(2, len(classes), dtype=torch.long, device=device)
+    with eval_mode(model):
+        for index in torch.arange(len(images), device=device).split(1000):
+            x, y = images.batch(index)
+            logits = model(x)
+            outside = task_of[y][:, None] != task_of  # (B, K)
+            for row, scores in zip(right, (logits, logits.masked_fill(outside, -torch.inf)), strict=True):
+                row += torch.bincount(task_of[y][scores.argmax(1) == y], minlength=len(classes))
+    total = torch.bincount(task_of[images.labels], minlength=len(classes))
+    return dict(zip(SETTINGS, (100 * right / total).tolist(), strict=True))
+
+
+def evaluate(continual: Continual, images: ImageSet, classes: Sequence[Sequence[int]]) -> None:
+    """Add a row to the matrix of each network, and to that of the ensemble where there are several."""
+    models: dict[str, nn.Module] = {learner.name: learner.deployed for learner in continual.learners}
+    if len(models) > 1:
+        models["ensemble"] = Ensemble(list(models.values()))
+    for name, model in models.items():
+        rows = continual.acc.setdefault(name, {setting: [] for setting in SETTINGS})
+        for setting, row in accuracies(model, images, classes, continual.info.num_classes).items():
+            rows[setting].append(row)
+
+
+def picture(continual: Continual, rows: int = 10) -> Tensor | None:
+    """What the memory holds (C, H, W) in [-1, 1]: a column for each of the first ten classes, black where it holds none."""
+    memory, info = continual.memory, continual.info
+    columns = min(info.num_classes, 10)
+    images = torch.full((rows, columns, info.channels, info.image_size, info.image_size), -1.0)
+    if memory.generators is not None and memory.generators.stored:
+        held = sorted(label for labels in memory.generators.classes for label in labels if label < columns)
+        generator, rng = memory.generators.build(), torch.Generator().manual_seed(derive_seed(continual.seed, "pictures"))
+        with torch.no_grad():
+            made = generator.sample(torch.tensor(held).repeat(rows), rng)
+        images[:, held] = made.view(rows, len(held), *images.shape[2:])
+    elif memory.buffer:
+        for label in range(columns):
+            some = memory.buffer.images[memory.buffer.labels == label][:rows].cpu()
+            images[: len(some), label] = to_float(some)
+    else:
+        return None
+    return image_grid(images.flatten(0, 1), columns)
+
+
+def split_classes(num_classes: int, num_tasks: int, order_seed: int | None) -> list[list[int]]:
+    """The classes of each task: consecutive ones of the natural order, or of a random one. Raises UsageError for too many tasks."""
+    if num_tasks > num_classes:
+        raise UsageError(f"--num-tasks {num_tasks}: expected at most the {num_classes} classes")
+    order = torch.arange(num_classes)
+    if order_seed is not None:
+        order = torch.randperm(num_classes, generator=torch.Generator().manual_seed(derive_seed(order_seed, "class order")))
+    return [part.tolist() for part in order.tensor_split(num_tasks)]
+
+
+def split_tasks(train: ImageSet, classes: Sequence[Sequence[int]]) -> list[ImageSet]:
+    """The images of each task, copies."""
+    device = train.labels.device
+    return [train[torch.isin(train.labels, torch.tensor(labels, device=device)).nonzero().flatten()] for labels in classes]
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(__doc__.splitlines()[0])
+    # data and scenario
+    parser.add_argument("--data", choices=datasets.NAMES, default="cifar10", help="image set")
+    parser.add_argument("--data-dir", default="datasets", help="where its files lie or are downloaded to; for folder, PATH")
+    parser.add_argument("--image-size", type=int, choices=(28, 32), help="pixels of --data folder (default 32)")
+    parser.add_argument("--val-size", type=count, default=0, help="test on this many held-out training images instead of the test set")
+    parser.add_argument("--num-tasks", type=positive_int, default=5, help="parts that the classes are split into")
+    parser.add_argument("--class-order", type=count, help="seed of a random order of the classes (default: the natural order)")
+    parser.add_argument("--track", choices=TRACKS, default="offline", help="online: each image of a task is seen once")
+    parser.add_argument("--epochs", type=positive_int, help="passes over a task (default: 5; online always 1)")
+    parser.add_argument("--seed", type=count, default=0, help="of everything random but the class order")
+    # method and networks
+    methods = "; ".join(f"{name}: {method.about}" for name, method in METHODS.items())
+    parser.add_argument("--method", choices=METHODS, default="dim", help=methods)
+    parser.add_argument("--pool", nargs="+", default=["convnet"], help="networks, each trained continually from the same memory")
+    parser.add_argument("--lr", type=positive, default=0.03, help="their rate; plain SGD")
+    parser.add_argument("--batch-size", type=two_or_more, default=32, help="images of the task at a step")
+    parser.add_argument("--dsa-strategy", default="none", help="augmentation of stream and replay, such as crop_flip")
+    parser.add_argument("--alpha", type=nonnegative, default=0.5, help="der++: weight of the distance to stored logits")
+    parser.add_argument("--beta", type=nonnegative, default=0.5, help="der++: weight of the second draw's cross-entropy")
+    parser.add_argument("--consistency", type=nonnegative, default=0.1, help="cls-er: weight of the distance to the averaged copies")
+    # memory
+    parser.add_argument("--memory-bytes", type=positive_int, help="budget of all that is kept between tasks; sizes buffer and generator")
+    parser.add_argument("--buffer-size", type=positive_int, help="images in the buffer, instead of a budget in bytes")
+    parser.add_argument("--codec", choices=CODECS, default="raw", help="how the buffer stores its images")
+    parser.add_argument("--quality", type=number(int, 1, 95), default=75, help="of --codec jpeg")
+    parser.add_argument("--buffer-share", type=probability, default=0.0, help="dgr, dim: share of --memory-bytes for real images")
+    # generator
+    parser.add_argument("--gan", choices=GANS, default="dim", help="DiM's pair, or a residual one with a projection discriminator")
+    parser.add_argument("--width", type=positive_int, help="channels of both players (default: as many as the budget allows)")
+    parser.add_argument("--z-dim", type=positive_int, help="latent size (default 100, or twice the classes if that is more)")
+    parser.add_argument("--storage", choices=BYTES, default="fp32", help="precision that generators are kept at")
+    parser.add_argument("--layout", choices=LAYOUTS, default="carried", help="one generator carried on, or one for each task")
+    parser.add_argument("--gan-steps", type=positive_int, default=1000, help="steps of stage 1 on a task")
+    parser.add_argument("--gan-batch-size", type=two_or_more, default=64, help="images a step of stages 1 and 2")
+    parser.add_argument("--gan-lr", type=positive, default=1e-3, help="Adam's rate for both players")
+    parser.add_argument("--gan-lr-d", type=positive, help="its rate for the discriminator (default: the generator's)")
+    parser.add_argument("--gp-weight", type=nonnegative, default=10.0, help="weight of DiM's gradient penalty")
+    parser.add_argument("--ema", type=decay, default=0.999, help="decay of the generator's moving average; 0 = off")
+    parser.add_argument("--restat", type=count, default=20, help="batches to estimate BatchNorm's statistics from at a task's end; 0 = off")
+    parser.add_argument("--keep-discriminator", action="store_true", help="keep it and both optimisers between tasks, as memory")
+    parser.add_argument("--oracle", action="store_true", help="a control: the generator is trained on all tasks before the first")
+    # stage 2
+    parser.add_argument("--match-steps", type=count, help="steps of stage 2 on a task (default: dim 100, dgr 0)")
+    parser.add_argument("--match", choices=MATCH_WEIGHTS, default="logit", help="what is matched; none: go on as a GAN, a control")
+    parser.add_argument(
+        "--match-weight",
+        type=nonnegative,
+        help="weight of the matching term (default: 0.01 for logit, 0.001 for feat and grad, 1 for dist)",
+    )
+    parser.add_argument("--pool-steps", type=count, default=2, help="SGD steps of the pool network before each generator step")
+    parser.add_argument("--pool-lr", type=positive, default=0.01, help="its rate")
+    # replay
+    parser.add_argument("--replay-batch-size", type=positive_int, help="images from memory at a step (default: --batch-size)")
+    parser.add_argument("--replay-images", type=positive_int, help="generated images a class (default: as many as the task has)")
+    parser.add_argument(
+        "--replay-balance", choices=("classes", "equal"), default="classes", help="dgr, dim: weight of replay by classes seen, or one half"
+    )
+    parser.add_argument("--distill-weight", type=probability, help="share of distillation in replay's loss (default: dim 0.5, dgr 1)")
+    parser.add_argument(
+        "--filter", type=probability, default=0.0, help="redraw images that the last networks give their class less than this"
+    )
+    parser.add_argument("--retrain", action="store_true", help="train networks from scratch on memory alone at each task's end")
+    parser.add_argument("--retrain-steps", type=positive_int, help="steps of that (default: as many as the stream had so far)")
+    # run
+    parser.add_argument("--tag", default="continual", help="name of the folder under --results-dir")
+    parser.add_argument("--results-dir", default="results", help="where results go")
+    parser.add_argument("--save-interval", type=count, default=250, help="steps between checkpoints inside a task; 0 = only at its end")
+    parser.add_argument("--print-freq", type=positive_int, default=50, help="steps between readings of the losses")
+    parser.add_argument("--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--amp", action=argparse.BooleanOptionalAction, help="bf16 autocast (default: on CUDA)")
+    parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction, help="memory layout (default: on CUDA)")
+    parser.add_argument("--graphs", action=argparse.BooleanOptionalAction, default=False, help="replay each step as one CUDA graph")
+    return parser.parse_args(argv)
+
+
+def check_flags(args: argparse.Namespace, method: Method) -> None:
+    """Raise UsageError for flags that contradict each other."""
+    kept = "nothing" if method.memory is None else "every image" if method.unlimited else None
+    for flag, value in (("--memory-bytes", args.memory_bytes), ("--buffer-size", args.buffer_size)):
+        if kept and value:
+            raise UsageError(f"{flag} {value}: --method {args.method} keeps {kept}")
+    if method.memory == "buffer" and not kept and (args.memory_bytes is None) == (args.buffer_size is None):
+        raise UsageError(f"--method {args.method} needs --memory-bytes or --buffer-size, and not both")
+    generator_flags = {"--oracle": args.oracle, "--retrain": args.retrain, "--keep-discriminator": args.keep_discriminator}
+    generator_flags |= {"--buffer-share": args.buffer_share, "--filter": args.filter, "--match-steps": args.match_steps}
+    generator_flags |= {"--width": args.width, "--replay-images": args.replay_images, "--distill-weight": args.distill_weight}
+    if method.memory != "generator":
+        for flag, value in generator_flags.items():
+            if value:
+                raise UsageError(f"{flag} is of the methods with a generator, dgr and dim; found --method {args.method}")
+    elif args.track == "online":
+        raise UsageError(f"--track online: --method {args.method} goes over a task's images several times, expected --track offline")
+    if args.buffer_share and (args.memory_bytes is None or args.buffer_share == 1):
+        raise UsageError(f"--buffer-share {args.buffer_share}: expected a share below 1 of --memory-bytes")
+    if args.memory_bytes and args.buffer_size:
+        raise UsageError(f"--buffer-size {args.buffer_size}: expected --memory-bytes or --buffer-size, and not both")
+    if args.track == "online" and args.epochs not in (None, 1):
+        raise UsageError(f"--epochs {args.epochs}: --track online sees each image once, expected 1 or --track offline")
+    if args.oracle and args.layout != "carried":
+        raise UsageError(f"--oracle is one generator of all classes, found --layout {args.layout}")
+    if args.retrain_steps and not (method.retrains or args.retrain):
+        raise UsageError(f"--retrain-steps {args.retrain_steps} is of --method gdumb and --retrain, found neither")
+
+
+def make_memory(args: argparse.Namespace, method: Method, info: DataInfo, learners: Sequence[Learner], runtime: Runtime) -> Memory:
+    """The memory of the method, its parts sized to the budget. Raises UsageError where one does not fit."""
+    budget, share, generators = args.memory_bytes, args.buffer_share, None
+    copies = sum(num_bytes(average) for learner in learners for average in learner.averages)
+    left = budget and budget - copies
+    if left is not None and left <= 0:
+        raise UsageError(f"--memory-bytes {budget}: the averaged copies of {args.method} take {copies}, expected more than that")
+    try:
+        if method.memory == "generator":
+            config = {
+                "gan": args.gan,
+                "num_classes": info.num_classes,
+                "channels": info.channels,
+                "image_size": info.image_size,
+                "z_dim": args.z_dim or max(100, 2 * info.num_classes),
+            }
+            copies_kept = args.num_tasks if args.layout == "per-task" else 1
+
+            def size(width: int) -> int:
+                sized = config | {"width": width}
+                return copies_kept * generator_bytes(sized, args.storage) + (training_bytes(sized) if args.keep_discriminator else 0)
+
+            room = left and int(left * (1 - share))
+            width = args.width or (widest(size, room) if left else GANS[args.gan].width)
+            if left and size(width) > room:
+                raise UsageError(f"--width {width}: its generators take {size(width)} bytes, expected at most {room}")
+            generators = GeneratorMemory(config | {"width": width}, args.storage, args.layout)
+        buffer = None
+        if (method.memory == "buffer") or share or args.buffer_size:
+            buffer = Buffer(
+                info,
+                runtime.device,
+                max_bytes=left and (int(left * share) if generators else left),
+                max_images=args.buffer_size,
+                balanced=method.balanced,
+                codec=args.codec,
+                quality=args.quality,
+                networks=len(learners) if method.keeps_logits else 0,
+                seed=derive_seed(args.seed, "buffer"),
+            )
+    except UsageError as error:
+        raise UsageError(f"--memory-bytes {budget}: {error}" if budget else str(error)) from None
+    return Memory(budget, buffer, generators, copies)
+
+
+def make_options(args: argparse.Namespace) -> Options:
+    """The run's values, defaults filled in."""
+    ours = args.method == "dim"
+    distill = (0.5 if ours else 1.0) if args.distill_weight is None else args.distill_weight
+    return Options(
+        epochs=args.epochs or TRACKS[args.track],
+        batch_size=args.batch_size,
+        replay_batch_size=args.replay_batch_size or args.batch_size,
+        dsa_strategy=args.dsa_strategy,
+        alpha=args.alpha,
+        beta=args.beta,
+        consistency=args.consistency,
+        distill_weight=distill,
+        replay_balance=args.replay_balance,
+        replay_images=args.replay_images,
+        filter=args.filter,
+        retrain=args.retrain,
+        retrain_steps=args.retrain_steps,
+        gan_steps=args.gan_steps,
+        gan_batch_size=args.gan_batch_size,
+        gan_lr=args.gan_lr,
+        gan_lr_d=args.gan_lr_d,
+        gp_weight=args.gp_weight,
+        ema=args.ema,
+        restat=args.restat,
+        keep_discriminator=args.keep_discriminator,
+        oracle=args.oracle,
+        match_steps=(100 if ours else 0) if args.match_steps is None else args.match_steps,
+        match=args.match,
+        match_weight=args.match_weight,
+        pool_steps=args.pool_steps,
+        pool_lr=args.pool_lr,
+    )
+
+
+def check_sizes(tasks: Sequence[ImageSet], options: Options, generates: bool) -> None:
+    """Raise UsageError where a batch is larger than a task."""
+    flags = {"--batch-size": options.batch_size} | ({"--gan-batch-size": options.gan_batch_size} if generates else {})
+    for flag, batch_size in flags.items():
+        for number, task in enumerate(tasks, 1):
+            if batch_size > len(task):
+                raise UsageError(f"{flag} {batch_size}: larger than task {number}, which has {len(task)} images")
+
+
+def results_of(continual: Continual, about: dict, seconds: float) -> dict:
+    """What results.json holds: settings, bytes, cost, and of each network, of their mean and of their ensemble the matrices and metrics."""
+    networks = {}
+    for name, settings in continual.acc.items():
+        networks[name] = {}
+        for setting, (initial, *acc) in settings.items():
+            networks[name][setting] = {"acc": acc, "initial": initial, **(summary(acc, initial) if acc else {})}
+    singles = [learner.name for learner in continual.learners]
+    for name, spent in zip(singles, continual.seconds, strict=True):
+        networks[name]["seconds"] = round(spent, 2)
+    metrics = [name for name, value in networks[singles[0]]["class-il"].items() if not isinstance(value, list)]
+
+    def over_networks(setting: str, metric: str) -> float | None:
+        values = [networks[name][setting][metric] for name in singles]
+        return None if None in values else mean(values)
+
+    buffer, generators = continual.memory.buffer, continual.memory.generators
+    return about | {
+        "tasks_done": continual.finished,
+        "num_bytes": continual.memory.num_bytes(),
+        "buffer_images": len(buffer) if buffer is not None else 0,
+        "generator": generators and {**generators.config, "storage": generators.storage, "layout": generators.layout},
+        "images_generated": continual.images_generated,
+        "seconds": round(seconds, 1),
+        "networks": networks,
+        "mean": {setting: {metric: over_networks(setting, metric) for metric in metrics} for setting in SETTINGS},
+    }
+
+
+def print_results(results: dict) -> None:
+    """A line for each network, their mean and their ensemble."""
+    heads = ("network", "average accuracy", "incremental", "forgetting", "task-il accuracy", "seconds")
+    lines = [heads]
+    networks = results["networks"] | ({"mean": results["mean"]} if len(results["networks"]) > 1 else {})
+    for name, row in networks.items():
+        by_class, by_task = (row[setting] for setting in SETTINGS)
+        values = [by_class[metric] for metric in ("average_accuracy", "average_incremental_accuracy", "forgetting")]
+        values += [by_task["average_accuracy"], row.get("seconds")]
+        lines.append((name, *("" if value is None else f"{value:.2f}" for value in values)))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for name, *values in lines:
+        print("  ".join([name.ljust(widths[0]), *(value.rjust(width) for value, width in zip(values, widths[1:], strict=True))]))
+    kept = ", ".join(f"{size:,} of {what}" for what, size in results["num_bytes"].items() if what != "total")
+    few = "held-out training images" if results["split"] == "val" else "test set"
+    print(
+        f"{results['data']}, {results['method']}, {results['track']}, {few}: percent; kept {results['num_bytes']['total']:,} bytes ({kept or 'none'})"
+    )
+
+
+@cli
+def main(args: argparse.Namespace) -> dict:
+    method = METHODS[args.method]
+    check_flags(args, method)
+    names = list(dict.fromkeys(network_name(name) for name in args.pool))
+    parse_strategy(args.dsa_strategy)
+    options = make_options(args)
+    folder = run_path(args.results_dir, args.tag)
+    runtime = make_runtime(args.device, args.amp, args.channels_last, args.graphs)
+    if runtime.world_size > 1:
+        raise UsageError(f"continual.py runs as one process, found {runtime.world_size} of torchrun")
+    data = load_data(args.data, args.data_dir, val_size=args.val_size, image_size=args.image_size)
+    classes = split_classes(data.info.num_classes, args.num_tasks, args.class_order)
+    data = data.to(runtime.device)
+    learned = [[label for labels in classes for label in labels]] if method.at_once else classes
+    tasks = split_tasks(data.train, learned)
+    check_sizes(tasks, options, method.memory == "generator")
+    data = Data(data.info, None, data.val, data.test)  # what is learnt comes from the tasks alone
+    learners = [Learner(i, name, data.info, args.lr, method.averaged, args.seed, runtime) for i, name in enumerate(names)]
+    memory = make_memory(args, method, data.info, learners, runtime)
+    continual = Continual(method, options, tasks, learned, learners, memory, data.info, args.seed, runtime)
+    torch.manual_seed(runtime.own_seed(args.seed, "continual"))
+
+    split, images = data.referee
+    header = {"stage": "continual", "info": data.info.to_dict(), "classes": classes, "val_size": args.val_size}
+    lengths = [sum(continual.lengths(task).values()) for task in range(len(tasks))]
+    run = RunFolder(folder, vars(args), {"image set": data.info.to_dict()}, [continual], header, runtime, lengths, "task", FREE_FLAGS)
+    about = {
+        "method": args.method,
+        "data": data.info.name,
+        "split": split,
+        "track": args.track,
+        "num_tasks": args.num_tasks,
+        "classes": classes,
+        "seed": args.seed,
+        "memory_bytes": args.memory_bytes,
+        "steps": lengths,
+        "flags": vars(args),
+        **environment(runtime.device),
+    }
+    if not continual.acc:
+        evaluate(continual, images, classes)
+    for task, values in run.epochs(train_tasks(continual, run.position), args.print_freq, args.save_interval):
+        with run.interruptible():
+            evaluate(continual, images, classes)
+        continual.finish(task - 1)
+        write_json(folder / "results.json", results_of(continual, about, run.seconds))
+        learnt = len(classes) if method.at_once else task
+        last = {setting: [continual.acc[learner.name][setting][-1][:learnt] for learner in learners] for setting in SETTINGS}
+        class_il, task_il = (mean(mean(row) for row in last[setting]) for setting in SETTINGS)
+        run.close_epoch(task, values | {"class_il": class_il, "task_il": task_il}, picture(continual), None)
+        tqdm.write(f"Accuracy for {learnt} task(s): \t [Class-IL]: {class_il:.2f} % \t [Task-IL]: {task_il:.2f} %")
+    results = results_of(continual, about, run.seconds)
+    print_results(results)
+    print(folder / "results.json")
+    return results
+
+
+if __name__ == "__main__":
+    main(parse_args())

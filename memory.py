@@ -1,0 +1,360 @@
+"""What a continual learner keeps between tasks, and what that costs in bytes: a buffer of real images, a generator, or both."""
+
+import hashlib
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from data import DataInfo, ImageSet, to_float
+from models import build_gan, build_generator, decode
+from models.deploy import ByClass
+from storage import encode, num_bytes
+from utils import UsageError
+
+LAYOUTS = ("carried", "per-task")
+LENGTH_BYTES = 2  # of the length of a compressed image
+
+
+@dataclass(frozen=True)
+class Codec:
+    """How a buffer stores an image (H, W) or (H, W, 3): bytes, back to the array that is learnt from, and bytes that all share."""
+
+    encode: Callable[[np.ndarray], bytes]
+    decode: Callable[[bytes], np.ndarray]
+    shared: int = 0
+
+
+def _pillow_codec(kind: str, **options) -> Codec:
+    def encode(array: np.ndarray) -> bytes:
+        file = io.BytesIO()
+        Image.fromarray(array).save(file, kind, **options)
+        return file.getvalue()
+
+    def decode(code: bytes) -> np.ndarray:
+        with Image.open(io.BytesIO(code)) as picture:
+            return np.asarray(picture)
+
+    return Codec(encode, decode)
+
+
+def _jpeg_codec(quality: int, channels: int) -> Codec:
+    """JPEG whose tables, the same for all images, are stored once (ITU-T T.81, annex B.5: abbreviated streams)."""
+    mode = "L" if channels == 1 else "RGB"
+    tables = _pillow_codec("JPEG", quality=quality, streamtype=1).encode(np.asarray(Image.new(mode, (8, 8))))
+    pictures = _pillow_codec("JPEG", quality=quality, streamtype=2)
+    end, begin = 2, 2  # the markers that close one stream and open the other
+    return Codec(pictures.encode, lambda code: pictures.decode(tables[:-end] + code[begin:]), len(tables))
+
+
+def _gray_as_rgb(codec: Codec) -> Codec:
+    return Codec(lambda array: codec.encode(array), lambda code: codec.decode(code)[..., 0], codec.shared)
+
+
+def make_codec(name: str, quality: int, channels: int) -> Codec | None:
+    """The codec called `name`, None for raw pixels. Raises UsageError where Pillow was built without it."""
+    if name == "raw":
+        return None
+    if name == "jpeg":
+        return _jpeg_codec(quality, channels)
+    codec = _pillow_codec("PNG", optimize=True) if name == "png" else _pillow_codec("WEBP", lossless=True, method=6)
+    codec = _gray_as_rgb(codec) if name == "webp" and channels == 1 else codec
+    try:
+        codec.encode(np.zeros((8, 8) if channels == 1 else (8, 8, 3), np.uint8))
+    except (KeyError, OSError) as error:
+        raise UsageError(f"--codec {name}: this Pillow cannot write it ({error})") from None
+    return codec
+
+
+CODECS = ("raw", "png", "webp", "jpeg")
+
+
+class Draw(NamedTuple):
+    """Images (B, C, H, W) in [-1, 1], labels (B,), and the logits (B, N, K) that N networks had for them, or (B, 0, K)."""
+
+    images: Tensor
+    y: Tensor
+    logits: Tensor
+
+
+class Buffer:
+    """A uniform sample of all images offered so far: reservoir sampling (Vitter 1985, doi:10.1145/3147.3165).
+
+    Each offered image gets a random key, and those of the smallest keys are kept, as many as fit: for images of one size a reservoir,
+    and for compressed ones a sample that favours no size. `balanced`: a reservoir for each class, each with an equal share of the
+    room. max_bytes counts pixels or codes, labels and logits; max_images counts images; None = no limit. networks: how many
+    have their logits stored with each image. Raises UsageError where not one image fits.
+    """
+
+    def __init__(
+        self,
+        info: DataInfo,
+        device: torch.device,
+        *,
+        max_bytes: int | None = None,
+        max_images: int | None = None,
+        balanced: bool = False,
+        codec: str = "raw",
+        quality: int = 75,
+        networks: int = 0,
+        seed: int = 0,
+    ):
+        self.info, self.device, self.max_bytes, self.max_images, self.balanced = info, device, max_bytes, max_images, balanced
+        self.codec, self.rng = make_codec(codec, quality, info.channels), torch.Generator().manual_seed(seed)
+        self.item_bytes = {"labels": 1 if info.num_classes <= 256 else 2, "logits": 4 * networks * info.num_classes}
+        self.images = torch.empty(0, info.channels, info.image_size, info.image_size, dtype=torch.uint8, device=device)
+        self.labels = torch.empty(0, dtype=torch.long, device=device)
+        self.logits = torch.empty(0, networks, info.num_classes, device=device)
+        # Of the same images, on the host: random keys, groups, bytes, and codes where they are compressed.
+        self.keys, self.groups, self.sizes, self.codes = np.empty(0), np.empty(0, np.int64), np.empty(0, np.int64), []
+        self.bars: dict[int, float] = {}  # group -> the smallest key that was turned away
+        if max_bytes is not None and self.codec is None and (size := self._sizes([None])[0]) > max_bytes:
+            raise UsageError(f"{max_bytes} bytes are left for real images, expected room for one, {size} bytes")
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def offer(self, images: Tensor, labels: Tensor, logits: Tensor | None = None) -> None:
+        """Take in what the sample has room for of images uint8 (B, C, H, W), labels (B,) on the host, and logits (B, N, K)."""
+        keys = torch.rand(len(labels), generator=self.rng, dtype=torch.double).numpy()
+        groups = labels.numpy() if self.balanced else np.zeros(len(labels), np.int64)
+        wanted = np.flatnonzero(keys < [self.bars.get(group, np.inf) for group in groups.tolist()])
+        if len(wanted) == 0:
+            return
+        index = torch.from_numpy(wanted).to(images.device)
+        codes, pixels = [None] * len(wanted), images[index]
+        if self.codec is not None:
+            codes = self._encode(pixels)
+            pixels = self._decode(codes)
+        logits = self.logits.new_empty(len(wanted), *self.logits.shape[1:]) if logits is None else logits[index]
+        arrived = (np.concatenate([self.keys, keys[wanted]]), np.concatenate([self.groups, groups[wanted]]))
+        sizes, codes = np.concatenate([self.sizes, self._sizes(codes)]), self.codes + codes
+        kept = np.flatnonzero(self._fits(*arrived, sizes))
+        # Who arrives takes the place of who leaves, so that the others need not move.
+        old, staying = len(self), kept[kept < len(self)]
+        order = np.concatenate([staying, kept[kept >= old]])
+        if len(kept) == old:
+            order = np.arange(old)
+            order[np.setdiff1d(order, staying)] = kept[kept >= old]
+        self.keys, self.groups, self.sizes = arrived[0][order], arrived[1][order], sizes[order]
+        self.codes = [codes[place] for place in order] if self.codec is not None else []
+        fresh = {"images": pixels, "labels": labels[wanted].to(self.device), "logits": logits}
+        (moved,) = np.nonzero(order[:old] != np.arange(old)) if len(kept) == old else (None,)
+        for name, tensor in fresh.items():
+            if moved is None:
+                setattr(self, name, torch.cat([getattr(self, name), tensor])[torch.from_numpy(order).to(self.device)])
+            elif len(moved):
+                places, sources = torch.from_numpy(moved), torch.from_numpy(order[moved] - old)
+                getattr(self, name)[places.to(self.device)] = tensor[sources.to(self.device)]
+
+    def draw(self, n: int) -> Draw:
+        """n of the images, all where there are fewer, none twice; drawn on the device."""
+        index = torch.randperm(len(self), device=self.device)[:n]
+        return Draw(to_float(self.images[index]), self.labels[index], self.logits[index])
+
+    def contents(self) -> ImageSet:
+        """All images and labels."""
+        return ImageSet(self.images, self.labels)
+
+    def num_bytes(self) -> dict[str, int]:
+        """Bytes kept, by what they are."""
+        parts = {name: len(self) * size for name, size in self.item_bytes.items() if size}
+        return {"images": int(self.sizes.sum()) - sum(parts.values()) + (self.codec.shared if self.codec else 0)} | parts
+
+    def state_dict(self) -> dict:
+        """What is kept: the pixels or the codes, with labels and logits."""
+        return {
+            "images": self.images if self.codec is None else None,
+            "codes": [torch.frombuffer(bytearray(code), dtype=torch.uint8) for code in self.codes],
+            "labels": self.labels,
+            "logits": self.logits,
+            "keys": torch.from_numpy(self.keys),
+            "bars": dict(self.bars),
+            "rng": self.rng.get_state(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from state_dict()."""
+        self.labels, self.logits = state["labels"].to(self.device), state["logits"].to(self.device)
+        self.codes = [code.numpy().tobytes() for code in state["codes"]]
+        self.images = (state["images"] if self.codec is None else self._decode(self.codes)).to(self.device)
+        self.keys = state["keys"].numpy()
+        self.groups = state["labels"].cpu().numpy() if self.balanced else np.zeros(len(self.keys), np.int64)
+        self.sizes = self._sizes(self.codes if self.codec else [None] * len(self.keys))
+        self.bars = dict(state["bars"])
+        self.rng.set_state(state["rng"])
+
+    def _sizes(self, codes: list[bytes | None]) -> np.ndarray:
+        """Bytes of an image, with its label and logits."""
+        raw = self.info.channels * self.info.image_size**2
+        pixels = [raw if code is None else len(code) + LENGTH_BYTES for code in codes]
+        return np.array(pixels, np.int64) + sum(self.item_bytes.values())
+
+    def _fits(self, keys: np.ndarray, groups: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """Which to keep (N,): of each group those of the smallest keys that have room. Sets the bars."""
+        limit = self.max_images
+        if self.max_bytes is not None:
+            limit = self.max_bytes - (self.codec.shared if self.codec else 0)
+        if limit is None:
+            return np.ones(len(keys), bool)
+        kept, present = np.zeros(len(keys), bool), np.unique(groups)
+        for group in present.tolist():
+            (places,) = np.nonzero(groups == group)
+            places = places[np.argsort(keys[places])]
+            used = np.cumsum(sizes[places] if self.max_bytes is not None else np.ones(len(places)))
+            fitting = int(np.searchsorted(used, limit // len(present), side="right"))
+            kept[places[:fitting]] = True
+            if fitting < len(places):
+                self.bars[group] = float(keys[places[fitting]])
+        return kept
+
+    def _encode(self, images: Tensor) -> list[bytes]:
+        arrays = images.permute(0, 2, 3, 1).cpu().numpy()  # (B, H, W, C)
+        return [self.codec.encode(np.ascontiguousarray(array.squeeze(2) if array.shape[2] == 1 else array)) for array in arrays]
+
+    def _decode(self, codes: list[bytes]) -> Tensor:
+        shape = (len(codes), self.info.image_size, self.info.image_size, self.info.channels)
+        arrays = np.stack([self.codec.decode(code) for code in codes]) if codes else np.empty(0, np.uint8)
+        return torch.from_numpy(arrays.reshape(shape)).permute(0, 3, 1, 2).contiguous().to(self.device)
+
+
+class GeneratorMemory:
+    """Generators as they are stored: one that is carried on from task to task, or one for each task (`layout`).
+
+    config: the generator's constructor values. kept_with: what else is kept to go on training it, by name, as plain tensors.
+    """
+
+    def __init__(self, config: dict, storage: str, layout: str):
+        self.config, self.storage, self.layout = config, storage, layout
+        self.stored: list[dict[str, Tensor]] = []
+        self.classes: list[list[int]] = []  # of each
+        self.kept_with: dict = {}
+
+    def keep(self, generator: nn.Module, classes: Sequence[int], kept_with: dict | None = None) -> None:
+        """Store `generator` of images of `classes`, in the place of the one that was carried on, or beside those of earlier tasks."""
+        if self.layout == "carried":
+            self.stored, self.classes = [], []
+        self.stored.append(encode(generator, self.storage))
+        self.classes.append(list(classes))
+        self.kept_with = kept_with or {}
+
+    def build(self) -> nn.Module | None:
+        """What is stored, read back on the CPU: it samples images of all classes so far. None before the first task."""
+        if not self.stored:
+            return None
+        generators = []
+        for tensors in self.stored:
+            generator = build_generator(self.config)
+            generator.load_state_dict(decode(tensors), strict=False)  # without counters, which nothing reads
+            generators.append(generator.eval().requires_grad_(False))
+        return generators[0] if self.layout == "carried" else ByClass(generators, self.classes)
+
+    def num_bytes(self) -> dict[str, int]:
+        """Bytes kept, by what they are."""
+        parts = {"weights": sum(_tensor_bytes(tensors) for tensors in self.stored), "training": _tensor_bytes(self.kept_with)}
+        return {name: size for name, size in parts.items() if size}
+
+    def state_dict(self) -> dict:
+        """What is kept."""
+        return {"stored": self.stored, "classes": self.classes, "kept_with": self.kept_with}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from state_dict()."""
+        self.stored, self.classes, self.kept_with = state["stored"], state["classes"], state["kept_with"]
+
+
+class Memory:
+    """All that is kept between tasks: a buffer, generators, and `copies` bytes of averaged networks, within `max_bytes` (None = any)."""
+
+    def __init__(self, max_bytes: int | None, buffer: Buffer | None, generators: GeneratorMemory | None, copies: int = 0):
+        self.max_bytes, self.buffer, self.generators, self.copies = max_bytes, buffer, generators, copies
+
+    def num_bytes(self) -> dict[str, int]:
+        """Bytes kept, by what they are; "total" last."""
+        parts = {"copies": self.copies} if self.copies else {}
+        for part in (self.buffer, self.generators):
+            parts |= part.num_bytes() if part is not None else {}
+        return parts | {"total": sum(parts.values())}
+
+    def check(self) -> None:
+        """Raise UsageError where more is kept than the budget allows."""
+        total = self.num_bytes()["total"]
+        if self.max_bytes is not None and total > self.max_bytes:
+            raise UsageError(f"the memory holds {total} bytes, expected at most the {self.max_bytes} of --memory-bytes")
+
+    def state_dict(self) -> dict:
+        """What is kept, under the key "memory", with a digest."""
+        parts = {name: part.state_dict() for name, part in (("buffer", self.buffer), ("generators", self.generators)) if part is not None}
+        return {"memory": parts | {"sha256": digest(parts)}}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from state_dict(). Raises UsageError where it was altered, or holds more than the budget."""
+        parts = {name: part for name, part in state["memory"].items() if name != "sha256"}
+        if digest(parts) != state["memory"]["sha256"]:
+            raise UsageError("the memory was altered: its digest is not the one stored with it")
+        for name, part in (("buffer", self.buffer), ("generators", self.generators)):
+            if part is not None:
+                part.load_state_dict(parts[name])
+        self.check()
+
+
+def digest(state) -> str:
+    """SHA-256 of nested plain values and tensors."""
+    found = hashlib.sha256()
+
+    def add(value) -> None:
+        if isinstance(value, Tensor):
+            found.update(f"{value.dtype}{tuple(value.shape)}".encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        elif isinstance(value, dict):
+            for name, inner in value.items():
+                found.update(repr(name).encode())
+                add(inner)
+        elif isinstance(value, list | tuple):
+            found.update(f"[{len(value)}]".encode())
+            for inner in value:
+                add(inner)
+        else:
+            found.update(repr(value).encode())
+
+    add(state)
+    return found.hexdigest()
+
+
+def _tensor_bytes(state) -> int:
+    if isinstance(state, Tensor):
+        return state.numel() * state.element_size()
+    inner = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
+    return sum(_tensor_bytes(value) for value in inner)
+
+
+def generator_bytes(config: dict, storage: str) -> int:
+    """What a generator of these constructor values takes."""
+    with torch.device("meta"):
+        return num_bytes(build_generator(config), storage)
+
+
+def training_bytes(config: dict) -> int:
+    """What a discriminator and both Adams take beside a generator of these constructor values."""
+    with torch.device("meta"):
+        generator, discriminator = build_gan(config)
+    parameters = [*generator.parameters(), *discriminator.parameters()]
+    adams = sum(2 * 4 * parameter.numel() + 4 for parameter in parameters)  # two moments, and a count of steps
+    return _tensor_bytes(discriminator.state_dict()) + adams
+
+
+def widest(size: Callable[[int], int], max_bytes: int) -> int:
+    """The largest width whose size(width), in bytes, is at most `max_bytes`. Raises UsageError where none is."""
+    low, high = 0, 1
+    while size(high) <= max_bytes:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if size(middle) <= max_bytes else (low, middle)
+    if low == 0:
+        raise UsageError(f"{max_bytes} bytes are left for generators, expected at least the {size(1)} of width 1")
+    return low

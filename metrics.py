@@ -1,0 +1,68 @@
+"""Metrics of continual learning, from the matrix acc[i, j]: percent right on task j after learning task i (both from 0).
+
+Rows of nested lists; what is not defined for a matrix is None. Where a metric has several forms in use, its docstring says which.
+"""
+
+from collections.abc import Sequence
+from statistics import mean
+
+Matrix = Sequence[Sequence[float]]
+
+
+def average_accuracy(acc: Matrix) -> float:
+    """Mean over tasks of the last row: accuracy at the end (Lopez-Paz & Ranzato 2017, arXiv:1706.08840, ACC)."""
+    return mean(acc[-1])
+
+
+def average_incremental_accuracy(acc: Matrix) -> float | None:
+    """Mean over i of the mean accuracy on the tasks 0..i after task i (Rebuffi et al. 2017, arXiv:1611.07725).
+
+    Tasks weigh the same whatever their numbers of images; some codes average over images instead.
+    """
+    return mean(mean(row[: i + 1]) for i, row in enumerate(acc)) if _square(acc) else None
+
+
+def forgetting(acc: Matrix) -> float | None:
+    """Mean over tasks but the last of the best earlier accuracy minus the final one (Chaudhry et al. 2018, arXiv:1801.10112, Eq. 3).
+
+    Best of the rows 0..T-2, so that it is negative where the end is the best. Other codes differ: mammoth lets the final row take
+    part in the best, so that its figure is never negative; Avalanche takes the accuracy right after the task in the place of the
+    best, which makes it -backward_transfer.
+    """
+    if not _square(acc) or len(acc) < 2:
+        return None
+    return mean(max(row[j] for row in acc[:-1]) - acc[-1][j] for j in range(len(acc) - 1))
+
+
+def backward_transfer(acc: Matrix) -> float | None:
+    """Mean over tasks but the last of the final accuracy minus that right after the task (Lopez-Paz & Ranzato 2017, BWT)."""
+    if not _square(acc) or len(acc) < 2:
+        return None
+    return mean(acc[-1][j] - acc[j][j] for j in range(len(acc) - 1))
+
+
+def forward_transfer(acc: Matrix, initial: Sequence[float]) -> float | None:
+    """Mean over tasks but the first of the accuracy right before the task minus the untrained network's (ibid., FWT).
+
+    initial: percent on each task before any. In class-incremental learning it is at most 0 or so: what has not been learnt is
+    not answered; among the classes of the task (task-il) it says whether earlier tasks helped.
+    """
+    if not _square(acc) or len(acc) < 2:
+        return None
+    return mean(acc[j - 1][j] - initial[j] for j in range(1, len(acc)))
+
+
+def summary(acc: Matrix, initial: Sequence[float]) -> dict[str, float | None]:
+    """All of them by name, in percent."""
+    return {
+        "average_accuracy": average_accuracy(acc),
+        "average_incremental_accuracy": average_incremental_accuracy(acc),
+        "forgetting": forgetting(acc),
+        "backward_transfer": backward_transfer(acc),
+        "forward_transfer": forward_transfer(acc, initial),
+    }
+
+
+def _square(acc: Matrix) -> bool:
+    """False for what was learnt at once (joint), whose one row is the last."""
+    return len(acc) == len(acc[0])
