@@ -9,30 +9,24 @@ last.pth. Stopped anywhere, the same command continues.
 
 import argparse
 import itertools
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from statistics import mean
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 import data as datasets
-from augment import choose_operations, draw_operations, parse_strategy
-from data import Data, DataInfo, ImageSet, epoch_order, load_data, steps_per_epoch, to_float
-from gen_condense import train_gan
+from augment import parse_strategy
+from data import Data, DataInfo, ImageSet, load_data
+from learner import Continual, Options, picture
 from losses import MATCH_WEIGHTS
-from memory import CODECS, LAYOUTS, Buffer, Draw, GeneratorMemory, Memory, generator_bytes, training_bytes, widest
-from methods import METHODS, Batch, Ensemble, Learner, Method, Weights
-from metrics import summary
-from models import GANS, build_gan, network_name
-from models.deploy import Filtered
-from models.gan import GAN, estimate_statistics, image_grid
-from pool_match import Pool, train_match
+from memory import CODECS, LAYOUTS, Buffer, GeneratorMemory, Memory, generator_bytes, training_bytes, widest
+from methods import METHODS, Ensemble, Learner, Method
+from metrics import SETTINGS, accuracies, summary
+from models import GANS, network_name
 from run_folder import START, Position, RunFolder, Step, run_path
-from runtime import Losses, Runtime, device_name, make_runtime
+from runtime import Runtime, device_name, make_runtime
 from storage import BYTES, num_bytes
 from utils import (
     Parser,
@@ -42,389 +36,17 @@ from utils import (
     decay,
     derive_seed,
     environment,
-    eval_mode,
     nonnegative,
     number,
     positive,
     positive_int,
     probability,
-    seeded,
     two_or_more,
     write_json,
 )
-from validate import generate
 
-SETTINGS = ("class-il", "task-il")
 TRACKS = {"offline": 5, "online": 1}  # passes over a task where --epochs is not given
 FREE_FLAGS = {"tag", "results_dir", "data_dir", "device", "amp", "channels_last", "graphs", "save_interval", "print_freq"}
-
-
-@dataclass(frozen=True)
-class Options:
-    """Plain values of a run; see the flags of the same names."""
-
-    epochs: int
-    batch_size: int
-    replay_batch_size: int
-    dsa_strategy: str
-    alpha: float
-    beta: float
-    consistency: float
-    distill_weight: float
-    replay_balance: str
-    replay_images: int | None
-    filter: float
-    retrain: bool
-    retrain_steps: int | None
-    gan_steps: int
-    gan_batch_size: int
-    gan_lr: float
-    gan_lr_d: float | None
-    gp_weight: float
-    ema: float
-    restat: int
-    keep_discriminator: bool
-    oracle: bool
-    match_steps: int
-    match: str
-    match_weight: float | None
-    pool_steps: int
-    pool_lr: float
-
-
-class Clock:
-    """Adds up the seconds that each of several networks takes of a step; those of a replayed graph are shared out evenly."""
-
-    def __init__(self, seconds: list[float], runtime: Runtime):
-        self.seconds, self.runtime, self.since = seconds, runtime, 0.0
-        self.even = runtime.graphs or len(seconds) == 1
-
-    def start(self) -> None:
-        """Begin a step."""
-        self.since = time.perf_counter()
-
-    def lap(self, number: int) -> None:
-        """The step of network `number` ends."""
-        if not self.even:
-            self.runtime.synchronize()
-            now = time.perf_counter()
-            self.seconds[number] += now - self.since
-            self.since = now
-
-    def stop(self) -> None:
-        """The step ends."""
-        if self.even:
-            share = (time.perf_counter() - self.since) / len(self.seconds)
-            for i in range(len(self.seconds)):
-                self.seconds[i] += share
-
-
-class Continual:
-    """A continual learner: its networks, its memory, and within a task the GAN in training; state_dict() is all that a next step needs.
-
-    tasks: the training images of each, on the device; those of earlier tasks are not looked at. classes: of each task.
-    """
-
-    def __init__(
-        self,
-        method: Method,
-        options: Options,
-        tasks: Sequence[ImageSet],
-        classes: Sequence[Sequence[int]],
-        learners: Sequence[Learner],
-        memory: Memory,
-        info: DataInfo,
-        seed: int,
-        runtime: Runtime,
-    ):
-        self.method, self.options, self.tasks, self.classes = method, options, tasks, classes
-        self.learners, self.memory, self.info, self.seed, self.runtime = learners, memory, info, seed, runtime
-        self.gan: GAN | None = None
-        self.pool: Pool | None = None
-        self.replay: ImageSet | None = None  # generated images of the classes before this task
-        self.replay_of = -1  # the task they were made for
-        self.finished = 0  # tasks that the memory holds
-        self.images_generated = 0
-        self.seconds = [0.0] * len(learners)  # of training each network
-        self.acc: dict[str, dict[str, list[list[float]]]] = {}  # network -> setting -> rows of the matrix, the untrained one's first
-
-    # the plan of a task
-
-    def lengths(self, task: int) -> dict[str, int]:
-        """Steps of the phases of a task, in their order."""
-        o, size = self.options, len(self.tasks[task])
-        generates = self.memory.generators is not None
-        stream = o.epochs * (size // o.batch_size)
-        gan = o.gan_steps * (len(self.tasks) if o.oracle and task == 0 else not o.oracle) if generates else 0
-        retrains = self.method.retrains or o.retrain
-        return {
-            "gan": gan,
-            "match": o.match_steps if gan else 0,
-            "stream": 0 if retrains else stream,
-            "retrain": (o.retrain_steps or stream * (task + 1)) if retrains else 0,
-        }
-
-    def begin(self, task: int) -> None:
-        """Freeze the networks of the last task for what needs them."""
-        if task and self.memory.generators is not None and (self.options.distill_weight or self.options.filter):
-            for learner in self.learners:
-                learner.remember()
-
-    def finish(self, task: int) -> None:
-        """Bring the memory up to this task."""
-        if self.finished > task:
-            return
-        if self.gan is not None:
-            o = self.options
-            seen = self._seen(len(self.tasks) - 1 if o.oracle else task)
-            held = seen if self.memory.generators.layout == "carried" else self.classes[task]
-            if o.restat:
-                labels = torch.tensor(held, device=self.runtime.device)
-                estimate_statistics(self.gan.deployed, o.restat, o.gan_batch_size, self.seed, self.runtime, labels)
-            kept = {name: self.gan.state_dict()[name] for name in ("discriminator", "optim_g", "optim_d")}
-            self.memory.generators.keep(self.gan.deployed, held, kept if o.keep_discriminator else None)
-            self.gan = self.pool = None
-        if self.memory.buffer is not None and not self.lengths(task)["stream"]:
-            order = epoch_order(len(self.tasks[task]), self.runtime.device, self.seed, "offer", task)
-            labels = self.tasks[task].labels.cpu()
-            for index in order.split(1000):
-                self.memory.buffer.offer(self.tasks[task].images[index], labels[index.cpu()])
-        self.memory.check()
-        self.images_generated += self._images_of(task)
-        self.finished = task + 1
-
-    def _images_of(self, task: int) -> int:
-        """Generated images that networks were given to learn from at a task; what a filter turned away is not counted."""
-        if self.memory.generators is None:
-            return 0
-        steps, size = self.lengths(task)["retrain"], len(self._seen(task)) * self._per_class(task)
-        together = size + (len(self.memory.buffer) if self.memory.buffer else 0)
-        passes = -(-steps // max(1, together // self.options.batch_size))
-        return passes * size + (len(self._seen(task - 1)) * self._per_class(task) if task else 0)
-
-    def _seen(self, task: int) -> list[int]:
-        return [label for labels in self.classes[: task + 1] for label in labels]
-
-    # what is replayed
-
-    def _generated(self, labels: Tensor, threshold: float, *seed: int | str) -> ImageSet:
-        """An image of the stored generators for each label, as uint8."""
-        generator = self.runtime.place(self.memory.generators.build())
-        if threshold:
-            generator = Filtered(generator, Ensemble([learner.previous for learner in self.learners]), threshold)
-        rng = torch.Generator(self.runtime.device).manual_seed(derive_seed(self.seed, *seed))
-        images = generate(generator, labels, rng, self.runtime)
-        return ImageSet(((images + 1) * 127.5).round().clamp(0, 255).byte(), labels)
-
-    def _per_class(self, task: int) -> int:
-        return self.options.replay_images or -(-len(self.tasks[task]) // len(self.classes[task]))
-
-    def prepare_replay(self, task: int) -> None:
-        """Make the generated images of earlier classes for this task; the same whenever it is called during it."""
-        if self.replay_of == task:
-            return
-        self.replay_of, self.replay = task, None
-        if task and self.memory.generators is not None:
-            labels = torch.tensor(self._seen(task - 1), device=self.runtime.device).repeat_interleave(self._per_class(task))
-            self.replay = self._generated(labels, self.options.filter, "replay", task)
-
-    def draw(self, task: int) -> Draw | None:
-        """A batch from memory: from the buffer, of generated images, or half of each; None while there is nothing."""
-        n, buffer, parts = self.options.replay_batch_size, self.memory.buffer, []
-        of_buffer = 0 if not buffer else n if self.method.memory == "buffer" else n // 2 if task else 0
-        if of_buffer:
-            parts.append(buffer.draw(of_buffer))
-        if self.replay is not None and n > of_buffer:
-            images, labels = self.replay.batch(torch.randint(len(self.replay), (n - of_buffer,), device=self.runtime.device))
-            parts.append(Draw(images, labels, images.new_empty(len(labels), 0, self.info.num_classes)))
-        return Draw(*(torch.cat(tensors) for tensors in zip(*parts, strict=True))) if parts else None
-
-    # the phases: losses of their steps after the first `done`
-
-    def _gan_set(self, task: int) -> tuple[ImageSet, Tensor]:
-        """What the generator of this task is trained on, and its classes."""
-        sets, labels = [self.tasks[task]], self.classes[task]
-        if self.options.oracle:
-            sets, labels = self.tasks, self._seen(len(self.tasks) - 1)
-        elif self.memory.generators.layout == "carried" and task:
-            sets, labels = [*sets, self.replay], self._seen(task)
-            if self.memory.buffer:
-                held = self.memory.buffer.contents()
-                sets.append(held[torch.isin(held.labels, torch.tensor(self._seen(task - 1), device=held.labels.device))])
-        together = ImageSet(torch.cat([s.images for s in sets]), torch.cat([s.labels for s in sets]))
-        return together, torch.tensor(labels, device=self.runtime.device)
-
-    def _new_gan(self, task: int) -> GAN:
-        """The pair to train: the stored generator if one is carried on, and a discriminator, fresh unless it was kept."""
-        o, generators = self.options, self.memory.generators
-        with seeded(torch.device("cpu"), self.seed, "gan", task):
-            generator, discriminator = build_gan(generators.config)
-        if generators.layout == "carried" and generators.stored:
-            generator.load_state_dict(generators.build().state_dict())
-        gan = GAN(self.runtime.place(generator), self.runtime.place(discriminator), o.gan_lr, o.ema, o.gan_lr_d)
-        if generators.kept_with and generators.layout == "carried":
-            gan.load_state_dict(gan.state_dict() | generators.kept_with)
-        return gan
-
-    def _new_pool(self, task: int) -> Pool:
-        names = [learner.name for learner in self.learners]
-        return Pool(names, self.info, self.options.pool_lr, "color_crop", derive_seed(self.seed, "pool", task), self.runtime)
-
-    def gan_steps(self, task: int, done: int) -> Iterator[Losses]:
-        """Stage 1 on the task's real images and, for earlier classes, on those of the generator before."""
-        if done == 0:
-            self.gan = self._new_gan(task)
-        o, (train, labels) = self.options, self._gan_set(task)
-        num_steps = steps_per_epoch(len(train), o.gan_batch_size)
-        steps = train_gan(
-            self.gan,
-            train,
-            epochs=-(-self.lengths(task)["gan"] // num_steps),
-            batch_size=o.gan_batch_size,
-            gp_weight=o.gp_weight,
-            seed=derive_seed(self.seed, "gan", task),
-            runtime=self.runtime,
-            classes=labels,
-            start=Position(*divmod(done, num_steps)),
-        )
-        return (at.losses for at in steps)
-
-    def match_steps(self, task: int, done: int) -> Iterator[Losses]:
-        """Stage 2 on the same images."""
-        if done == 0:
-            self.pool = self._new_pool(task)
-        o, (train, labels) = self.options, self._gan_set(task)
-        num_steps = steps_per_epoch(len(train), o.gan_batch_size)
-        steps = train_match(
-            self.gan,
-            self.pool,
-            train,
-            epochs=-(-o.match_steps // num_steps),
-            batch_size=o.gan_batch_size,
-            gp_weight=o.gp_weight,
-            pool_steps=o.pool_steps,
-            match=o.match,
-            match_weight=MATCH_WEIGHTS[o.match] if o.match_weight is None else o.match_weight,
-            match_strategy="color_crop_cutout",
-            metric=None,
-            bias=False,
-            fc=False,
-            seed=derive_seed(self.seed, "match", task),
-            runtime=self.runtime,
-            classes=labels,
-            start=Position(*divmod(done, num_steps)),
-        )
-        return ({f"match_{name}": loss for name, loss in at.losses.items()} for at in steps)
-
-    def stream_steps(self, task: int, done: int) -> Iterator[Losses]:
-        """The networks on the task's images, batch by batch, beside batches from memory."""
-        o, train, buffer = self.options, self.tasks[task], self.memory.buffer
-        labels = train.labels.cpu()
-        step, num_steps = self._step(task), len(train) // o.batch_size
-        before = sum(self.lengths(earlier)["stream"] for earlier in range(task))
-        for i in range(done, o.epochs * num_steps):
-            epoch, place = divmod(i, num_steps)
-            if i == done or place == 0:
-                order = epoch_order(len(train), torch.device("cpu"), self.seed, "stream", task, epoch)
-            chosen = order[place * o.batch_size : (place + 1) * o.batch_size]
-            index = chosen.to(self.runtime.device)
-            draws = [self.draw(task) for _ in range(self.method.draws)]
-            losses = step(*train.batch(index), *itertools.chain(*filter(None, draws)), operations=self._operations("stream", task, i))
-            logits = losses.pop("logits")
-            for learner in self.learners:
-                if learner.averages:
-                    learner.update_averages(before + i + 1)
-            if buffer is not None and (epoch == 0 or not self.method.unlimited):
-                buffer.offer(train.images[index], labels[chosen], logits if self.method.keeps_logits else None)
-            yield losses
-
-    def retrain_steps(self, task: int, done: int) -> Iterator[Losses]:
-        """Fresh networks on memory alone: passes over the buffer's images, and over new ones of the generator at each pass."""
-        if done == 0:
-            self.finish(task)
-            for learner in self.learners:
-                learner.restart(task)
-        o, step, at = self.options, self._step(task), 0
-        for turn in itertools.count():
-            train = self._retrain_set(task, turn)
-            order = epoch_order(len(train), self.runtime.device, self.seed, "retrain", task, turn)
-            batches = [batch for batch in order.split(o.batch_size) if len(batch) == min(o.batch_size, len(train))]
-            for index in batches:
-                at += 1
-                if at > done:
-                    losses = step(*train.batch(index), operations=self._operations("retrain", task, at))
-                    losses.pop("logits")
-                    yield losses
-
-    def _retrain_set(self, task: int, turn: int) -> ImageSet:
-        sets = [self.memory.buffer.contents()] if self.memory.buffer else []
-        if self.memory.generators is not None:
-            labels = torch.tensor(self._seen(task), device=self.runtime.device).repeat_interleave(self._per_class(task))
-            sets.append(self._generated(labels, 0.0, "retrain", task, turn))
-        return ImageSet(torch.cat([s.images for s in sets]), torch.cat([s.labels for s in sets]))
-
-    def _operations(self, *seed: int | str) -> tuple[str, ...]:
-        return choose_operations(self.options.dsa_strategy, "dim", torch.Generator().manual_seed(derive_seed(self.seed, *seed)))
-
-    def _step(self, task: int):
-        """step(images, y, then images, y and logits of each draw; operations) -> each network's loss, and logits (B, N, K)."""
-        o, device, side = self.options, self.runtime.device, self.info.image_size
-        unseen = torch.ones(self.info.num_classes, dtype=torch.bool, device=device)
-        unseen[self._seen(task)] = False
-        share = len(self.classes[task]) / len(self._seen(task)) if o.replay_balance == "classes" else 0.5
-        weights = Weights(o.alpha, o.beta, o.consistency, o.distill_weight, share, unseen)
-
-        def step(images: Tensor, y: Tensor, *draws: Tensor, operations: tuple[str, ...]) -> Losses:
-            batches = [(images, y, None), *(draws[i : i + 3] for i in range(0, len(draws), 3))]
-            batches = [Batch(*batch, draw_operations(operations, len(batch[1]), side, device)) for batch in batches]
-            losses, logits = {}, []
-            for learner in self.learners:
-                loss, found = self.method.loss(learner, batches[0], batches[1:], weights)
-                learner.optim.zero_grad()
-                loss.backward()
-                learner.optim.step()
-                losses[f"loss_{learner.name}"] = loss.detach()
-                logits.append(found.detach())
-                clock.lap(learner.number)
-            return losses | {"logits": torch.stack(logits, 1)}
-
-        step, clock = self.runtime.graphed(step), Clock(self.seconds, self.runtime)
-
-        def timed(*tensors: Tensor, operations: tuple[str, ...]) -> Losses:
-            clock.start()
-            losses = step(*tensors, operations=operations)
-            clock.stop()
-            return losses
-
-        return timed
-
-    # a checkpoint
-
-    def state_dict(self) -> dict:
-        """Plain values and tensors."""
-        return {
-            "learners": {learner.name: learner.state_dict() for learner in self.learners},
-            "gan": self.gan and self.gan.state_dict(),
-            "match_pool": self.pool and self.pool.state_dict(),
-            "counters": {"finished": self.finished, "images_generated": self.images_generated, "seconds": list(self.seconds)},
-            "acc": self.acc,
-            **self.memory.state_dict(),
-        }
-
-    def load_state_dict(self, state: dict) -> None:
-        """Go on from state_dict()."""
-        self.memory.load_state_dict(state)
-        for learner in self.learners:
-            learner.load_state_dict(state["learners"][learner.name])
-        task = state["position"]["epoch"]
-        if state["gan"] is not None:
-            self.gan = self._new_gan(task)
-            self.gan.load_state_dict(state["gan"])
-        if state["match_pool"] is not None:
-            self.pool = self._new_pool(task)
-            self.pool.load_state_dict(state["match_pool"])
-        self.finished, self.images_generated = state["counters"]["finished"], state["counters"]["images_generated"]
-        self.seconds, self.acc = list(state["counters"]["seconds"]), state["acc"]
 
 
 def train_tasks(continual: Continual, start: Position = START) -> Iterator[Step]:
@@ -454,26 +76,6 @@ def train_tasks(continual: Continual, start: Position = START) -> Iterator[Step]
             first += length
 
 
-@torch.no_grad()
-def accuracies(model: nn.Module, images: ImageSet, classes: Sequence[Sequence[int]], num_classes: int) -> dict[str, list[float]]:
-    """Percent right on the images of each task: class-il among all outputs, task-il among those of the image's task."""
-    device = images.labels.device
-    task_of = torch.empty(num_classes, dtype=torch.long)
-    for task, labels in enumerate(classes):
-        task_of[list(labels)] = task
-    task_of = task_of.to(device)
-    right = torch.zeros(2, len(classes), dtype=torch.long, device=device)
-    with eval_mode(model):
-        for index in torch.arange(len(images), device=device).split(1000):
-            x, y = images.batch(index)
-            logits = model(x)
-            outside = task_of[y][:, None] != task_of  # (B, K)
-            for row, scores in zip(right, (logits, logits.masked_fill(outside, -torch.inf)), strict=True):
-                row += torch.bincount(task_of[y][scores.argmax(1) == y], minlength=len(classes))
-    total = torch.bincount(task_of[images.labels], minlength=len(classes))
-    return dict(zip(SETTINGS, (100 * right / total).tolist(), strict=True))
-
-
 def evaluate(continual: Continual, images: ImageSet, classes: Sequence[Sequence[int]]) -> None:
     """Add a row to the matrix of each network, and to that of the ensemble where there are several."""
     models: dict[str, nn.Module] = {learner.name: learner.deployed for learner in continual.learners}
@@ -483,26 +85,6 @@ def evaluate(continual: Continual, images: ImageSet, classes: Sequence[Sequence[
         rows = continual.acc.setdefault(name, {setting: [] for setting in SETTINGS})
         for setting, row in accuracies(model, images, classes, continual.info.num_classes).items():
             rows[setting].append(row)
-
-
-def picture(continual: Continual, rows: int = 10) -> Tensor | None:
-    """What the memory holds (C, H, W) in [-1, 1]: a column for each of the first ten classes, black where it holds none."""
-    memory, info = continual.memory, continual.info
-    columns = min(info.num_classes, 10)
-    images = torch.full((rows, columns, info.channels, info.image_size, info.image_size), -1.0)
-    if memory.generators is not None and memory.generators.stored:
-        held = sorted(label for labels in memory.generators.classes for label in labels if label < columns)
-        generator, rng = memory.generators.build(), torch.Generator().manual_seed(derive_seed(continual.seed, "pictures"))
-        with torch.no_grad():
-            made = generator.sample(torch.tensor(held).repeat(rows), rng)
-        images[:, held] = made.view(rows, len(held), *images.shape[2:])
-    elif memory.buffer:
-        for label in range(columns):
-            some = memory.buffer.images[memory.buffer.labels == label][:rows].cpu()
-            images[: len(some), label] = to_float(some)
-    else:
-        return None
-    return image_grid(images.flatten(0, 1), columns)
 
 
 def split_classes(num_classes: int, num_tasks: int, order_seed: int | None) -> list[list[int]]:
@@ -711,9 +293,9 @@ def check_sizes(tasks: Sequence[ImageSet], options: Options, generates: bool) ->
     """Raise UsageError where a batch is larger than a task."""
     flags = {"--batch-size": options.batch_size} | ({"--gan-batch-size": options.gan_batch_size} if generates else {})
     for flag, batch_size in flags.items():
-        for number, task in enumerate(tasks, 1):
+        for place, task in enumerate(tasks, 1):
             if batch_size > len(task):
-                raise UsageError(f"{flag} {batch_size}: larger than task {number}, which has {len(task)} images")
+                raise UsageError(f"{flag} {batch_size}: larger than task {place}, which has {len(task)} images")
 
 
 def results_of(continual: Continual, about: dict, seconds: float) -> dict:
@@ -759,10 +341,9 @@ def print_results(results: dict) -> None:
     for name, *values in lines:
         print("  ".join([name.ljust(widths[0]), *(value.rjust(width) for value, width in zip(values, widths[1:], strict=True))]))
     kept = ", ".join(f"{size:,} of {what}" for what, size in results["num_bytes"].items() if what != "total")
-    few = "held-out training images" if results["split"] == "val" else "test set"
-    print(
-        f"{results['data']}, {results['method']}, {results['track']}, {few}: percent; kept {results['num_bytes']['total']:,} bytes ({kept or 'none'})"
-    )
+    split = "held-out training images" if results["split"] == "val" else "test set"
+    print(f"{results['data']}, {results['method']}, {results['track']}, {split}: percent")
+    print(f"kept between tasks: {results['num_bytes']['total']:,} bytes" + (f" ({kept})" if kept else ""))
 
 
 @cli

@@ -128,7 +128,10 @@ def er_loss(learner: Learner, current: Batch, replays: Sequence[Batch], weights:
 
 
 def der_loss(learner: Learner, current: Batch, replays: Sequence[Batch], weights: Weights) -> tuple[Tensor, Tensor]:
-    """CE(current) + alpha * MSE(logits, stored logits) + beta * CE on a second draw: DER++ (Buzzega et al. 2020, arXiv:2004.07211, Eq. 6)."""
+    """CE(current) + alpha * MSE(logits, stored logits) + beta * CE on a second draw.
+
+    DER++ (Buzzega et al. 2020, arXiv:2004.07211, Eq. 6).
+    """
     logits = learner(current)
     loss = F.cross_entropy(logits, current.y)
     if replays:

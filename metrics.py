@@ -6,6 +6,13 @@ Rows of nested lists; what is not defined for a matrix is None. Where a metric h
 from collections.abc import Sequence
 from statistics import mean
 
+import torch
+from torch import nn
+
+from data import ImageSet
+from utils import eval_mode
+
+SETTINGS = ("class-il", "task-il")
 Matrix = Sequence[Sequence[float]]
 
 
@@ -66,3 +73,23 @@ def summary(acc: Matrix, initial: Sequence[float]) -> dict[str, float | None]:
 def _square(acc: Matrix) -> bool:
     """False for what was learnt at once (joint), whose one row is the last."""
     return len(acc) == len(acc[0])
+
+
+@torch.no_grad()
+def accuracies(model: nn.Module, images: ImageSet, classes: Sequence[Sequence[int]], num_classes: int) -> dict[str, list[float]]:
+    """Percent right on the images of each task: class-il among all outputs, task-il among those of the image's task."""
+    device = images.labels.device
+    task_of = torch.empty(num_classes, dtype=torch.long)
+    for task, labels in enumerate(classes):
+        task_of[list(labels)] = task
+    task_of = task_of.to(device)
+    right = torch.zeros(2, len(classes), dtype=torch.long, device=device)
+    with eval_mode(model):
+        for index in torch.arange(len(images), device=device).split(1000):
+            x, y = images.batch(index)
+            logits = model(x)
+            outside = task_of[y][:, None] != task_of  # (B, K)
+            for row, scores in zip(right, (logits, logits.masked_fill(outside, -torch.inf)), strict=True):
+                row += torch.bincount(task_of[y][scores.argmax(1) == y], minlength=len(classes))
+    total = torch.bincount(task_of[images.labels], minlength=len(classes))
+    return dict(zip(SETTINGS, (100 * right / total).tolist(), strict=True))
