@@ -135,8 +135,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--gan", choices=GANS, default="dim", help="DiM's pair, or a residual one with a projection discriminator")
     parser.add_argument("--width", type=positive_int, help="channels of both players (default: as many as the budget allows)")
     parser.add_argument("--z-dim", type=positive_int, help="latent size (default 100, or twice the classes if that is more)")
-    parser.add_argument("--storage", choices=BYTES, default="fp32", help="precision that generators are kept at")
-    parser.add_argument("--layout", choices=LAYOUTS, default="carried", help="one generator carried on, or one for each task")
+    parser.add_argument("--storage", choices=BYTES, default="int8", help="precision that generators are kept at")
+    parser.add_argument(
+        "--layout", choices=LAYOUTS, help="one generator carried on, or one for each task (default: dim per-task, dgr carried)"
+    )
     parser.add_argument("--gan-steps", type=positive_int, default=1000, help="steps of stage 1 on a task")
     parser.add_argument("--gan-batch-size", type=two_or_more, default=64, help="images a step of stages 1 and 2")
     parser.add_argument("--gan-lr", type=positive, default=1e-3, help="Adam's rate for both players")
@@ -195,6 +197,8 @@ def check_flags(args: argparse.Namespace, method: Method) -> None:
         for flag, value in generator_flags.items():
             if value:
                 raise UsageError(f"{flag} is of the methods with a generator, dgr and dim; found --method {args.method}")
+    elif args.layout and args.method == "dgr" and args.layout != "carried":
+        raise UsageError(f"--layout {args.layout}: --method dgr carries one generator on, --method dim takes either")
     elif args.track == "online":
         raise UsageError(f"--track online: --method {args.method} goes over a task's images several times, expected --track offline")
     if args.buffer_share and (args.memory_bytes is None or args.buffer_share == 1):
@@ -203,7 +207,7 @@ def check_flags(args: argparse.Namespace, method: Method) -> None:
         raise UsageError(f"--buffer-size {args.buffer_size}: expected --memory-bytes or --buffer-size, and not both")
     if args.track == "online" and args.epochs not in (None, 1):
         raise UsageError(f"--epochs {args.epochs}: --track online sees each image once, expected 1 or --track offline")
-    if args.oracle and args.layout != "carried":
+    if args.oracle and args.layout == "per-task":
         raise UsageError(f"--oracle is one generator of all classes, found --layout {args.layout}")
     if args.retrain_steps and not (method.retrains or args.retrain):
         raise UsageError(f"--retrain-steps {args.retrain_steps} is of --method gdumb and --retrain, found neither")
@@ -212,6 +216,7 @@ def check_flags(args: argparse.Namespace, method: Method) -> None:
 def make_memory(args: argparse.Namespace, method: Method, info: DataInfo, learners: Sequence[Learner], runtime: Runtime) -> Memory:
     """The memory of the method, its parts sized to the budget. Raises UsageError where one does not fit."""
     budget, share, generators = args.memory_bytes, args.buffer_share, None
+    layout = args.layout or ("carried" if args.method == "dgr" or args.oracle else "per-task")
     copies = sum(num_bytes(average) for learner in learners for average in learner.averages)
     left = budget and budget - copies
     if left is not None and left <= 0:
@@ -225,17 +230,17 @@ def make_memory(args: argparse.Namespace, method: Method, info: DataInfo, learne
                 "image_size": info.image_size,
                 "z_dim": args.z_dim or max(100, 2 * info.num_classes),
             }
-            copies_kept = args.num_tasks if args.layout == "per-task" else 1
+            held = args.num_tasks if layout == "per-task" else 1
 
             def size(width: int) -> int:
                 sized = config | {"width": width}
-                return copies_kept * generator_bytes(sized, args.storage) + (training_bytes(sized) if args.keep_discriminator else 0)
+                return held * generator_bytes(sized, args.storage) + (training_bytes(sized) if args.keep_discriminator else 0)
 
             room = left and int(left * (1 - share))
             width = args.width or (widest(size, room) if left else GANS[args.gan].width)
             if left and size(width) > room:
                 raise UsageError(f"--width {width}: its generators take {size(width)} bytes, expected at most {room}")
-            generators = GeneratorMemory(config | {"width": width}, args.storage, args.layout)
+            generators = GeneratorMemory(config | {"width": width}, args.storage, layout)
         buffer = None
         if (method.memory == "buffer") or share or args.buffer_size:
             buffer = Buffer(

@@ -15,7 +15,7 @@ from data import DataInfo, ImageSet, to_float
 from models import build_gan, build_generator, decode
 from models.deploy import ByClass
 from storage import encode, num_bytes
-from utils import UsageError
+from utils import UsageError, seeded
 
 LAYOUTS = ("carried", "per-task")
 LENGTH_BYTES = 2  # of the length of a compressed image
@@ -249,7 +249,8 @@ class GeneratorMemory:
             return None
         generators = []
         for tensors in self.stored:
-            generator = build_generator(self.config)
+            with seeded(torch.device("cpu"), "any"):  # weights that are overwritten at once must not cost random numbers
+                generator = build_generator(self.config)
             generator.load_state_dict(decode(tensors), strict=False)  # without counters, which nothing reads
             generators.append(generator.eval().requires_grad_(False))
         return generators[0] if self.layout == "carried" else ByClass(generators, self.classes)

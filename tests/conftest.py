@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+import continual
 import gen_condense
 import pool_match
 import validate
 from benchmarks import profile, speed
+from methods import METHODS
 
 torch.set_num_threads(1)  # the tests' networks are too small to share out
 
@@ -38,6 +40,17 @@ def validate_flags(results: Path, *extra: str) -> list[str]:
     return f"--tag test --results-dir {results} --eval-model convnet_w32 --ipc 3 --epochs-eval 4 --repeats 2 --device cpu".split() + list(
         extra
     )
+
+
+GENERATES = "--width 4 --gan-steps 3 --match-steps 2 --replay-images 12 --gan-batch-size 16".split()
+
+
+def continual_flags(results: Path, method: str, *extra: str) -> list[str]:
+    """A stage-4 command of five tasks of the digits, 20 to 40 images each, some seconds."""
+    flags = f"--tag {method} --data digits --results-dir {results} --method {method} --pool convnet_w32 --batch-size 8 --epochs 1"
+    flags += " --val-size 1380 --device cpu --save-interval 0"
+    sizes = GENERATES if method in ("dim", "dgr") else ["--buffer-size", "20"] if METHODS[method].memory and method != "unlimited" else []
+    return flags.split() + sizes + list(extra)
 
 
 def run(script, flags: list[str]):
@@ -114,5 +127,5 @@ def same(a, b) -> bool:
     return a == b
 
 
-SCRIPTS = {"gen_condense": gen_condense, "pool_match": pool_match, "validate": validate}
+SCRIPTS = {"gen_condense": gen_condense, "pool_match": pool_match, "validate": validate, "continual": continual}
 TOOLS = {"benchmarks/speed": speed, "benchmarks/profile": profile}

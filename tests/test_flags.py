@@ -19,6 +19,12 @@ OWN_DEFAULTS = {
     "ipc": "several in stage 3",
     "repeats": "one classifier while training, five for a result",
     "epochs_eval": "the recipe's in stage 3",
+    "restat": "a task's generator is an average over few steps",
+    "ema": "likewise",
+    "pool": "in stage 4 the networks that are trained",
+    "pool_steps": "stage 4 is short of time",
+    "dsa_strategy": "the recipe's in stage 3",
+    "storage": "int8 in stage 4, the file's in stage 3",
 }
 
 

@@ -1,0 +1,290 @@
+"""Stage 4 through its main, on tiny parts of the digits: every method, resuming, what earlier data can reach, refusals."""
+
+import json
+
+import pytest
+import torch
+from conftest import continual_flags, run, same
+
+import continual
+from continual import split_classes
+from data import ImageSet
+from learner import Continual
+from memory import digest
+from methods import METHODS
+from models import STORAGES
+from utils import UsageError
+
+# Methods and variants of ours, by the flags that make them.
+VARIANTS = {
+    **{name: (name,) for name in METHODS},
+    "carried": ("dim", "--layout", "carried", "--storage", "fp32"),
+    "filter": ("dim", "--filter", "0.5"),
+    "beside a buffer": ("dim", "--memory-bytes", "30000", "--buffer-share", "0.4", "--storage", "fp16", "--gan", "resnet"),
+    "retrain": ("dim", "--retrain", "--retrain-steps", "4", "--buffer-size", "20"),
+    "kept": ("dgr", "--keep-discriminator", "--restat", "0", "--ema", "0"),
+    "oracle": ("dim", "--oracle"),
+    "jpeg": ("der++", "--codec", "jpeg", "--dsa-strategy", "crop_flip"),
+}
+
+
+def flags(results, variant, *extra):
+    method, *more = VARIANTS[variant]
+    return continual_flags(results, method, *more, *extra)
+
+
+def state_of(folder) -> dict:
+    """What of a finished run must be equal, bit for bit."""
+    state = torch.load(folder / "last.pth", weights_only=True)
+    state["counters"].pop("seconds")
+    return {name: state[name] for name in ("learners", "memory", "acc", "counters", "position", "rng")}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(results of a variant run once, its folder), made when asked for."""
+    cache = {}
+
+    def get(variant):
+        if variant not in cache:
+            results = tmp_path_factory.mktemp("finished")
+            cache[variant] = run(continual, flags(results, variant)), results / VARIANTS[variant][0]
+        return cache[variant]
+
+    return get
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_method_runs_and_says_what_it_keeps(variant, finished, capsys):
+    results, folder = finished(variant)
+    assert json.loads((folder / "results.json").read_text())["networks"] == results["networks"]
+    rows = 1 if variant == "joint" else 5
+    for setting in ("class-il", "task-il"):
+        found = results["networks"]["convnet_w32"][setting]
+        assert [len(row) for row in found["acc"]] == [5] * rows
+        assert len(found["initial"]) == 5
+        assert found["average_accuracy"] == pytest.approx(sum(found["acc"][-1]) / 5)
+        assert results["mean"][setting]["average_accuracy"] == found["average_accuracy"]
+    kept = results["num_bytes"]
+    assert kept["total"] == sum(size for name, size in kept.items() if name != "total")
+    assert (kept["total"] > 0) == (variant not in ("finetune", "joint"))
+    assert (results["images_generated"] > 0) == (METHODS[results["method"]].memory == "generator")
+    assert len(list((folder / "outputs").glob("*.png"))) == (0 if variant in ("finetune", "joint") else 5)
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["task"] for line in metrics] == list(range(1, rows + 1))
+
+
+def test_what_is_kept_is_what_was_asked_for(finished):
+    assert finished("er")[0]["num_bytes"] == {"images": 20 * 784, "labels": 20, "total": 20 * 785}
+    assert finished("der++")[0]["num_bytes"] == {"images": 20 * 784, "labels": 20, "logits": 20 * 40, "total": 20 * 825}
+    assert finished("unlimited")[0]["buffer_images"] == 8 * sum(finished("unlimited")[0]["steps"])
+    assert finished("cls-er")[0]["num_bytes"]["copies"] == 2 * 96_560
+    assert set(finished("kept")[0]["num_bytes"]) == {"weights", "training", "total"}
+    assert finished("beside a buffer")[0]["num_bytes"]["total"] <= 30_000
+    assert set(finished("beside a buffer")[0]["num_bytes"]) == {"images", "labels", "weights", "total"}
+
+
+def test_images_are_counted(finished):
+    per_class, new_per_pass = 12, [2, 4, 6, 8, 10]
+    assert finished("dim")[0]["images_generated"] == per_class * (2 + 4 + 6 + 8)
+    buffer = finished("retrain")[0]["buffer_images"]
+    assert buffer == 20
+    passes = []
+    for task, classes in enumerate(new_per_pass):  # 4 steps of 8, on passes over 12 images a class and what the buffer holds by then
+        held = min(buffer, 24 * (task + 1))
+        passes.append(-(-4 // ((12 * classes + held) // 8)))
+    assert finished("retrain")[0]["images_generated"] == per_class * (2 + 4 + 6 + 8) + 12 * sum(
+        p * classes for p, classes in zip(passes, new_per_pass, strict=True)
+    )
+
+
+REACHES_BACK = ("joint", "oracle")  # by what they are
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name not in REACHES_BACK])
+def test_earlier_data_is_reached_through_memory_alone(variant, finished, tmp_path, monkeypatch):
+    begin = Continual.begin
+
+    def poisoned(self, task):
+        for earlier in self.tasks[:task]:
+            earlier.images.random_(0, 256, generator=torch.Generator().manual_seed(7))
+            earlier.labels.zero_()
+        begin(self, task)
+
+    monkeypatch.setattr(Continual, "begin", poisoned)
+    run(continual, flags(tmp_path, variant))
+    assert same(state_of(tmp_path / VARIANTS[variant][0]), state_of(finished(variant)[1]))
+
+
+def test_the_poison_is_noticed_where_earlier_data_is_used(finished, tmp_path, monkeypatch):
+    begin, draw = Continual.begin, Continual.draw
+
+    def poisoned(self, task):
+        for earlier in self.tasks[:task]:
+            earlier.images.random_(0, 256, generator=torch.Generator().manual_seed(7))
+        begin(self, task)
+
+    def peeking(self, task):
+        found = draw(self, task)
+        if found is not None and task:
+            found.images.copy_(self.tasks[0].batch(torch.arange(len(found.y)))[0])
+        return found
+
+    monkeypatch.setattr(Continual, "draw", peeking)
+    run(continual, flags(tmp_path / "clean", "er"))
+    monkeypatch.setattr(Continual, "begin", poisoned)
+    run(continual, flags(tmp_path / "poisoned", "er"))
+    assert not same(state_of(tmp_path / "clean" / "er")["learners"], state_of(tmp_path / "poisoned" / "er")["learners"])
+
+
+# Steps a task: 3 on the stream; for generators 3 as a GAN and 2 of matching before; retraining 4 in the place of the stream.
+STOPS = {
+    "er": (0, 1, 3, 4, 8),
+    "der++": (4,),
+    "cls-er": (5,),
+    "jpeg": (7,),
+    "gdumb": (2, 3, 5),
+    "dim": (1, 3, 4, 5, 8, 9, 12, 13, 14, 23, 38),
+    "carried": (5, 9, 14),
+    "filter": (9, 11, 13),
+    "beside a buffer": (11, 15),
+    "retrain": (2, 5, 7, 9, 12, 14, 17),
+    "kept": (4, 8),
+    "oracle": (14, 20),
+}
+
+
+@pytest.mark.parametrize(("variant", "stop"), [(variant, stop) for variant, stops in STOPS.items() for stop in stops])
+def test_stopped_anywhere_the_same_command_comes_to_the_same_end(variant, stop, finished, tmp_path, monkeypatch):
+    train_tasks = continual.train_tasks
+
+    def stopping(*args):
+        for i, at in enumerate(train_tasks(*args)):
+            yield at
+            if i == stop:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(continual, "train_tasks", stopping)
+    with pytest.raises(SystemExit) as error:
+        run(continual, flags(tmp_path, variant, "--save-interval", "1"))
+    assert error.value.code == 130
+    monkeypatch.setattr(continual, "train_tasks", train_tasks)
+    torch.manual_seed(99)  # nothing of the process that was stopped is left
+    run(continual, flags(tmp_path, variant))
+    assert same(state_of(tmp_path / VARIANTS[variant][0]), state_of(finished(variant)[1]))
+
+
+def test_stopped_while_it_is_tested_nothing_is_counted_twice(finished, tmp_path, monkeypatch):
+    accuracies, calls = continual.accuracies, []
+
+    def stopping(*args):
+        calls.append(None)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return accuracies(*args)
+
+    monkeypatch.setattr(continual, "accuracies", stopping)
+    with pytest.raises(SystemExit):
+        run(continual, flags(tmp_path, "retrain"))
+    run(continual, flags(tmp_path, "retrain"))
+    assert same(state_of(tmp_path / "dim"), state_of(finished("retrain")[1]))
+
+
+def test_a_finished_run_says_its_results_again(finished, capsys):
+    results, folder = finished("er")
+    again = run(continual, flags(folder.parent, "er"))
+    assert again["networks"] == results["networks"]
+    assert "kept between tasks: 15,700 bytes (15,680 of images, 20 of labels)" in capsys.readouterr().out
+
+
+def test_the_line_that_people_know(tmp_path, capsys):
+    results = run(continual, flags(tmp_path, "finetune", "--num-tasks", "2"))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Accuracy for")]
+    found = results["networks"]["convnet_w32"]
+    last = [sum(found[setting]["acc"][-1]) / 2 for setting in ("class-il", "task-il")]
+    assert lines[1] == f"Accuracy for 2 task(s): \t [Class-IL]: {last[0]:.2f} % \t [Task-IL]: {last[1]:.2f} %"
+
+
+def test_each_network_of_a_pool_learns_as_it_would_alone(finished, tmp_path, capsys):
+    results = run(continual, flags(tmp_path, "er", "--pool", "mlp_w100", "convnet_w32"))
+    assert results["networks"]["convnet_w32"]["class-il"] == finished("er")[0]["networks"]["convnet_w32"]["class-il"]
+    assert list(results["networks"]) == ["mlp_w100", "convnet_w32", "ensemble"]
+    means = [results["networks"][name]["task-il"]["average_accuracy"] for name in ("mlp_w100", "convnet_w32")]
+    assert results["mean"]["task-il"]["average_accuracy"] == pytest.approx(sum(means) / 2)
+    assert results["networks"]["mlp_w100"]["seconds"] > 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[-7:-3]] == ["mlp_w100", "convnet_w32", "ensemble", "mean"]
+
+
+def test_a_pool_that_stores_logits_and_copies_pays_for_each(tmp_path):
+    pool = ["--pool", "mlp_w100", "convnet_w32", "--num-tasks", "2"]
+    assert run(continual, flags(tmp_path, "der++", *pool))["num_bytes"]["logits"] == 20 * 80
+    assert run(continual, flags(tmp_path, "cls-er", *pool))["num_bytes"]["copies"] == 2 * (96_560 + 358_448)
+
+
+def test_finetune_forgets_and_joint_does_not(tmp_path):
+    long = "--val-size 0 --epochs 4 --lr 0.1 --batch-size 16".split()
+    last = {m: run(continual, flags(tmp_path, m, *long))["networks"]["convnet_w32"]["class-il"] for m in ("finetune", "joint", "er")}
+    assert last["finetune"]["average_accuracy"] == pytest.approx(20, abs=3)
+    assert last["finetune"]["forgetting"] > 90
+    assert last["joint"]["average_accuracy"] > 88
+    assert 30 < last["er"]["average_accuracy"] < last["joint"]["average_accuracy"]
+
+
+def test_classes_are_split_in_natural_or_random_order():
+    assert split_classes(10, 5, None) == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
+    assert [len(part) for part in split_classes(10, 3, None)] == [4, 3, 3]
+    mixed = split_classes(10, 5, 1)
+    assert sorted(label for part in mixed for label in part) == list(range(10))
+    assert mixed != split_classes(10, 5, 2)
+    with pytest.raises(UsageError, match="--num-tasks 11: expected at most the 10 classes"):
+        split_classes(10, 11, None)
+
+
+def test_a_random_order_and_uneven_tasks(tmp_path):
+    results = run(continual, flags(tmp_path, "dim", "--class-order", "3", "--num-tasks", "3", "--replay-balance", "equal"))
+    assert [len(part) for part in results["classes"]] == [4, 3, 3]
+    assert results["classes"] == split_classes(10, 3, 3)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("layout", ["carried", "per-task"])
+def test_a_budget_sizes_the_generator(storage, layout, tmp_path):
+    budget = 60_000
+    sized = ["--memory-bytes", str(budget), "--storage", storage, "--layout", layout, "--num-tasks", "2"]
+    command = [flag for flag in flags(tmp_path, "dim", *sized) if flag not in ("--width", "4")]
+    results = run(continual, command)
+    width = results["generator"]["width"]
+    assert 0.75 * budget < results["num_bytes"]["total"] <= budget
+    with pytest.raises(SystemExit):
+        run(continual, [*command, "--tag", "wider", "--width", str(width + 1)])
+
+
+@pytest.mark.parametrize("damage", ["altered", "too large"])
+def test_a_memory_that_does_not_fit_its_digest_or_budget_is_refused(damage, tmp_path, capsys):
+    budget = ["--memory-bytes", "60000", "--buffer-share", "0.4"]
+    run(continual, flags(tmp_path, "dim", *budget))
+    last = tmp_path / "dim" / "last.pth"
+    state = torch.load(last, weights_only=True)
+    if damage == "altered":
+        state["memory"]["buffer"]["images"][0, 0, 0, 0] += 1
+    else:
+        memory = state["memory"]
+        memory["generators"]["kept_with"] = {"more": torch.zeros(15000)}
+        memory["sha256"] = digest({name: part for name, part in memory.items() if name != "sha256"})
+    torch.save(state, last)
+    before = last.read_bytes()
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as error:
+        run(continual, flags(tmp_path, "dim", *budget))
+    assert error.value.code == 2
+    expected = {"altered": "the memory was altered", "too large": "bytes, expected at most the 60000 of --memory-bytes"}[damage]
+    assert expected in capsys.readouterr().err
+    assert last.read_bytes() == before
+
+
+def test_the_images_of_a_task_are_copies():
+    everything = ImageSet(torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))
+    (first, _) = continual.split_tasks(everything, [[0], [1]])
+    first.images.fill_(9)
+    assert everything.images.sum() == 0
