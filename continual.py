@@ -322,6 +322,7 @@ def results_of(continual: Continual, about: dict, seconds: float) -> dict:
     buffer, generators = continual.memory.buffer, continual.memory.generators
     return about | {
         "tasks_done": continual.finished,
+        "finished": continual.finished == len(continual.tasks),
         "num_bytes": continual.memory.num_bytes(),
         "buffer_images": len(buffer) if buffer is not None else 0,
         "generator": generators and {**generators.config, "storage": generators.storage, "layout": generators.layout},
