@@ -130,6 +130,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--buffer-size", type=positive_int, help="images in the buffer, instead of a budget in bytes")
     parser.add_argument("--codec", choices=CODECS, default="raw", help="how the buffer stores its images")
     parser.add_argument("--quality", type=number(int, 1, 95), default=75, help="of --codec jpeg")
+    parser.add_argument(
+        "--offer", choices=("step", "task"), default="step", help="when the buffer takes images: as they come, or at a task's end"
+    )
     parser.add_argument("--buffer-share", type=probability, default=0.0, help="dgr, dim: share of --memory-bytes for real images")
     # generator
     parser.add_argument("--gan", choices=GANS, default="dim", help="DiM's pair, or a residual one with a projection discriminator")
@@ -274,6 +277,7 @@ def make_options(args: argparse.Namespace) -> Options:
         distill_weight=distill,
         replay_balance=args.replay_balance,
         replay_images=args.replay_images,
+        offer=args.offer,
         filter=args.filter,
         retrain=args.retrain,
         retrain_steps=args.retrain_steps,

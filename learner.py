@@ -23,7 +23,7 @@ from models.gan import GAN, estimate_statistics, image_grid
 from pool_match import Pool, train_match
 from run_folder import Position
 from runtime import Losses, Runtime
-from utils import derive_seed, seeded
+from utils import derive_seed, eval_mode, seeded
 from validate import generate
 
 
@@ -41,6 +41,7 @@ class Options:
     distill_weight: float
     replay_balance: str
     replay_images: int | None
+    offer: str
     filter: float
     retrain: bool
     retrain_steps: int | None
@@ -122,7 +123,7 @@ class Continual:
         """Steps of the phases of a task, in their order."""
         o, size = self.options, len(self.tasks[task])
         generates = self.memory.generators is not None
-        stream = o.epochs * (size // o.batch_size)
+        stream = o.epochs * -(-size // o.batch_size)
         gan = o.gan_steps * (len(self.tasks) if o.oracle and task == 0 else not o.oracle) if generates else 0
         retrains = self.method.retrains or o.retrain
         return {
@@ -152,11 +153,10 @@ class Continual:
             kept = {name: self.gan.state_dict()[name] for name in ("discriminator", "optim_g", "optim_d")}
             self.memory.generators.keep(self.gan.deployed, held, kept if o.keep_discriminator else None)
             self.gan = self.pool = None
-        if self.memory.buffer is not None and not self.lengths(task)["stream"]:
-            order = epoch_order(len(self.tasks[task]), self.runtime.device, self.seed, "offer", task)
-            labels = self.tasks[task].labels.cpu()
-            for index in order.split(1000):
-                self.memory.buffer.offer(self.tasks[task].images[index], labels[index.cpu()])
+        if self.memory.buffer is not None and (self.options.offer == "task" or not self.lengths(task)["stream"]):
+            for index in torch.arange(len(self.tasks[task])).split(1000):
+                images, labels = self.tasks[task].images[index.to(self.runtime.device)], self.tasks[task].labels.cpu()[index]
+                self.memory.buffer.offer(images, labels, self._logits(images) if self.method.keeps_logits else None)
         self.memory.check()
         self.images_generated += self._images_of(task)
         self.finished = task + 1
@@ -167,8 +167,17 @@ class Continual:
             return 0
         steps, size = self.lengths(task)["retrain"], len(self._seen(task)) * self._per_class(task)
         together = size + (len(self.memory.buffer) if self.memory.buffer else 0)
-        passes = -(-steps // max(1, together // self.options.batch_size))
+        passes = -(-steps // -(-together // self.options.batch_size))
         return passes * size + (len(self._seen(task - 1)) * self._per_class(task) if task else 0)
+
+    @torch.no_grad()
+    def _logits(self, images: Tensor) -> Tensor:
+        """What the networks give now for uint8 images (B, C, H, W), without augmentation: (B, N, K)."""
+        logits = []
+        for learner in self.learners:
+            with eval_mode(learner.model), self.runtime.autocast():
+                logits.append(learner.model(to_float(images)))
+        return torch.stack(logits, 1)
 
     def _seen(self, task: int) -> list[int]:
         return [label for labels in self.classes[: task + 1] for label in labels]
@@ -288,7 +297,7 @@ class Continual:
         """The networks on the task's images, batch by batch, beside batches from memory."""
         o, train, buffer = self.options, self.tasks[task], self.memory.buffer
         labels = train.labels.cpu()
-        step, num_steps = self._step(task), len(train) // o.batch_size
+        step, num_steps = self._step(task), -(-len(train) // o.batch_size)
         before = sum(self.lengths(earlier)["stream"] for earlier in range(task))
         for i in range(done, o.epochs * num_steps):
             epoch, place = divmod(i, num_steps)
@@ -302,7 +311,7 @@ class Continual:
             for learner in self.learners:
                 if learner.averages:
                     learner.update_averages(before + i + 1)
-            if buffer is not None and (epoch == 0 or not self.method.unlimited):
+            if buffer is not None and o.offer == "step" and (epoch == 0 or not self.method.unlimited):
                 buffer.offer(train.images[index], labels[chosen], logits if self.method.keeps_logits else None)
             yield losses
 
@@ -316,8 +325,7 @@ class Continual:
         for turn in itertools.count():
             train = self._retrain_set(task, turn)
             order = epoch_order(len(train), self.runtime.device, self.seed, "retrain", task, turn)
-            batches = [batch for batch in order.split(o.batch_size) if len(batch) == min(o.batch_size, len(train))]
-            for index in batches:
+            for index in order.split(o.batch_size):
                 at += 1
                 if at > done:
                     losses = step(*train.batch(index), operations=self._operations("retrain", task, at))

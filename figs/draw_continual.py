@@ -1,0 +1,254 @@
+"""Tables and figures of continual-learning runs, from their results.json alone.
+
+    python figs/draw_continual.py results/mnist_* --out figs/split_mnist --record benchmarks/results/DATE_split_mnist.json
+
+Runs that differ in their seed alone are one row, named by their folder's name without data set, bytes and seed. Prints a
+Markdown table; with --out draws FOLDER/bytes.png (accuracy against stored bytes, mean and sample standard deviation), matrices.png,
+tasks.png (accuracy on each task after each task) and samples.png (what each memory holds after every task); with --record
+keeps the rows. --from RECORD prints and draws a kept record again, but for the samples.
+"""
+
+import argparse
+import datetime
+import json
+import platform
+import re
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib import pyplot as plt
+from PIL import Image
+
+from run_folder import make_folder
+from utils import Parser, UsageError, cli, write_atomic, write_json
+
+OWN = ("tag", "seed", "results_dir", "data_dir", "save_interval", "print_freq", "device")  # flags in which runs of one row may differ
+SHARED = ("method", "data", "split", "track", "num_tasks", "classes", "memory_bytes", "steps", "commit", "torch", "device", "generator")
+
+
+def read_runs(folders: list[str]) -> list[dict]:
+    """The results of each finished run, with its folder. Raises UsageError where there is none."""
+    runs = []
+    for folder in map(Path, folders):
+        path = folder / "results.json"
+        try:
+            results = json.loads(path.read_text())
+            finished = results["finished"]
+        except FileNotFoundError:
+            print(f"{folder}: no results.json, left out", file=sys.stderr)
+            continue
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise UsageError(f"{path}: expected the results of continual.py, found something else ({error})") from None
+        if finished:
+            runs.append(results | {"folder": folder})
+        else:
+            print(f"{folder}: {results['tasks_done']} of {results['num_tasks']} tasks are done, left out", file=sys.stderr)
+    if not runs:
+        raise UsageError(f"{' '.join(folders)}: no finished run of continual.py there")
+    return runs
+
+
+def label_of(run: dict) -> str:
+    """A row's name: the folder's, without data set, bytes and seed where they are part of it."""
+    return re.sub(rf"^{run['data']}_(\d+_)?|_{run['seed']}$", "", run["folder"].name)
+
+
+def spread(values: list[float]) -> float | None:
+    """Sample standard deviation; None of one value."""
+    return stdev(values) if len(values) > 1 else None
+
+
+def row_of(runs: list[dict]) -> dict:
+    """One row of runs that differ in their seed: means over seeds, of the mean over the networks of a pool."""
+
+    def of(metric: str, setting: str = "class-il") -> list[float] | None:
+        values = [run["mean"][setting][metric] for run in runs]
+        return None if None in values else values
+
+    def matrix(setting: str) -> list[list[float]]:
+        singles = [run["networks"][name][setting]["acc"] for run in runs for name in run["networks"] if name != "ensemble"]
+        return np.mean(singles, 0).round(3).tolist()
+
+    accs, by_task, lost = of("average_accuracy"), of("average_accuracy", "task-il"), of("forgetting")
+    row = {name: runs[0][name] for name in SHARED} | {"label": label_of(runs[0]), "lr": runs[0]["flags"]["lr"]}
+    row |= {"networks": [name for name in runs[0]["networks"] if name != "ensemble"], "seeds": [run["seed"] for run in runs]}
+    row |= {"n": len(runs), "accs": accs, "mean": mean(accs), "std": spread(accs)}
+    row |= {"task_il_accs": by_task, "task_il_mean": mean(by_task), "task_il_std": spread(by_task)}
+    row |= {"forgetting_mean": lost and mean(lost), "forgetting_std": lost and spread(lost)}
+    incremental = of("average_incremental_accuracy")
+    row |= {"average_incremental_accuracy": incremental and mean(incremental)}
+    ensembles = [run["networks"]["ensemble"]["class-il"]["average_accuracy"] for run in runs if "ensemble" in run["networks"]]
+    row |= {"ensemble_mean": mean(ensembles) if ensembles else None}
+    row |= {"num_bytes": {k: mean(run["num_bytes"].get(k, 0) for run in runs) for k in runs[0]["num_bytes"]}}
+    row |= {name: mean(run[name] for run in runs) for name in ("buffer_images", "images_generated", "seconds")}
+    return row | {"acc": matrix("class-il"), "acc_task_il": matrix("task-il")}
+
+
+def rows_of(runs: list[dict]) -> list[dict]:
+    """A row for each group of runs that differ in their seed alone, in the order in which they were given."""
+    groups: dict[str, list[dict]] = {}
+    for run in runs:
+        flags = {name: value for name, value in run["flags"].items() if name not in OWN}
+        groups.setdefault(json.dumps([label_of(run), flags], sort_keys=True), []).append(run)
+    return [row_of(group) for group in groups.values()]
+
+
+def plus_minus(value: float | None, deviation: float | None) -> str:
+    """ "95.62 ± 0.31", or the mean alone."""
+    if value is None:
+        return ""
+    return f"{value:.2f}" + (f" ± {deviation:.2f}" if deviation is not None else "")
+
+
+def table(rows: list[dict], record: str | None = None) -> list[str]:
+    """The rows as Markdown, best first within a budget."""
+    heads = ["data", "method", "kept, bytes", "images kept", "class-il", "task-il", "forgetting", "seconds", "n"] + ["record, rows"] * bool(
+        record
+    )
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for number, row in sorted(enumerate(rows), key=lambda pair: (pair[1]["data"], -pair[1]["mean"])):
+        cells = [row["data"], row["label"], f"{row['num_bytes']['total']:,.0f}", f"{row['buffer_images']:,.0f}"]
+        cells += [plus_minus(row["mean"], row["std"]), plus_minus(row["task_il_mean"], row["task_il_std"])]
+        cells += [plus_minus(row["forgetting_mean"], row["forgetting_std"]), f"{row['seconds']:.0f}", str(row["n"])]
+        cells += [f"[record]({record}) {number}"] if record else []
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def save(figure, path: Path) -> None:
+    """Write a figure, atomically, and close it."""
+    write_atomic(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight"))
+    plt.close(figure)
+
+
+def draw_bytes(rows: list[dict], path: Path) -> None:
+    """Final average accuracy against bytes kept, a line for each method; what keeps nothing or everything as a level."""
+    figure, axes = plt.subplots(figsize=(8, 5.5))
+    labels = sorted({row["label"] for row in rows}, key=lambda label: -max(row["mean"] for row in rows if row["label"] == label))
+    colors = plt.get_cmap("tab20").colors
+    for i, label in enumerate(labels):
+        points = sorted(
+            (row["num_bytes"]["total"], row["mean"], row["std"] or 0, row["memory_bytes"]) for row in rows if row["label"] == label
+        )
+        sizes, means, deviations, budgets = zip(*points, strict=True)
+        color, marker = colors[i % 20], "osD^vPX*"[i % 8]
+        if budgets[0] is None:
+            axes.axhline(means[0], color=color, linestyle=":", linewidth=1.2, label=f"{label} (no budget)")
+            continue
+        axes.errorbar(np.array(sizes) / 1e6, means, deviations, color=color, marker=marker, capsize=3, linewidth=1.2, label=label)
+    axes.set(xscale="log", xlabel="kept between tasks, MB", ylabel="final average accuracy (class-il), %")
+    axes.set_title(title(rows))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, bbox_to_anchor=(1.02, 1), loc="upper left")
+    save(figure, path)
+
+
+def title(rows: list[dict]) -> str:
+    """What all rows share."""
+    numbers = sorted({row["n"] for row in rows})
+    return f"{rows[0]['data']}, {rows[0]['num_tasks']} tasks, {rows[0]['track']}, n = {'/'.join(map(str, numbers))}"
+
+
+def panels(number: int) -> tuple:
+    """A figure with that many axes, and the axes."""
+    columns = min(4, number)
+    figure, axes = plt.subplots(-(-number // columns), columns, figsize=(3.2 * columns, 2.9 * -(-number // columns)), squeeze=False)
+    for spare in axes.flat[number:]:
+        spare.axis("off")
+    return figure, axes.flat
+
+
+def draw_matrices(rows: list[dict], path: Path) -> None:
+    """acc[i, j] of each row as a heat map."""
+    figure, axes = panels(len(rows))
+    for ax, row in zip(axes, rows, strict=False):
+        acc = np.array(row["acc"])
+        ax.imshow(acc, vmin=0, vmax=100, cmap="viridis", aspect="auto")
+        for (i, j), value in np.ndenumerate(acc):
+            ax.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=7, color="white" if value < 60 else "black")
+        ax.set_title(f"{row['label']}, {row['num_bytes']['total'] / 1e6:.2f} MB", fontsize=9)
+        ax.set(xlabel="tested on task", ylabel="after task", xticks=range(acc.shape[1]), yticks=range(acc.shape[0]))
+        ax.set_xticklabels(range(1, acc.shape[1] + 1)), ax.set_yticklabels(range(1, acc.shape[0] + 1))
+    figure.tight_layout()
+    save(figure, path)
+
+
+def draw_tasks(rows: list[dict], path: Path) -> None:
+    """Accuracy on each task after each task, from the one that brought it on."""
+    rows = [row for row in rows if len(row["acc"]) == row["num_tasks"]]
+    if not rows:
+        return
+    figure, axes = panels(len(rows))
+    for ax, row in zip(axes, rows, strict=False):
+        for task in range(row["num_tasks"]):
+            ax.plot(range(task + 1, row["num_tasks"] + 1), [line[task] for line in row["acc"][task:]], marker="o", markersize=3)
+        ax.set(ylim=(0, 101), xticks=range(1, row["num_tasks"] + 1), xlabel="after task", ylabel="%")
+        ax.set_title(f"{row['label']}, {row['num_bytes']['total'] / 1e6:.2f} MB", fontsize=9)
+        ax.grid(alpha=0.3)
+    figure.tight_layout()
+    save(figure, path)
+
+
+def draw_samples(runs: list[dict], path: Path) -> None:
+    """What the memory of each run's first seed holds after every task: does it forget?"""
+    first = {label_of(run): run for run in reversed(runs)}
+    pictures = {label: sorted((run["folder"] / "outputs").glob("img_*.png")) for label, run in first.items()}
+    pictures = {label: paths for label, paths in reversed(pictures.items()) if paths}
+    if not pictures:
+        return
+    columns = max(map(len, pictures.values()))
+    figure, axes = plt.subplots(len(pictures), columns, figsize=(2.2 * columns, 2.3 * len(pictures)), squeeze=False)
+    for line, (label, paths) in zip(axes, pictures.items(), strict=True):
+        for ax in line:
+            ax.axis("off")
+        for task, (ax, picture) in enumerate(zip(line, paths, strict=False), 1):
+            ax.imshow(Image.open(picture), cmap="gray")
+            ax.set_title(f"{label}, task {task}", fontsize=8)
+    figure.tight_layout()
+    save(figure, path)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="*", default=[], help="folders of continual.py; what is not finished is left out")
+    parser.add_argument("--from", dest="kept", help="a record of --record instead of runs")
+    parser.add_argument("--out", help="folder for the figures")
+    parser.add_argument("--record", help="JSON file to keep the rows in")
+    parser.add_argument("--command", nargs="+", default=[], help="--record: the commands that made the runs")
+    parser.add_argument("--hardware", default=platform.processor() or platform.machine(), help="--record: what they ran on")
+    return parser.parse_args(argv)
+
+
+@cli
+def main(args: argparse.Namespace) -> list[dict]:
+    if bool(args.runs) == bool(args.kept):
+        raise UsageError("expected either the folders of runs or --from RECORD")
+    mpl.use("Agg")
+    runs = [] if args.kept else read_runs(args.runs)
+    try:
+        rows = json.loads(Path(args.kept).read_text())["rows"] if args.kept else rows_of(runs)
+        lines = table(rows, args.record or args.kept)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"--from {args.kept}: expected a record of continual runs, found something else ({error})") from None
+    print("\n".join(lines))
+    if args.record:
+        about = {"kind": "continual", "date": datetime.date.today().isoformat(), "hardware": args.hardware, "commands": args.command}
+        write_json(Path(args.record), about | {"minutes": round(sum(row["seconds"] * row["n"] for row in rows) / 60, 1), "rows": rows})
+    if args.out:
+        folder = Path(args.out)
+        make_folder(folder)
+        draw_bytes(rows, folder / "bytes.png")
+        draw_matrices(rows, folder / "matrices.png")
+        draw_tasks(rows, folder / "tasks.png")
+        draw_samples(runs, folder / "samples.png") if runs else None
+    return rows
+
+
+if __name__ == "__main__":
+    main(parse_args())
