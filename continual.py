@@ -195,7 +195,12 @@ def check_flags(args: argparse.Namespace, method: Method) -> None:
         raise UsageError(f"--method {args.method} needs --memory-bytes or --buffer-size, and not both")
     generator_flags = {"--oracle": args.oracle, "--retrain": args.retrain, "--keep-discriminator": args.keep_discriminator}
     generator_flags |= {"--buffer-share": args.buffer_share, "--filter": args.filter, "--match-steps": args.match_steps}
-    generator_flags |= {"--width": args.width, "--replay-images": args.replay_images, "--distill-weight": args.distill_weight}
+    generator_flags |= {
+        "--layout": args.layout,
+        "--width": args.width,
+        "--replay-images": args.replay_images,
+        "--distill-weight": args.distill_weight,
+    }
     if method.memory != "generator":
         for flag, value in generator_flags.items():
             if value:

@@ -12,13 +12,13 @@ DATA=${DATA:-mnist}
 DATA_DIR=${DATA_DIR:-datasets}
 BYTES=${BYTES:-600000}
 SEEDS=${SEEDS:-0 1 2}
-METHODS=${METHODS:-finetune joint unlimited er der++ er-ace gdumb cls-er er_task er_webp er_jpeg der++_webp dgr dim oracle}
+METHODS=${METHODS:-finetune joint unlimited er der++ er-ace gdumb cls-er er_task er_webp er_jpeg er-ace_webp dgr dim oracle}
 COMMON=${COMMON:---pool convnet_w32 --epochs 1 --batch-size 32 --amp}
-GENERATOR=${GENERATOR:---gan resnet --gan-steps 400 --gan-batch-size 32}
+GENERATOR=${GENERATOR:---gan resnet --gan-steps 600 --gan-batch-size 32}
 declare -A FLAGS=(  # of a row, with the rate that tune chose
     [finetune]="--method finetune" [joint]="--method joint" [unlimited]="--method unlimited"
     [er]="--method er" [der++]="--method der++" [er-ace]="--method er-ace" [gdumb]="--method gdumb" [cls-er]="--method cls-er"
-    [er_task]="--method er --offer task" [er_webp]="--method er --codec webp" [er_jpeg]="--method er --codec jpeg" [der++_webp]="--method der++ --codec webp"
+    [er_task]="--method er --offer task" [er_webp]="--method er --codec webp" [er_jpeg]="--method er --codec jpeg" [er-ace_webp]="--method er-ace --codec webp"
     [dgr]="--method dgr --storage fp32 $GENERATOR"
     [dim]="--method dim --match-steps 0 $GENERATOR"
     [oracle]="--method dim --oracle --storage fp32 --match-steps 0 $GENERATOR"

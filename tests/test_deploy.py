@@ -12,11 +12,11 @@ from torch import nn
 import pool_match
 import validate
 from data import DATASETS
-from models import build_classifier, load_generator, read_classifier, read_gan, save_classifier
+from models import GANS, build_classifier, build_gan, decode, load_generator, read_classifier, read_gan, save_classifier
 from models.deploy import Filtered, Several
 from results import describe
 from runtime import Runtime
-from storage import num_bytes, store
+from storage import encode, num_bytes, store
 from utils import UsageError
 from validate import generate
 
@@ -144,7 +144,7 @@ def test_a_saved_classifier_is_the_one_that_was_tested(tmp_path):
 # stored
 
 
-@pytest.mark.parametrize("storage", ["fp32", "fp16"])
+@pytest.mark.parametrize("storage", ["fp32", "fp16", "int8"])
 def test_an_export_gives_the_same_images_and_the_same_row(storage, trained, tmp_path):
     weight = trained / "match" / "last.pth"
     flags = ["--source", "generator", "--storage", storage]
@@ -158,10 +158,41 @@ def test_an_export_gives_the_same_images_and_the_same_row(storage, trained, tmp_
     assert torch.equal(expected.sample(y, draws[0]), found.sample(y, draws[1]))
     assert found.fc1.weight.dtype == torch.float32
     assert path.stat().st_size == pytest.approx(num_bytes(found, storage), abs=8192)
+    kinds = {
+        "fp32": {torch.float32},
+        "fp16": {torch.float16},
+        "int8": {torch.int8, torch.float16, torch.float32},
+    }  # weights, biases, scales
     with safe_open(path, framework="pt") as file:
-        assert {file.get_tensor(name).dtype for name in file.keys() if "tracked" not in name} == {  # noqa: SIM118
-            torch.float16 if storage == "fp16" else torch.float32
-        }
+        names = [name for name in file.keys() if "tracked" not in name]  # noqa: SIM118
+        assert {file.get_tensor(name).dtype for name in names} == kinds[storage]
+
+
+@pytest.mark.parametrize("gan", GANS)
+def test_int8_keeps_each_output_channel_to_a_254th_of_its_range(gan):
+    torch.manual_seed(0)
+    generator, _ = build_gan({"gan": gan, "num_classes": 10, "channels": 3, "image_size": 32, "width": 8, "z_dim": 20})
+    kept = encode(generator, "int8")
+    assert sum(t.numel() * t.element_size() for t in kept.values()) == num_bytes(generator, "int8")
+    back, layers = decode(kept), 0
+    for path, part in generator.named_modules():
+        if isinstance(part, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            layers += 1
+            channels = part.weight.transpose(0, 1) if isinstance(part, nn.ConvTranspose2d) else part.weight
+            found = back[f"{path}.weight"].transpose(0, 1) if isinstance(part, nn.ConvTranspose2d) else back[f"{path}.weight"]
+            step = channels.detach().flatten(1).abs().amax(1) / 127  # of each output channel its own
+            error = (found - channels).detach().flatten(1).abs().amax(1)
+            assert (error <= step / 2 * 1.001).all(), path
+            assert len(step.unique()) > 1 or len(step) == 1
+    assert layers > 3
+    assert store(generator, "int8") is generator
+    assert all(torch.equal(value, back[name]) for name, value in generator.state_dict().items() if name in back)
+
+
+def test_int8_of_zeros_is_zeros():
+    layer = nn.Linear(3, 2)
+    nn.init.zeros_(layer.weight)
+    assert not decode(encode(layer, "int8"))["weight"].any()
 
 
 def test_half_the_bytes_and_close_to_the_same_images(trained):

@@ -16,14 +16,18 @@ FLAGS = {
     "gen_condense": ["--data", "digits"],
     "pool_match": ["--weight", "{gan}"],
     "validate": ["--pretrain-weight", "{gan}"],
+    "continual": ["--data", "digits", "--method", "er", "--buffer-size", "20"],
 }
+DIM = ["--method", "dim", "--width", "4", "--memory-bytes"]
 EVERYWHERE = ("gen_condense", "pool_match", "validate")
 TRAINING = EVERYWHERE[:2]
+STAGES = (*EVERYWHERE, "continual")
 
 
 def refused(script: str, extra: list[str], results: Path, capsys, gan: Path) -> str:
     """Run `script` with `extra` flags; the line it refuses them with, after checking that it wrote nothing."""
-    flags = ["--tag", "bad", "--results-dir", str(results), *FLAGS[script], *extra]
+    own = FLAGS[script] if "--method" not in extra else FLAGS[script][:2]  # another method has flags of its own
+    flags = ["--tag", "bad", "--results-dir", str(results), *own, *extra]
     before = sorted(results.rglob("*"))
     with pytest.raises(SystemExit) as error:
         run(SCRIPTS[script], [flag.format(gan=gan) for flag in flags])
@@ -86,6 +90,37 @@ CASES = [
     ("validate", ["--dsa-composition", "zoom"], "argument --dsa-composition: invalid choice"),
     ("validate", ["--source", "fake"], "argument --source: invalid choice: 'fake'"),
     ("validate", ["--ipc", "200"], "--ipc 200: the smallest class of digits has 146 training images for random-real"),
+    *(("continual", ["--method", "er", *more], "--method er needs --memory-bytes or --buffer-size, and not both")
+      for more in ([], ["--memory-bytes", "9000", "--buffer-size", "5"])),
+    *(("continual", ["--method", method, flag, "9000"], f"{flag} 9000: --method {method} keeps {kept}")
+      for flag in ("--memory-bytes", "--buffer-size")
+      for method, kept in (("finetune", "nothing"), ("joint", "nothing"), ("unlimited", "every image"))),
+    *(("continual", [flag, *value], f"{flag} is of the methods with a generator, dgr and dim; found --method er")
+      for flag, *value in (["--oracle"], ["--retrain"], ["--keep-discriminator"], ["--filter", "0.5"], ["--buffer-share", "0.5"],
+                           ["--width", "8"], ["--match-steps", "5"], ["--replay-images", "5"], ["--distill-weight", "0.5"], ["--layout", "carried"])),
+    ("continual", ["--method", "ewc"], "argument --method: invalid choice: 'ewc'"),
+    ("continual", ["--pool", "vgg"], "unknown network 'vgg'"),
+    ("continual", ["--dsa-strategy", "zoom"], "unknown operation 'zoom'"),
+    ("continual", ["--num-tasks", "11"], "--num-tasks 11: expected at most the 10 classes"),
+    ("continual", ["--num-tasks", "0"], "argument --num-tasks: found 0, expected a whole number >= 1"),
+    ("continual", ["--batch-size", "400"], "--batch-size 400: larger than task 1, which has 3"),
+    ("continual", [*DIM, "900000", "--gan-batch-size", "400"], "--gan-batch-size 400: larger than task 1, which has 3"),
+    ("continual", ["--track", "online", "--epochs", "2"], "--epochs 2: --track online sees each image once, expected 1 or --track offline"),
+    ("continual", [*DIM, "900000", "--track", "online"], "--track online: --method dim goes over a task's images several times"),
+    ("continual", [*DIM, "900000", "--layout", "per-task", "--oracle"], "--oracle is one generator of all classes, found --layout"),
+    ("continual", ["--method", "dgr", "--layout", "per-task"], "--layout per-task: --method dgr carries one generator on"),
+    ("continual", [*DIM, "900000", "--buffer-share", "1"], "--buffer-share 1.0: expected a share below 1 of --memory-bytes"),
+    ("continual", ["--method", "dim", "--width", "4", "--buffer-share", "0.5"], "--buffer-share 0.5: expected a share below 1"),
+    ("continual", [*DIM, "900000", "--buffer-size", "5"], "--buffer-size 5: expected --memory-bytes or --buffer-size, and not both"),
+    ("continual", [*DIM, "9000"], "--memory-bytes 9000: --width 4: its generators take"),
+    ("continual", ["--method", "dim", "--memory-bytes", "900"], "--memory-bytes 900: 900 bytes are left for generators, expected at least"),
+    ("continual", ["--method", "er", "--memory-bytes", "700"], "--memory-bytes 700: 700 bytes are left for real images, expected room for one"),
+    ("continual", ["--method", "cls-er", "--memory-bytes", "9000"], "--memory-bytes 9000: the averaged copies of cls-er take"),
+    ("continual", ["--retrain-steps", "4"], "--retrain-steps 4 is of --method gdumb and --retrain, found neither"),
+    ("continual", ["--codec", "gif"], "argument --codec: invalid choice: 'gif'"),
+    ("continual", ["--quality", "99"], "argument --quality: found 99, expected a whole number >= 1 and <= 95"),
+    *(("continual", [flag, "-1"], f"argument {flag}: found -1") for flag in ("--alpha", "--beta", "--consistency", "--class-order")),
+    *(("continual", [flag, "2"], f"argument {flag}: found 2") for flag in ("--filter", "--distill-weight", "--buffer-share")),
     *((s, ["--data", "mnist"], "--data mnist: {gan} was trained on digits") for s in ("pool_match", "validate")),
 ]  # fmt: skip
 
@@ -116,7 +151,7 @@ def test_a_reference_checkpoint_of_another_set(script, tmp_path, capsys, trained
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-@pytest.mark.parametrize("script", EVERYWHERE)
+@pytest.mark.parametrize("script", STAGES)
 def test_cuda_without_one(script, trained, tmp_path, capsys):
     line = refused(script, ["--device", "cuda"], tmp_path, capsys, trained / "gan" / "last.pth")
     assert "--device cuda: no CUDA device is available" in line
@@ -135,7 +170,7 @@ def test_data_that_is_not_there(script, trained, tmp_path, capsys):
     assert "the download failed" in line
 
 
-@pytest.mark.parametrize("script", EVERYWHERE)
+@pytest.mark.parametrize("script", STAGES)
 def test_a_results_folder_that_cannot_be_written(script, trained, tmp_path, capsys, monkeypatch):
     gan = trained / "gan" / "last.pth"
     (tmp_path / "taken").write_text("a file")
@@ -150,7 +185,7 @@ def test_a_results_folder_that_cannot_be_written(script, trained, tmp_path, caps
     assert "cannot be written (Permission denied)" in refused(script, [], tmp_path, capsys, gan)
 
 
-@pytest.mark.parametrize("script", TRAINING)
+@pytest.mark.parametrize("script", [*TRAINING, "continual"])
 def test_a_results_folder_of_something_else(script, trained, tmp_path, capsys):
     gan = trained / "gan" / "last.pth"
     folder = tmp_path / "bad"
@@ -199,7 +234,7 @@ def test_a_foreign_checkpoint_in_the_place_of_last_pth(tmp_path, capsys, trained
     assert (tmp_path / "gan" / "args.json").read_text() == args
 
 
-@pytest.mark.parametrize("script", EVERYWHERE)
+@pytest.mark.parametrize("script", STAGES)
 def test_a_folder_that_another_process_writes_to(script, trained, tmp_path, capsys):
     (tmp_path / "bad" / "outputs").mkdir(parents=True)
     with locked(tmp_path / "bad"):
