@@ -3,15 +3,19 @@
 #   DATA=mnist bash runs/continual.sh tune      two rates for each method, on held-out training images
 #   DATA=mnist bash runs/continual.sh table     every method at BYTES, SEEDS
 #   DATA=mnist bash runs/continual.sh ablate    the parts of dim
-#   DATA=mnist bash runs/continual.sh sweep     bytes x methods x seeds
+#   DATA=mnist bash runs/continual.sh sweep     BYTES (default 0.15 to 16 MB) x METHODS x SEEDS
 # Each cell is a folder results/DATA_BYTES_NAME_SEED. Stopped, the same command continues; finished cells are skipped.
+# Then: python figs/draw_continual.py results/mnist_* --out figs/split_mnist. Two cores by default; COMMON and GENERATOR are other sizes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python}
 DATA=${DATA:-mnist}
 DATA_DIR=${DATA_DIR:-datasets}
-BYTES=${BYTES:-600000}
 SEEDS=${SEEDS:-0 1 2}
+case ${1:-} in
+sweep) BYTES=${BYTES:-150000 600000 1500000 6000000 16000000} ;;
+*) BYTES=${BYTES:-600000} ;;
+esac
 METHODS=${METHODS:-finetune joint unlimited er der++ er-ace gdumb cls-er er_task er_webp er_jpeg er-ace_webp dgr dim oracle}
 COMMON=${COMMON:---pool convnet_w32 --epochs 1 --batch-size 32 --amp}
 GENERATOR=${GENERATOR:---gan resnet --gan-steps 600 --gan-batch-size 32}
@@ -38,7 +42,7 @@ declare -A RATE=([der++]=0.03)  # others: 0.03
 
 cell() {  # BYTES NAME SEED FLAGS...: one run, unless it is finished
     local tag=${DATA}_$1_$2_$3 budget=(--memory-bytes "$1")
-    case $2 in finetune* | joint* | unlimited*) budget=() ;; esac
+    case $2 in finetune* | joint* | unlimited*) tag=${DATA}_$2_$3 budget=() ;; esac
     grep -q '"finished": true' "results/$tag/results.json" 2>/dev/null && return
     echo "== $tag"
     $PYTHON continual.py --tag "$tag" --data "$DATA" --data-dir "$DATA_DIR" --seed "$3" $COMMON "${budget[@]}" "${@:4}"

@@ -13,7 +13,8 @@ import continual
 import gen_condense
 import pool_match
 import validate
-from benchmarks import profile, speed
+from benchmarks import avalanche_check, profile, speed
+from figs import draw_continual
 from methods import METHODS
 
 torch.set_num_threads(1)  # the tests' networks are too small to share out
@@ -128,4 +129,9 @@ def same(a, b) -> bool:
 
 
 SCRIPTS = {"gen_condense": gen_condense, "pool_match": pool_match, "validate": validate, "continual": continual}
-TOOLS = {"benchmarks/speed": speed, "benchmarks/profile": profile}
+TOOLS = {
+    "benchmarks/speed": speed,
+    "benchmarks/profile": profile,
+    "benchmarks/avalanche_check": avalanche_check,
+    "figs/draw_continual": draw_continual,
+}

@@ -8,13 +8,15 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, gan_flags, match_flags, run, validate_flags
+from conftest import ROOT, continual_flags, gan_flags, match_flags, run, validate_flags
 
+import continual
 import gen_condense
 import pool_match
 import validate
 from data import DATASETS, ImageSet, load_data
 from gen_condense import train_gan
+from methods import METHODS
 from models import GANS, NETWORKS, build_gan, load_generator
 from models.gan import GAN
 from pool_match import Pool
@@ -49,6 +51,28 @@ def test_three_stages(tmp_path, precision, graphs, gan):
     rows = run(validate, validate_flags(tmp_path, "--pretrain-weight", str(found.best_path), *cuda))
     assert [row["n"] for row in rows] == [2, 2, 2]
     assert load_generator(found.best_path).sample(torch.arange(3)).device.type == "cpu"
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("graphs", [[], ["--graphs"]], ids=["eager", "graphs"])
+def test_continual(tmp_path, method, graphs):
+    flags = continual_flags(tmp_path, method, *graphs, "--pool", "convnet_w32", "resnet18_w64", "--dsa-strategy", "crop_flip")
+    flags[flags.index("--device") + 1] = "cuda"
+    results = run(continual, flags)
+    assert results["finished"]
+    assert set(results["networks"]) == {"convnet_w32", "resnet18_w64", "ensemble"}
+
+
+@pytest.mark.parametrize("method", ["er", "der++", "dim"])
+def test_continual_graphs_compute_what_eager_steps_do(tmp_path, method):
+    def last(*extra):
+        flags = continual_flags(tmp_path / str(len(extra)), method, *PLAIN, "--epochs", "4", *extra)
+        flags[flags.index("--device") + 1] = "cuda"
+        run(continual, flags)
+        return torch.load(tmp_path / str(len(extra)) / method / "last.pth", map_location="cpu")["learners"]["convnet_w32"]["model"]
+
+    for name, value in last().items():
+        assert torch.allclose(value, last("--graphs")[name], rtol=1e-3, atol=1e-4), name
 
 
 def test_a_cpu_run_continues_on_cuda_and_back(tmp_path):
