@@ -34,6 +34,7 @@ declare -A FLAGS=(  # of a row, with the rate that tune chose
     [equal]="--method dim --match-steps 0 --replay-balance equal $GENERATOR"
     [filter]="--method dim --match-steps 0 --filter 0.5 $GENERATOR"
     [buffer]="--method dim --match-steps 0 --buffer-share 0.5 $GENERATOR"
+    [buffer_webp]="--method dim --match-steps 0 --buffer-share 0.5 --codec webp $GENERATOR"
     [retrain]="--method dim --match-steps 0 --retrain $GENERATOR"
     [dim_fp32]="--method dim --match-steps 0 --storage fp32 $GENERATOR"
     [dim_pair]="--method dim --match-steps 0 $GENERATOR --gan dim"
@@ -61,7 +62,7 @@ table | sweep)
     done ;;
 ablate)
     for SEED in $SEEDS; do
-        for NAME in ${PARTS:-carried match match_none no_distill equal filter buffer retrain dim_fp32 dim_pair}; do
+        for NAME in ${PARTS:-carried match match_none no_distill equal filter buffer buffer_webp retrain dim_fp32 dim_pair}; do
             cell "$BYTES" "$NAME" "$SEED" ${FLAGS[$NAME]} --lr "${RATE[dim]:-0.03}"
         done
     done ;;
