@@ -125,6 +125,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--alpha", type=nonnegative, default=0.5, help="der++: weight of the distance to stored logits")
     parser.add_argument("--beta", type=nonnegative, default=0.5, help="der++: weight of the second draw's cross-entropy")
     parser.add_argument("--consistency", type=nonnegative, default=0.1, help="cls-er: weight of the distance to the averaged copies")
+    parser.add_argument("--average-decay", type=decay, default=0.999, help="cls-er: of its copies; their code's, for some thousand steps")
     # memory
     parser.add_argument("--memory-bytes", type=positive_int, help="budget of all that is kept between tasks; sizes buffer and generator")
     parser.add_argument("--buffer-size", type=positive_int, help="images in the buffer, instead of a budget in bytes")
@@ -379,7 +380,8 @@ def main(args: argparse.Namespace) -> dict:
     tasks = split_tasks(data.train, learned)
     check_sizes(tasks, options, method.memory == "generator")
     data = Data(data.info, None, data.val, data.test)  # what is learnt comes from the tasks alone
-    learners = [Learner(i, name, data.info, args.lr, method.averaged, args.seed, runtime) for i, name in enumerate(names)]
+    average_decay = args.average_decay if method.averaged else None
+    learners = [Learner(i, name, data.info, args.lr, average_decay, args.seed, runtime) for i, name in enumerate(names)]
     memory = make_memory(args, method, data.info, learners, runtime)
     continual = Continual(method, options, tasks, learned, learners, memory, data.info, args.seed, runtime)
     torch.manual_seed(runtime.own_seed(args.seed, "continual"))

@@ -45,14 +45,15 @@ class Weights:
 class Learner:
     """A network that is trained continually by plain SGD, with what its method keeps of its earlier weights.
 
-    averages: the plastic and the stable copy of CLS-ER. previous: the network at the end of the last task, frozen, during a task.
+    averages: the plastic and the stable copy of CLS-ER where `decay` is given, theirs. previous: the network at the end of the last task, frozen, during a task.
     """
 
-    def __init__(self, number: int, name: str, info: DataInfo, lr: float, averaged: bool, seed: int, runtime: Runtime):
+    def __init__(self, number: int, name: str, info: DataInfo, lr: float, decay: float | None, seed: int, runtime: Runtime):
         self.number, self.name, self.info, self.seed, self.runtime = number, name, info, seed, runtime
         self.model = runtime.place(self._fresh("init")).train()
+        self.decay = decay
         self.optim = torch.optim.SGD(self.model.parameters(), lr=lr)
-        self.averages = [copy.deepcopy(self.model).eval().requires_grad_(False) for _ in range(2 * averaged)]
+        self.averages = [copy.deepcopy(self.model).eval().requires_grad_(False) for _ in range(0 if decay is None else 2)]
         self.previous: Classifier | None = None
 
     def _fresh(self, *parts: int | str) -> Classifier:
@@ -76,9 +77,9 @@ class Learner:
     def update_averages(self, step: int) -> None:
         """Move the plastic and the stable copy towards the network, each at random, the stable one less often.
 
-        Arani et al. 2022 (arXiv:2201.12604) and its code: decay 0.999, at step t at most 1 - 1 / (t + 1), probabilities 0.9 and 0.7.
+        Arani et al. 2022 (arXiv:2201.12604) and its code: the decay is at most 1 - 1 / (t + 1) at step t, the probabilities 0.9 and 0.7.
         """
-        decay = min(1 - 1 / (step + 1), 0.999)
+        decay = min(1 - 1 / (step + 1), self.decay)
         draws = torch.rand(2, generator=torch.Generator().manual_seed(derive_seed(self.seed, "averages", step)))
         for average, draw, probability in zip(self.averages, draws.tolist(), (0.9, 0.7), strict=False):
             if draw < probability:

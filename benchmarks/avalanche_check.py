@@ -61,7 +61,7 @@ def avalanche_accuracy(method: str, args: argparse.Namespace, data: Data, seed: 
         {"train": dataset(data.train), "test": dataset(data.test)}, class_order=order, num_classes_per_exp=list(sizes.values())
     )
     benchmark = with_task_labels(benchmark)
-    learner = Learner(0, network_name(args.network), data.info, args.lr, False, seed, make_runtime("cpu", False, False))
+    learner = Learner(0, network_name(args.network), data.info, args.lr, None, seed, make_runtime("cpu", False, False))
     torch.manual_seed(seed)
     settings = {"model": learner.model, "optimizer": learner.optim, "train_mb_size": args.batch_size, "train_epochs": args.epochs}
     settings |= {"criterion": torch.nn.CrossEntropyLoss(), "device": "cpu", "evaluator": None}

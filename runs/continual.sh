@@ -21,7 +21,7 @@ COMMON=${COMMON:---pool convnet_w32 --epochs 1 --batch-size 32 --amp}
 GENERATOR=${GENERATOR:---gan resnet --gan-steps 600 --gan-batch-size 32}
 declare -A FLAGS=(  # of a row, with the rate that tune chose
     [finetune]="--method finetune" [joint]="--method joint" [unlimited]="--method unlimited"
-    [er]="--method er" [der++]="--method der++" [er-ace]="--method er-ace" [gdumb]="--method gdumb" [cls-er]="--method cls-er"
+    [er]="--method er" [der++]="--method der++" [er-ace]="--method er-ace" [gdumb]="--method gdumb" [cls-er]="--method cls-er --average-decay 0.99"
     [er_task]="--method er --offer task" [er_webp]="--method er --codec webp" [er_jpeg]="--method er --codec jpeg" [er-ace_webp]="--method er-ace --codec webp"
     [dgr]="--method dgr --storage fp32 $GENERATOR"
     [dim]="--method dim --match-steps 0 $GENERATOR"
@@ -39,7 +39,7 @@ declare -A FLAGS=(  # of a row, with the rate that tune chose
     [dim_fp32]="--method dim --match-steps 0 --storage fp32 $GENERATOR"
     [dim_pair]="--method dim --match-steps 0 $GENERATOR --gan dim"
 )
-declare -A RATE=([der++]=0.03)  # others: 0.03
+declare -A RATE=([der++]=0.1 [dgr]=0.1)  # others: 0.03
 
 cell() {  # BYTES NAME SEED FLAGS...: one run, unless it is finished
     local tag=${DATA}_$1_$2_$3 budget=(--memory-bytes "$1")

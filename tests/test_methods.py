@@ -98,12 +98,12 @@ def test_each_of_joined_batches_keeps_its_augmentation():
     assert both.y.tolist() == [0, 1, 2]
 
 
-def learner(averaged: bool) -> Learner:
-    return Learner(0, "convnet_w32", DATASETS["digits"].info, 0.1, averaged, 0, Runtime(CPU))
+def learner(decay: float | None = None) -> Learner:
+    return Learner(0, "convnet_w32", DATASETS["digits"].info, 0.1, decay, 0, Runtime(CPU))
 
 
 def test_averages_follow_the_network_from_below():
-    one = learner(True)
+    one = learner(0.999)
     with torch.no_grad():
         one.model.network.classifier.bias.fill_(1.0)
         before = [average.network.classifier.bias[0].item() for average in one.averages]
@@ -115,11 +115,22 @@ def test_averages_follow_the_network_from_below():
         moved[one.averages.index(average)] = math.log(left) / math.log(0.999) / 2000  # the share of steps that moved it
     assert moved == [pytest.approx(0.9, abs=0.05), pytest.approx(0.7, abs=0.05)]
     assert one.deployed is one.averages[1]
-    one.update_averages(1)  # at the first step it takes half, not a thousandth
+
+
+def test_averages_are_not_held_back_by_the_first_steps():
+    one = learner(0.999)
+    with torch.no_grad():
+        for average in one.averages:
+            average.network.classifier.bias.fill_(0.0)
+        one.model.network.classifier.bias.fill_(1.0)
+    for step in range(1, 9):
+        one.update_averages(step)
+    for average in one.averages:  # after t steps the first weights' share is 1 / (t + 1) where each moved it, not 0.999 ** t
+        assert average.network.classifier.bias[0] > 0.6
 
 
 def test_a_restarted_network_is_fresh_and_stays_in_place():
-    one, other = learner(False), learner(False)
+    one, other = learner(), learner()
     weight = one.model.network.classifier.weight
     first = weight.clone()
     one.restart(3), other.restart(3)
