@@ -45,7 +45,8 @@ class Weights:
 class Learner:
     """A network that is trained continually by plain SGD, with what its method keeps of its earlier weights.
 
-    averages: the plastic and the stable copy of CLS-ER where `decay` is given, theirs. previous: the network at the end of the last task, frozen, during a task.
+    averages: the plastic and the stable copy of CLS-ER, where `decay`, theirs, is given. previous: the network at the end of the last
+    task, frozen, during a task.
     """
 
     def __init__(self, number: int, name: str, info: DataInfo, lr: float, decay: float | None, seed: int, runtime: Runtime):
