@@ -115,7 +115,10 @@ class LossMeter:
 
     def load_state_dict(self, state: dict, device: torch.device) -> None:
         """Go on from state_dict()."""
-        self.phases, self.waiting = {tuple(phase["names"]): (phase["values"].to(device), phase["steps"]) for phase in state["phases"]}, []
+        self.phases, self.waiting = (
+            {tuple(phase["names"]): (phase["values"].to(device), phase["steps"]) for phase in state.get("phases", [])},
+            [],
+        )
 
     def _reduced(self) -> dict[tuple[str, ...], tuple[Tensor, int]]:
         """The values over all ranks, what waits added one after another, so that it does not matter when."""
