@@ -39,7 +39,7 @@ declare -A FLAGS=(  # of a row, with the rate that tune chose
     [dim_fp32]="--method dim --match-steps 0 --storage fp32 $GENERATOR"
     [dim_pair]="--method dim --match-steps 0 $GENERATOR --gan dim"
 )
-declare -A RATE=([der++]=0.1 [er-ace]=0.1 [dgr]=0.1)  # others: 0.03
+declare -A RATE=([der++]=0.1 [er-ace]=0.1 [cls-er]=0.1 [dgr]=0.1)  # others: 0.03
 
 cell() {  # BYTES NAME SEED FLAGS...: one run, unless it is finished
     local tag=${DATA}_$1_$2_$3 budget=(--memory-bytes "$1")
