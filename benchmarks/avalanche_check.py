@@ -10,10 +10,13 @@ library's own. --out keeps the rows, and the same command goes on with those tha
 
 import argparse
 import contextlib
+import datetime
 import io
 import json
+import platform
 import sys
 import tempfile
+import time
 import warnings
 from pathlib import Path
 from statistics import mean, stdev
@@ -122,23 +125,35 @@ def main(args: argparse.Namespace) -> list[dict]:
     data = load_data(args.data, args.data_dir)
     settings = {name: value for name, value in vars(args).items() if name not in ("out", "methods", "data_dir", "repeats")}
     path = Path(args.out) if args.out else None
-    rows = json.loads(path.read_text()) if path and path.exists() else []
+    record = {"kind": "avalanche", "date": datetime.date.today().isoformat(), "hardware": platform.processor() or platform.machine()}
+    record |= {"commands": ["python " + " ".join(sys.argv)], "minutes": 0.0, "rows": []}
+    try:
+        record = json.loads(path.read_text()) if path and path.exists() else record
+        rows, start = record["rows"], time.perf_counter()
+    except (ValueError, KeyError, TypeError):
+        raise UsageError(f"--out {path}: expected a record of this benchmark, found something else") from None
     for method in args.methods:
         row = next((row for row in rows if row["method"] == method and row["settings"] == settings), None)
         if row is None:
-            row = {"method": method, "settings": settings, "ours": [], "avalanche": [], **environment(torch.device("cpu"))}
+            row = {"method": method, "settings": settings, "accs": [], "avalanche_accs": [], **environment(torch.device("cpu"))}
             rows.append(row)
-        for seed in range(args.seed + len(row["ours"]), args.seed + args.repeats):
+        for seed in range(args.seed + len(row["accs"]), args.seed + args.repeats):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the other library's
-                row["avalanche"].append(round(avalanche_accuracy(method, args, data, seed), 4))
-            row["ours"].append(round(our_accuracy(method, args, data, seed), 4))
+                row["avalanche_accs"].append(round(avalanche_accuracy(method, args, data, seed), 4))
+            row["accs"].append(round(our_accuracy(method, args, data, seed), 4))
+            row["n"] = len(row["accs"])
+            for prefix in ("", "avalanche_"):
+                accs = row[prefix + "accs"]
+                row |= {prefix + "mean": mean(accs), prefix + "std": stdev(accs) if len(accs) > 1 else None}
+            record["minutes"] = round(record["minutes"] + (time.perf_counter() - start) / 60, 2)
+            start = time.perf_counter()
             if path:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_json(path, rows)
-        ours, theirs = row["ours"], row["avalanche"]
-        spread = [f"{mean(a):6.2f} ± {stdev(a):.2f}" if len(a) > 1 else f"{a[0]:6.2f}" for a in (ours, theirs)]
-        print(f"{method:9} ours {spread[0]}   avalanche {STRATEGIES[method]:14} {spread[1]}   {mean(ours) - mean(theirs):+.2f}", flush=True)
+                write_json(path, record)
+        ours, theirs = (f"{row[p + 'mean']:6.2f} ± {row[p + 'std'] or 0:.2f}" for p in ("", "avalanche_"))
+        difference = row["mean"] - row["avalanche_mean"]
+        print(f"{method:9} ours {ours}   avalanche {STRATEGIES[method]:14} {theirs}   {difference:+.2f}", flush=True)
     return rows
 
 
