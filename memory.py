@@ -86,9 +86,10 @@ class Buffer:
     """A uniform sample of all images offered so far: reservoir sampling (Vitter 1985, doi:10.1145/3147.3165).
 
     Each offered image gets a random key, and those of the smallest keys are kept, as many as fit: for images of one size a reservoir,
-    and for compressed ones a sample that favours no size. `balanced`: a reservoir for each class, each with an equal share of the
-    room. The keys are random numbers that a seed gives again, and do not count. max_bytes counts pixels or codes, labels and logits; max_images counts images; None = no limit. networks: how many
-    have their logits stored with each image. Raises UsageError where not one image fits.
+    and for compressed ones a sample that favours no size. The keys are random numbers that a seed gives again, and do not count.
+    `balanced`: a reservoir for each class, each with an equal share of the room. max_bytes counts pixels or codes, labels and
+    logits; max_images counts images; None = no limit. networks: how many have their logits stored with each image. Raises
+    UsageError where not one image fits.
     """
 
     def __init__(
