@@ -4,7 +4,7 @@
 
 Runs that differ in their seed alone are one row, named by their folder's name without data set, bytes and seed. Prints a
 Markdown table; with --out draws FOLDER/bytes.png (accuracy against stored bytes, mean and sample standard deviation), matrices.png,
-tasks.png (accuracy on each task after each task) and samples.png (what each memory holds after every task); with --record
+tasks.png (accuracy on each task after each task) and samples.png (what the generators make after every task); with --record
 keeps the rows. --from RECORD prints and draws a kept record again, but for the samples.
 """
 
@@ -128,22 +128,29 @@ def save(figure, path: Path) -> None:
 
 
 def draw_bytes(rows: list[dict], path: Path) -> None:
-    """Final average accuracy against bytes kept, a line for each method; what keeps nothing or everything as a level."""
-    figure, axes = plt.subplots(figsize=(8, 5.5))
-    labels = sorted({row["label"] for row in rows}, key=lambda label: -max(row["mean"] for row in rows if row["label"] == label))
-    colors = plt.get_cmap("tab20").colors
+    """Final average accuracy against the budget, a line for each method, those of one budget side by side; what has none as a level."""
+    figure, axes = plt.subplots(figsize=(9, 5.5))
+    best = {label: max(row["mean"] for row in rows if row["label"] == label) for label in {row["label"] for row in rows}}
+    labels, colors = sorted(best, key=lambda label: -best[label]), plt.get_cmap("tab20").colors
+    within = [row["mean"] - (row["std"] or 0) for row in rows if row["memory_bytes"] is not None]
+    floor = min(within, default=0) - 1
     for i, label in enumerate(labels):
-        points = sorted(
-            (row["num_bytes"]["total"], row["mean"], row["std"] or 0, row["memory_bytes"]) for row in rows if row["label"] == label
-        )
-        sizes, means, deviations, budgets = zip(*points, strict=True)
-        color, marker = colors[i % 20], "osD^vPX*"[i % 8]
-        if budgets[0] is None:
-            axes.axhline(means[0], color=color, linestyle=":", linewidth=1.2, label=f"{label} (no budget)")
+        own = [row for row in rows if row["label"] == label]
+        points = sorted((row["memory_bytes"] or 0, row["mean"], row["std"] or 0) for row in own)
+        budgets, means, deviations = zip(*points, strict=True)
+        color = colors[i % 20]
+        if not budgets[0]:
+            below = f", {means[0]:.1f}: below" if means[0] < floor else ""
+            axes.axhline(means[0], color=color, linestyle=":", linewidth=1.2, label=f"{label} (no budget{below})")
             continue
-        axes.errorbar(np.array(sizes) / 1e6, means, deviations, color=color, marker=marker, capsize=3, linewidth=1.2, label=label)
-    axes.set(xscale="log", xlabel="kept between tasks, MB", ylabel="final average accuracy (class-il), %")
-    axes.set_title(title(rows))
+        places = np.array(budgets) / 1e6 * 1.015 ** (i - len(labels) / 2)
+        axes.errorbar(places, means, deviations, color=color, marker="osD^vPX*"[i % 8], capsize=3, linewidth=1.2, label=label)
+    sizes = sorted({row["memory_bytes"] / 1e6 for row in rows if row["memory_bytes"]})
+    axes.set(xscale="log", ylabel="final average accuracy (class-il), %", title=title(rows))
+    axes.set_xlabel("budget of what is kept between tasks, MB (methods side by side)")
+    axes.set_ylim(bottom=floor if within else None)
+    axes.set_xticks(sizes, [f"{size:g}" for size in sizes])
+    axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, bbox_to_anchor=(1.02, 1), loc="upper left")
     save(figure, path)
@@ -196,7 +203,8 @@ def draw_tasks(rows: list[dict], path: Path) -> None:
 
 
 def draw_samples(runs: list[dict], path: Path) -> None:
-    """What the memory of each run's first seed holds after every task: does it forget?"""
+    """What the generators of each row's first seed make after every task (do they forget?); without any, what the buffers hold."""
+    runs = [run for run in runs if run["generator"]] or runs
     first = {label_of(run): run for run in reversed(runs)}
     pictures = {label: sorted((run["folder"] / "outputs").glob("img_*.png")) for label, run in first.items()}
     pictures = {label: paths for label, paths in reversed(pictures.items()) if paths}

@@ -23,6 +23,7 @@ declare -A FLAGS=(  # of a row, with the rate that tune chose
     [finetune]="--method finetune" [joint]="--method joint" [unlimited]="--method unlimited"
     [er]="--method er" [der++]="--method der++" [er-ace]="--method er-ace" [gdumb]="--method gdumb" [cls-er]="--method cls-er --average-decay 0.99"
     [er_task]="--method er --offer task" [er_webp]="--method er --codec webp" [er_jpeg]="--method er --codec jpeg" [er-ace_webp]="--method er-ace --codec webp"
+    [der++_4]="--method der++ --epochs 4"  # about as long as dim
     [dgr]="--method dgr --storage fp32 $GENERATOR"
     [dim]="--method dim --match-steps 0 $GENERATOR"
     [oracle]="--method dim --oracle --storage fp32 --match-steps 0 $GENERATOR"
