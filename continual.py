@@ -202,9 +202,10 @@ def check_flags(args: argparse.Namespace, method: Method) -> None:
         "--replay-images": args.replay_images,
         "--distill-weight": args.distill_weight,
     }
+    generator_flags |= {"--z-dim": args.z_dim, "--gan-lr-d": args.gan_lr_d, "--match-weight": args.match_weight}
     if method.memory != "generator":
         for flag, value in generator_flags.items():
-            if value:
+            if value is not None and value is not False and (value or flag not in ("--buffer-share", "--filter")):
                 raise UsageError(f"{flag} is of the methods with a generator, dgr and dim; found --method {args.method}")
     elif args.layout and args.method == "dgr" and args.layout != "carried":
         raise UsageError(f"--layout {args.layout}: --method dgr carries one generator on, --method dim takes either")
@@ -218,6 +219,14 @@ def check_flags(args: argparse.Namespace, method: Method) -> None:
         raise UsageError(f"--epochs {args.epochs}: --track online sees each image once, expected 1 or --track offline")
     if args.oracle and args.layout == "per-task":
         raise UsageError(f"--oracle is one generator of all classes, found --layout {args.layout}")
+    if args.keep_discriminator and (args.oracle or (args.layout or ("carried" if args.method == "dgr" else "per-task")) != "carried"):
+        raise UsageError("--keep-discriminator is for a generator that is carried on: --method dgr or --layout carried, without --oracle")
+    if args.retrain and args.filter and args.layout != "carried":
+        raise UsageError(f"--filter {args.filter}: --retrain replays only to a carried generator, expected --layout carried")
+    if args.track == "online" and args.offer == "task" and not method.retrains:
+        raise UsageError("--offer task goes over a task's images again, expected --track offline")
+    if args.codec != "raw" and not (args.buffer_size or args.buffer_share or (method.memory == "buffer" and args.memory_bytes)):
+        raise UsageError(f"--codec {args.codec}: there is no buffer of real images to store")
     if args.retrain_steps and not (method.retrains or args.retrain):
         raise UsageError(f"--retrain-steps {args.retrain_steps} is of --method gdumb and --retrain, found neither")
 
@@ -239,6 +248,7 @@ def make_memory(args: argparse.Namespace, method: Method, info: DataInfo, learne
                 "image_size": info.image_size,
                 "z_dim": args.z_dim or max(100, 2 * info.num_classes),
             }
+            generator_bytes(config | {"width": 1}, args.storage)  # refuses sizes that make no generator
             held = args.num_tasks if layout == "per-task" else 1
 
             def size(width: int) -> int:
@@ -319,11 +329,13 @@ def results_of(continual: Continual, about: dict, seconds: float) -> dict:
     for name, settings in continual.acc.items():
         networks[name] = {}
         for setting, (initial, *acc) in settings.items():
-            networks[name][setting] = {"acc": acc, "initial": initial, **(summary(acc, initial) if acc else {})}
+            finished = continual.finished == len(continual.tasks)  # before that, tasks to come would count as failures
+            metrics = summary(acc, initial) if finished else dict.fromkeys(summary([initial], initial))
+            networks[name][setting] = {"acc": acc, "initial": initial, **metrics}
     singles = [learner.name for learner in continual.learners]
     for name, spent in zip(singles, continual.seconds, strict=True):
         networks[name]["seconds"] = round(spent, 2)
-    metrics = [name for name, value in networks[singles[0]]["class-il"].items() if not isinstance(value, list)]
+    names = [name for name, value in networks[singles[0]]["class-il"].items() if not isinstance(value, list)]
 
     def over_networks(setting: str, metric: str) -> float | None:
         values = [networks[name][setting][metric] for name in singles]
@@ -339,7 +351,7 @@ def results_of(continual: Continual, about: dict, seconds: float) -> dict:
         "images_generated": continual.images_generated,
         "seconds": round(seconds, 1),
         "networks": networks,
-        "mean": {setting: {metric: over_networks(setting, metric) for metric in metrics} for setting in SETTINGS},
+        "mean": {setting: {metric: over_networks(setting, metric) for metric in names} for setting in SETTINGS},
     }
 
 
@@ -409,13 +421,15 @@ def main(args: argparse.Namespace) -> dict:
         with run.interruptible():
             evaluate(continual, images, classes)
         continual.finish(task - 1)
-        write_json(folder / "results.json", results_of(continual, about, run.seconds))
         learnt = len(classes) if method.at_once else task
         last = {setting: [continual.acc[learner.name][setting][-1][:learnt] for learner in learners] for setting in SETTINGS}
         class_il, task_il = (mean(mean(row) for row in last[setting]) for setting in SETTINGS)
         run.close_epoch(task, values | {"class_il": class_il, "task_il": task_il}, picture(continual), None)
+        write_json(folder / "results.json", results_of(continual, about, run.seconds))
         tqdm.write(f"Accuracy for {learnt} task(s): \t [Class-IL]: {class_il:.2f} % \t [Task-IL]: {task_il:.2f} %")
     results = results_of(continual, about, run.seconds)
+    if not (folder / "results.json").exists():  # a kill came between the last checkpoint and it
+        write_json(folder / "results.json", results)
     print_results(results)
     print(folder / "results.json")
     return results

@@ -23,7 +23,7 @@ from models.gan import GAN, estimate_statistics, image_grid
 from pool_match import Pool, train_match
 from run_folder import Position
 from runtime import Losses, Runtime
-from utils import derive_seed, eval_mode, seeded
+from utils import UsageError, derive_seed, eval_mode, seeded
 from validate import generate
 
 
@@ -135,7 +135,7 @@ class Continual:
 
     def begin(self, task: int) -> None:
         """Freeze the networks of the last task for what needs them."""
-        if task and self.memory.generators is not None and (self.options.distill_weight or self.options.filter):
+        if self._replays(task) and (self.options.distill_weight or self.options.filter):
             for learner in self.learners:
                 learner.remember()
 
@@ -150,14 +150,19 @@ class Continual:
             if o.restat:
                 labels = torch.tensor(held, device=self.runtime.device)
                 estimate_statistics(self.gan.deployed, o.restat, o.gan_batch_size, self.seed, self.runtime, labels)
-            kept = {name: self.gan.state_dict()[name] for name in ("discriminator", "optim_g", "optim_d")}
+            kept = {"discriminator": self.gan.discriminator.state_dict()}
+            kept |= {name: getattr(self.gan, name).state_dict()["state"] for name in ("optim_g", "optim_d")}
             self.memory.generators.keep(self.gan.deployed, held, kept if o.keep_discriminator else None)
             self.gan = self.pool = None
         if self.memory.buffer is not None and (self.options.offer == "task" or not self.lengths(task)["stream"]):
             for index in torch.arange(len(self.tasks[task])).split(1000):
                 images, labels = self.tasks[task].images[index.to(self.runtime.device)], self.tasks[task].labels.cpu()[index]
                 self.memory.buffer.offer(images, labels, self._logits(images) if self.method.keeps_logits else None)
+        for learner in self.learners:
+            learner.previous = None  # it is no memory
         self.memory.check()
+        if self.memory.buffer is not None and not self.memory.buffer:
+            raise UsageError(f"--memory-bytes {self.memory.max_bytes}: no image of task {task + 1} fits into the buffer")
         self.images_generated += self._images_of(task)
         self.finished = task + 1
 
@@ -168,7 +173,8 @@ class Continual:
         steps, size = self.lengths(task)["retrain"], len(self._seen(task)) * self._per_class(task)
         together = size + (len(self.memory.buffer) if self.memory.buffer else 0)
         passes = -(-steps // -(-together // self.options.batch_size))
-        return passes * size + (len(self._seen(task - 1)) * self._per_class(task) if task else 0)
+        replayed = len(self._seen(task - 1)) * self._per_class(task) if task and self.lengths(task)["stream"] else 0
+        return passes * size + replayed
 
     @torch.no_grad()
     def _logits(self, images: Tensor) -> Tensor:
@@ -196,12 +202,17 @@ class Continual:
     def _per_class(self, task: int) -> int:
         return self.options.replay_images or -(-len(self.tasks[task]) // len(self.classes[task]))
 
+    def _replays(self, task: int) -> bool:
+        """Whether a task uses generated images of earlier classes: its networks, or the generator that is carried on."""
+        generators, lengths = self.memory.generators, self.lengths(task)
+        return bool(task and generators and (lengths["stream"] or (lengths["gan"] and generators.layout == "carried")))
+
     def prepare_replay(self, task: int) -> None:
         """Make the generated images of earlier classes for this task; the same whenever it is called during it."""
         if self.replay_of == task:
             return
         self.replay_of, self.replay = task, None
-        if task and self.memory.generators is not None:
+        if self._replays(task):
             labels = torch.tensor(self._seen(task - 1), device=self.runtime.device).repeat_interleave(self._per_class(task))
             self.replay = self._generated(labels, self.options.filter, "replay", task)
 
@@ -240,7 +251,9 @@ class Continual:
             generator.load_state_dict(generators.build().state_dict())
         gan = GAN(self.runtime.place(generator), self.runtime.place(discriminator), o.gan_lr, o.ema, o.gan_lr_d)
         if generators.kept_with and generators.layout == "carried":
-            gan.load_state_dict(gan.state_dict() | generators.kept_with)
+            fresh, kept = gan.state_dict(), dict(generators.kept_with)
+            kept |= {name: fresh[name] | {"state": kept[name]} for name in ("optim_g", "optim_d")}
+            gan.load_state_dict(fresh | kept)
         return gan
 
     def _new_pool(self, task: int) -> Pool:
@@ -404,20 +417,25 @@ class Continual:
 
 
 def picture(continual: Continual, rows: int = 10) -> Tensor | None:
-    """What the memory holds (C, H, W) in [-1, 1]: a column for each of the first ten classes, black where it holds none."""
+    """What the memory holds (C, H, W) in [-1, 1]: a column for each class, black where it holds none.
+
+    Of a set of more than ten classes: of the first ten that it holds.
+    """
     memory, info = continual.memory, continual.info
     columns = min(info.num_classes, 10)
     images = torch.full((rows, columns, info.channels, info.image_size, info.image_size), -1.0)
     if memory.generators is not None and memory.generators.stored:
-        held = sorted(label for labels in memory.generators.classes for label in labels if label < columns)
+        held = [label for labels in memory.generators.classes for label in labels][:columns]
         generator, rng = memory.generators.build(), torch.Generator().manual_seed(derive_seed(continual.seed, "pictures"))
         with torch.no_grad():
             made = generator.sample(torch.tensor(held).repeat(rows), rng)
-        images[:, held] = made.view(rows, len(held), *images.shape[2:])
+        places = held if info.num_classes <= columns else list(range(len(held)))
+        images[:, places] = made.view(rows, len(held), *images.shape[2:])
     elif memory.buffer:
-        for label in range(columns):
+        held = range(columns) if info.num_classes <= columns else memory.buffer.labels.unique().tolist()[:columns]
+        for column, label in enumerate(held):
             some = memory.buffer.images[memory.buffer.labels == label][:rows].cpu()
-            images[: len(some), label] = to_float(some)
+            images[: len(some), column] = to_float(some)
     else:
         return None
     return image_grid(images.flatten(0, 1), columns)

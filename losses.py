@@ -126,7 +126,7 @@ def distillation_loss(logits: Tensor, target_logits: Tensor, temperature: float 
 def masked_cross_entropy(logits: Tensor, y: Tensor, classes: Tensor) -> Tensor:
     """Cross-entropy of logits (B, K) among the `classes` (K,) that are true; those of y (B,) must be.
 
-    ER-ACE's on the current images: Caccia et al. 2022 (arXiv:2104.05025), Eq. 2.
+    ER-ACE's on the current images (Caccia et al. 2022, arXiv:2104.05025).
     """
     return F.cross_entropy(logits.masked_fill(~classes, -torch.inf), y)
 

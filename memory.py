@@ -53,7 +53,7 @@ def _jpeg_codec(quality: int, channels: int) -> Codec:
 
 
 def _gray_as_rgb(codec: Codec) -> Codec:
-    return Codec(lambda array: codec.encode(array), lambda code: codec.decode(code)[..., 0], codec.shared)
+    return Codec(codec.encode, lambda code: codec.decode(code)[..., 0], codec.shared)
 
 
 def make_codec(name: str, quality: int, channels: int) -> Codec | None:
@@ -86,7 +86,8 @@ class Buffer:
     """A uniform sample of all images offered so far: reservoir sampling (Vitter 1985, doi:10.1145/3147.3165).
 
     Each offered image gets a random key, and those of the smallest keys are kept, as many as fit: for images of one size a reservoir,
-    and for compressed ones a sample that favours no size. The keys are random numbers that a seed gives again, and do not count.
+    and for compressed ones a sample that favours no size. The keys do not count: to
+    go on sampling, a reservoir needs no more than the number of images that it was offered.
     `balanced`: a reservoir for each class, each with an equal share of the room. max_bytes counts pixels or codes, labels and
     logits; max_images counts images; None = no limit. networks: how many have their logits stored with each image. Raises
     UsageError where not one image fits.
@@ -114,8 +115,13 @@ class Buffer:
         # Of the same images, on the host: random keys, groups, bytes, and codes where they are compressed.
         self.keys, self.groups, self.sizes, self.codes = np.empty(0), np.empty(0, np.int64), np.empty(0, np.int64), []
         self.bars: dict[int, float] = {}  # group -> the smallest key that was turned away
-        if max_bytes is not None and self.codec is None and (size := self._sizes([None])[0]) > max_bytes:
-            raise UsageError(f"{max_bytes} bytes are left for real images, expected room for one, {size} bytes")
+        self.known: list[int] = []  # groups in the order of their first image
+        if max_bytes is not None:
+            empty = self._encode(self.images.new_zeros(1, *self.images.shape[1:])) if self.codec else [None]
+            least = int(self._sizes(empty)[0]) + (self.codec.shared if self.codec else 0)
+            wanted, least = ("one of each class", least * info.num_classes) if balanced else ("one", least)
+            if least > max_bytes:
+                raise UsageError(f"{max_bytes} bytes are left for real images, expected room for {wanted}, {least} bytes or more")
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -176,6 +182,7 @@ class Buffer:
             "logits": self.logits,
             "keys": torch.from_numpy(self.keys),
             "bars": dict(self.bars),
+            "known": list(self.known),
             "rng": self.rng.get_state(),
         }
 
@@ -187,7 +194,7 @@ class Buffer:
         self.keys = state["keys"].numpy()
         self.groups = state["labels"].cpu().numpy() if self.balanced else np.zeros(len(self.keys), np.int64)
         self.sizes = self._sizes(self.codes if self.codec else [None] * len(self.keys))
-        self.bars = dict(state["bars"])
+        self.bars, self.known = dict(state["bars"]), list(state["known"])
         self.rng.set_state(state["rng"])
 
     def _sizes(self, codes: list[bytes | None]) -> np.ndarray:
@@ -203,12 +210,14 @@ class Buffer:
             limit = self.max_bytes - (self.codec.shared if self.codec else 0)
         if limit is None:
             return np.ones(len(keys), bool)
-        kept, present = np.zeros(len(keys), bool), np.unique(groups)
-        for group in present.tolist():
+        kept = np.zeros(len(keys), bool)
+        self.known += [group for group in dict.fromkeys(groups.tolist()) if group not in self.known]
+        for place, group in enumerate(self.known):
+            room = limit // len(self.known) + (place < limit % len(self.known) if self.max_bytes is None else 0)
             (places,) = np.nonzero(groups == group)
             places = places[np.argsort(keys[places])]
             used = np.cumsum(sizes[places] if self.max_bytes is not None else np.ones(len(places)))
-            fitting = int(np.searchsorted(used, limit // len(present), side="right"))
+            fitting = int(np.searchsorted(used, room, side="right"))
             kept[places[:fitting]] = True
             if fitting < len(places):
                 self.bars[group] = float(keys[places[fitting]])

@@ -5,6 +5,7 @@ and gives the loss and the logits (B, K) of the current batch.
 """
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -144,7 +145,11 @@ def der_loss(learner: Learner, current: Batch, replays: Sequence[Batch], weights
 
 
 def ace_loss(learner: Learner, current: Batch, replays: Sequence[Batch], weights: Weights) -> tuple[Tensor, Tensor]:
-    """CE(current) among its own and the unseen classes + CE(replay): ER-ACE (Caccia et al. 2022, arXiv:2104.05025)."""
+    """CE(current) among its own and the unseen classes + CE(replay): ER-ACE (Caccia et al. 2022, arXiv:2104.05025).
+
+    The unseen classes compete as in mammoth; the paper's sum is over those of the batch alone. Replay begins with the first task, as
+    in the paper, and in mammoth with the second.
+    """
     logits = learner(current)
     present = torch.zeros_like(weights.unseen).scatter(0, current.y, True)
     loss = masked_cross_entropy(logits, current.y, present | weights.unseen)
@@ -169,7 +174,8 @@ def generative_loss(learner: Learner, current: Batch, replays: Sequence[Batch], 
     """r * CE(current) + (1 - r) * loss on generated images of old classes, r = weights.current.
 
     That loss is (1 - d) * CE + d * distillation of the network of the last task at temperature 2, d = weights.distill; with d = 1
-    deep generative replay (Shin et al. 2017, arXiv:1705.08690) as van de Ven & Tolias 2018 (arXiv:1809.10635) distil it.
+    deep generative replay (Shin et al. 2017, arXiv:1705.08690) as van de Ven & Tolias 2018 (arXiv:1809.10635) distil it, but that the
+    last network's outputs for classes that it had not met keep what probability it gives them, where theirs are set to 0.
     """
     logits = learner(current)
     loss = F.cross_entropy(logits, current.y)
@@ -224,4 +230,5 @@ class Ensemble(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) in [-1, 1]."""
-        return torch.stack([model(images).softmax(1) for model in self.models]).mean(0).log()
+        together = torch.stack([model(images).log_softmax(1) for model in self.models])
+        return together.logsumexp(0) - math.log(len(self.models))

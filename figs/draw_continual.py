@@ -25,6 +25,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from PIL import Image
 
+from methods import METHODS
 from run_folder import make_folder
 from utils import Parser, UsageError, cli, write_atomic, write_json
 
@@ -75,9 +76,15 @@ def row_of(runs: list[dict]) -> dict:
         singles = [run["networks"][name][setting]["acc"] for run in runs for name in run["networks"] if name != "ensemble"]
         return np.mean(singles, 0).round(3).tolist()
 
+    seeds = [run["seed"] for run in runs]
+    if len(set(seeds)) < len(seeds):
+        raise UsageError(
+            f"{runs[0]['folder']}: seed {max(seeds, key=seeds.count)} stands more than once in its row, expected each run once"
+        )
     accs, by_task, lost = of("average_accuracy"), of("average_accuracy", "task-il"), of("forgetting")
     row = {name: runs[0][name] for name in SHARED} | {"label": label_of(runs[0]), "lr": runs[0]["flags"]["lr"]}
-    row |= {"networks": [name for name in runs[0]["networks"] if name != "ensemble"], "seeds": [run["seed"] for run in runs]}
+    row["commits"] = sorted({run["commit"] for run in runs})
+    row |= {"networks": [name for name in runs[0]["networks"] if name != "ensemble"], "seeds": seeds}
     row |= {"n": len(runs), "accs": accs, "mean": mean(accs), "std": spread(accs)}
     row |= {"task_il_accs": by_task, "task_il_mean": mean(by_task), "task_il_std": spread(by_task)}
     row |= {"forgetting_mean": lost and mean(lost), "forgetting_std": lost and spread(lost)}
@@ -136,7 +143,8 @@ def draw_bytes(rows: list[dict], path: Path) -> None:
     floor = min(within, default=0) - 1
     for i, label in enumerate(labels):
         own = [row for row in rows if row["label"] == label]
-        points = sorted((row["memory_bytes"] or 0, row["mean"], row["std"] or 0) for row in own)
+        sized = all(row["num_bytes"]["total"] for row in own) and not any(METHODS[row["method"]].unlimited for row in own)
+        points = sorted(((row["memory_bytes"] or row["num_bytes"]["total"]) * sized, row["mean"], row["std"] or 0) for row in own)
         budgets, means, deviations = zip(*points, strict=True)
         color = colors[i % 20]
         if not budgets[0]:
@@ -149,8 +157,9 @@ def draw_bytes(rows: list[dict], path: Path) -> None:
     axes.set(xscale="log", ylabel="final average accuracy (class-il), %", title=title(rows))
     axes.set_xlabel("budget of what is kept between tasks, MB (methods side by side)")
     axes.set_ylim(bottom=floor if within else None)
-    axes.set_xticks(sizes, [f"{size:g}" for size in sizes])
-    axes.minorticks_off()
+    if sizes:
+        axes.set_xticks(sizes, [f"{size:g}" for size in sizes])
+        axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, bbox_to_anchor=(1.02, 1), loc="upper left")
     save(figure, path)
@@ -242,8 +251,12 @@ def main(args: argparse.Namespace) -> list[dict]:
     try:
         rows = json.loads(Path(args.kept).read_text())["rows"] if args.kept else rows_of(runs)
         lines = table(rows, args.record or args.kept)
+        if not rows:
+            raise ValueError("no rows")
+    except UsageError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"--from {args.kept}: expected a record of continual runs, found something else ({error})") from None
+        raise UsageError(f"{args.kept or args.runs[0]}: expected a record of continual runs, found something else ({error})") from None
     print("\n".join(lines))
     if args.record:
         about = {"kind": "continual", "date": datetime.date.today().isoformat(), "hardware": args.hardware, "commands": args.command}

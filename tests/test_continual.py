@@ -1,14 +1,17 @@
 """Stage 4 through its main, on tiny parts of the digits: every method, resuming, what earlier data can reach, refusals."""
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from conftest import continual_flags, run, same
+from PIL import Image
 
 import continual
 from continual import split_classes
-from data import ImageSet
+from data import Data, ImageSet
 from learner import Continual
 from memory import digest
 from methods import METHODS
@@ -94,9 +97,8 @@ def test_images_are_counted(finished):
     for task, classes in enumerate(new_per_pass):  # 4 steps of 8, on passes over 12 images a class and what the buffer holds by then
         held = min(buffer, 24 * (task + 1))
         passes.append(-(-4 // -(-(12 * classes + held) // 8)))
-    assert finished("retrain")[0]["images_generated"] == per_class * (2 + 4 + 6 + 8) + 12 * sum(
-        p * classes for p, classes in zip(passes, new_per_pass, strict=True)
-    )
+    made = 12 * sum(p * classes for p, classes in zip(passes, new_per_pass, strict=True))
+    assert finished("retrain")[0]["images_generated"] == made  # nothing is replayed beside
 
 
 REACHES_BACK = ("joint", "oracle")  # by what they are
@@ -104,12 +106,16 @@ REACHES_BACK = ("joint", "oracle")  # by what they are
 
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if name not in REACHES_BACK])
 def test_earlier_data_is_reached_through_memory_alone(variant, finished, tmp_path, monkeypatch):
-    begin = Continual.begin
+    begin, originals = Continual.begin, []
 
     def poisoned(self, task):
-        for earlier in self.tasks[:task]:
-            earlier.images.random_(0, 256, generator=torch.Generator().manual_seed(7))
-            earlier.labels.zero_()
+        originals.extend(ImageSet(one.images.clone(), one.labels.clone()) for one in self.tasks[len(originals) :])
+        for other, (one, original) in enumerate(zip(self.tasks, originals, strict=True)):
+            if other == task:
+                one.images.copy_(original.images), one.labels.copy_(original.labels)
+            else:  # earlier ones and those to come
+                one.images.random_(0, 256, generator=torch.Generator().manual_seed(7))
+                one.labels.zero_()
         begin(self, task)
 
     monkeypatch.setattr(Continual, "begin", poisoned)
@@ -283,6 +289,41 @@ def test_a_memory_that_does_not_fit_its_digest_or_budget_is_refused(damage, tmp_
     expected = {"altered": "the memory was altered", "too large": "bytes, expected at most the 60000 of --memory-bytes"}[damage]
     assert expected in capsys.readouterr().err
     assert last.read_bytes() == before
+
+
+@pytest.mark.parametrize("method", ["er", "dim", "dgr"])
+def test_a_picture_of_more_than_ten_classes_shows_the_first_that_are_held(method, tmp_path, monkeypatch):
+    load = continual.load_data
+
+    def many(*args, **kwargs):  # the digits, called 5 to 14 of 15 classes
+        data = load(*args, **kwargs)
+        info = replace(data.info, num_classes=15, class_names=tuple(map(str, range(15))))
+        splits = [ImageSet(s.images, s.labels + 5) for s in (data.train, data.val, data.test)]
+        extra = [ImageSet(torch.cat([s.images, s.images[:150]]), torch.cat([s.labels, torch.arange(150) % 5])) for s in splits]
+        return Data(info, *extra)
+
+    monkeypatch.setattr(continual, "load_data", many)
+    monkeypatch.setattr(continual, "split_classes", lambda *args: [[14, 13, 12], [11, 10, 9, 8, 7, 6, 5], [0, 1, 2, 3, 4]])
+    results = run(continual, flags(tmp_path, method, "--num-tasks", "3", *(["--z-dim", "40"] if method != "er" else [])))
+    assert results["finished"]
+    pictures = [np.asarray(Image.open(path)) for path in sorted((tmp_path / method / "outputs").iterdir())]
+    lit = [sum(bool((picture[:, 30 * i : 30 * i + 30] > 0).any()) for i in range(10)) for picture in pictures]
+    assert lit[0] == 3
+    assert lit[2] == 10 or method == "er"
+
+
+def test_nothing_of_earlier_networks_is_kept_between_tasks(finished):
+    for variant in ("dim", "dgr", "filter"):
+        learners = torch.load(finished(variant)[1] / "last.pth", weights_only=True)["learners"]
+        assert {state["previous"] for state in learners.values()} == {None}
+
+
+def test_results_before_the_end_claim_no_average(tmp_path, monkeypatch):
+    close, found = continual.write_json, []
+    monkeypatch.setattr(continual, "write_json", lambda path, value: (found.append(value), close(path, value)))
+    run(continual, flags(tmp_path, "finetune"))
+    assert [value["mean"]["class-il"]["average_accuracy"] is None for value in found] == [True] * 4 + [False]
+    assert [value["finished"] for value in found] == [False] * 4 + [True]
 
 
 def test_the_images_of_a_task_are_copies():

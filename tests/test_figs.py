@@ -73,6 +73,12 @@ def test_what_is_not_a_run_is_one_line(flags, message, tmp_path, capsys):
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_a_seed_that_stands_twice_in_a_row_is_refused(runs, tmp_path):
+    shutil.copytree(runs / "digits_20000_er_0", tmp_path / "digits_9_er_0")
+    with pytest.raises(UsageError, match="seed 0 stands more than once in its row, expected each run once"):
+        draw_continual.rows_of(draw_continual.read_runs([str(runs / "digits_20000_er_0"), str(tmp_path / "digits_9_er_0")]))
+
+
 def test_labels_are_names_without_set_bytes_and_seed():
     def label(folder, seed=0):
         return draw_continual.label_of({"data": "mnist", "seed": seed, "folder": Path(folder)})

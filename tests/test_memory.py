@@ -60,6 +60,23 @@ def test_balanced_reservoir_gives_each_class_its_share(digits):
             assert (kept[label] == image).flatten(1).all(1).any()
 
 
+def test_a_share_below_one_image_leaves_a_buffer_of_some_classes(digits):
+    buffer = Buffer(INFO, CPU, max_images=5, balanced=True)
+    for label in range(8):
+        index = torch.where(digits.labels == label)[0]
+        buffer.offer(digits.images[index], digits.labels[index])
+        assert len(buffer) == 5
+    assert torch.bincount(buffer.labels, minlength=10).max() == 1
+
+
+@pytest.mark.parametrize(("codec", "budget"), [("raw", 784), ("png", 60), ("webp", 20), ("jpeg", 600)])
+def test_a_budget_without_room_for_an_image_is_refused(codec, budget):
+    with pytest.raises(UsageError, match=rf"{budget} bytes are left for real images, expected room for one, \d+ bytes or more"):
+        Buffer(INFO, CPU, max_bytes=budget, codec=codec)
+    with pytest.raises(UsageError, match="expected room for one of each class, 7850 bytes or more"):
+        Buffer(INFO, CPU, max_bytes=7849, balanced=True)
+
+
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("balanced", [False, True])
 def test_bytes_stay_within_the_budget_and_labels_with_their_images(digits, codec, balanced):
@@ -176,7 +193,11 @@ def test_a_kept_discriminator_and_optimisers_are_counted_to_the_byte(gan):
         optim.step()
     memory = GeneratorMemory(config, "int8", "carried")
     state = pair.state_dict()
-    memory.keep(pair.generator, range(10), {name: state[name] for name in ("discriminator", "optim_g", "optim_d")})
+    memory.keep(
+        pair.generator,
+        range(10),
+        {"discriminator": state["discriminator"], "optim_g": state["optim_g"]["state"], "optim_d": state["optim_d"]["state"]},
+    )
     assert memory.num_bytes() == {"weights": generator_bytes(config, "int8"), "training": training_bytes(config)}
 
 
