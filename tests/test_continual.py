@@ -270,7 +270,7 @@ def test_a_budget_sizes_the_generator(storage, layout, tmp_path):
 
 @pytest.mark.parametrize("damage", ["altered", "too large"])
 def test_a_memory_that_does_not_fit_its_digest_or_budget_is_refused(damage, tmp_path, capsys):
-    budget = ["--memory-bytes", "60000", "--buffer-share", "0.4"]
+    budget = ["--memory-bytes", "120000", "--buffer-share", "0.4"]
     run(continual, flags(tmp_path, "dim", *budget))
     last = tmp_path / "dim" / "last.pth"
     state = torch.load(last, weights_only=True)
@@ -286,7 +286,7 @@ def test_a_memory_that_does_not_fit_its_digest_or_budget_is_refused(damage, tmp_
     with pytest.raises(SystemExit) as error:
         run(continual, flags(tmp_path, "dim", *budget))
     assert error.value.code == 2
-    expected = {"altered": "the memory was altered", "too large": "bytes, expected at most the 60000 of --memory-bytes"}[damage]
+    expected = {"altered": "the memory was altered", "too large": "bytes, expected at most the 120000 of --memory-bytes"}[damage]
     assert expected in capsys.readouterr().err
     assert last.read_bytes() == before
 
@@ -299,7 +299,11 @@ def test_a_picture_of_more_than_ten_classes_shows_the_first_that_are_held(method
         data = load(*args, **kwargs)
         info = replace(data.info, num_classes=15, class_names=tuple(map(str, range(15))))
         splits = [ImageSet(s.images, s.labels + 5) for s in (data.train, data.val, data.test)]
-        extra = [ImageSet(torch.cat([s.images, s.images[:150]]), torch.cat([s.labels, torch.arange(150) % 5])) for s in splits]
+        more = [torch.arange(150) % len(s) for s in splits]
+        extra = [
+            ImageSet(torch.cat([s.images, s.images[index]]), torch.cat([s.labels, torch.arange(150) % 5]))
+            for s, index in zip(splits, more, strict=True)
+        ]
         return Data(info, *extra)
 
     monkeypatch.setattr(continual, "load_data", many)
