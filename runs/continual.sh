@@ -37,6 +37,7 @@ declare -A FLAGS=(  # of a row, with the rate that tune chose
     [buffer]="--method dim --match-steps 0 --buffer-share 0.5 $GENERATOR"
     [buffer_webp]="--method dim --match-steps 0 --buffer-share 0.5 --codec webp $GENERATOR"
     [retrain]="--method dim --match-steps 0 --retrain $GENERATOR"
+    [dim_1000]="--method dim --match-steps 0 $GENERATOR --gan-steps 1000"
     [dim_fp32]="--method dim --match-steps 0 --storage fp32 $GENERATOR"
     [dim_pair]="--method dim --match-steps 0 $GENERATOR --gan dim"
 )
