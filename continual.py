@@ -8,6 +8,7 @@ last.pth. Stopped anywhere, the same command continues.
 """
 
 import argparse
+import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from statistics import mean
@@ -46,6 +47,7 @@ from utils import (
 )
 
 TRACKS = {"offline": 5, "online": 1}  # passes over a task where --epochs is not given
+REPLAY_LOSSES = ("er", "er-ace", "cls-er")
 FREE_FLAGS = {"tag", "results_dir", "data_dir", "device", "amp", "channels_last", "graphs", "save_interval", "print_freq"}
 
 
@@ -169,6 +171,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--replay-balance", choices=("classes", "equal"), default="classes", help="dgr, dim: weight of replay by classes seen, or one half"
     )
     parser.add_argument("--distill-weight", type=probability, help="share of distillation in replay's loss (default: dim 0.5, dgr 1)")
+    parser.add_argument("--replay-loss", choices=REPLAY_LOSSES, help="dim: replay as this method replays real images (default: dgr's way)")
     parser.add_argument(
         "--filter", type=probability, default=0.0, help="redraw images that the last networks give their class less than this"
     )
@@ -203,14 +206,22 @@ def check_flags(args: argparse.Namespace, method: Method) -> None:
         "--distill-weight": args.distill_weight,
     }
     generator_flags |= {"--z-dim": args.z_dim, "--gan-lr-d": args.gan_lr_d, "--match-weight": args.match_weight}
+    generator_flags |= {"--replay-loss": args.replay_loss}
     if method.memory != "generator":
         for flag, value in generator_flags.items():
             if value is not None and value is not False and (value or flag not in ("--buffer-share", "--filter")):
                 raise UsageError(f"{flag} is of the methods with a generator, dgr and dim; found --method {args.method}")
     elif args.layout and args.method == "dgr" and args.layout != "carried":
         raise UsageError(f"--layout {args.layout}: --method dgr carries one generator on, --method dim takes either")
+    elif args.replay_loss and args.method == "dgr":
+        raise UsageError(f"--replay-loss {args.replay_loss} is of --method dim; dgr distils")
     elif args.track == "online":
         raise UsageError(f"--track online: --method {args.method} goes over a task's images several times, expected --track offline")
+    if args.replay_loss and args.retrain:
+        raise UsageError(f"--replay-loss {args.replay_loss}: --retrain learns from memory alone, nothing is replayed beside a task")
+    if args.replay_loss and (args.distill_weight or args.replay_balance != "classes"):
+        found = f"--distill-weight {args.distill_weight}" if args.distill_weight else f"--replay-balance {args.replay_balance}"
+        raise UsageError(f"{found} weighs the loss that --replay-loss {args.replay_loss} replaces, expected one of the two")
     if args.buffer_share and (args.memory_bytes is None or args.buffer_share == 1):
         raise UsageError(f"--buffer-share {args.buffer_share}: expected a share below 1 of --memory-bytes")
     if args.memory_bytes and args.buffer_size:
@@ -282,6 +293,7 @@ def make_options(args: argparse.Namespace) -> Options:
     """The run's values, defaults filled in."""
     ours = args.method == "dim"
     distill = (0.5 if ours else 1.0) if args.distill_weight is None else args.distill_weight
+    distill = 0.0 if args.replay_loss else distill
     return Options(
         epochs=args.epochs or TRACKS[args.track],
         batch_size=args.batch_size,
@@ -378,6 +390,9 @@ def print_results(results: dict) -> None:
 def main(args: argparse.Namespace) -> dict:
     method = METHODS[args.method]
     check_flags(args, method)
+    if args.replay_loss:
+        rule = METHODS[args.replay_loss]
+        method = dataclasses.replace(method, loss=rule.loss, averaged=rule.averaged)
     names = list(dict.fromkeys(network_name(name) for name in args.pool))
     parse_strategy(args.dsa_strategy)
     options = make_options(args)

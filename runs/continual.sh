@@ -32,6 +32,9 @@ declare -A FLAGS=(  # of a row, with the rate that tune chose
     [match]="--method dim --match-steps 100 $GENERATOR"
     [match_none]="--method dim --match-steps 100 --match none $GENERATOR"
     [no_distill]="--method dim --match-steps 0 --distill-weight 0 $GENERATOR"
+    [dim_er]="--method dim --match-steps 0 --replay-loss er $GENERATOR"
+    [dim_er-ace]="--method dim --match-steps 0 --replay-loss er-ace $GENERATOR"
+    [dim_cls-er]="--method dim --match-steps 0 --replay-loss cls-er --average-decay 0.99 $GENERATOR"
     [equal]="--method dim --match-steps 0 --replay-balance equal $GENERATOR"
     [filter]="--method dim --match-steps 0 --filter 0.5 $GENERATOR"
     [buffer]="--method dim --match-steps 0 --buffer-share 0.5 $GENERATOR"
@@ -59,7 +62,7 @@ tune)
 table | sweep)
     for SEED in $SEEDS; do
         for B in $BYTES; do
-            for NAME in $METHODS; do cell "$B" "$NAME" "$SEED" ${FLAGS[$NAME]} --lr "${RATE[${NAME%%_*}]:-0.03}"; done
+            for NAME in $METHODS; do cell "$B" "$NAME" "$SEED" ${FLAGS[$NAME]} --lr "${RATE[$NAME]:-${RATE[${NAME%%_*}]:-0.03}}"; done
         done
     done ;;
 ablate)

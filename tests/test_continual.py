@@ -27,6 +27,8 @@ VARIANTS = {
     "retrain": ("dim", "--retrain", "--retrain-steps", "4", "--buffer-size", "20"),
     "kept": ("dgr", "--keep-discriminator", "--restat", "0", "--ema", "0"),
     "oracle": ("dim", "--oracle"),
+    "as er-ace": ("dim", "--replay-loss", "er-ace"),
+    "as cls-er": ("dim", "--replay-loss", "cls-er"),
     "at the end": ("der++", "--offer", "task"),
     "jpeg": ("der++", "--codec", "jpeg", "--dsa-strategy", "crop_flip"),
 }
@@ -83,6 +85,7 @@ def test_what_is_kept_is_what_was_asked_for(finished):
     assert finished("der++")[0]["num_bytes"] == {"images": 20 * 784, "labels": 20, "logits": 20 * 40, "total": 20 * 825}
     assert finished("unlimited")[0]["buffer_images"] == 120
     assert finished("cls-er")[0]["num_bytes"]["copies"] == 2 * 96_560
+    assert finished("as cls-er")[0]["num_bytes"]["copies"] == 2 * 96_560
     assert set(finished("kept")[0]["num_bytes"]) == {"weights", "training", "total"}
     assert finished("beside a buffer")[0]["num_bytes"]["total"] <= 120_000
     assert set(finished("beside a buffer")[0]["num_bytes"]) == {"images", "labels", "weights", "total"}
