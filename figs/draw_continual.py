@@ -101,7 +101,8 @@ def rows_of(runs: list[dict]) -> list[dict]:
     """A row for each group of runs that differ in their seed alone, in the order in which they were given."""
     groups: dict[str, list[dict]] = {}
     for run in runs:
-        flags = {name: value for name, value in run["flags"].items() if name not in OWN}
+        # a flag that is not set says what a run says that is older than the flag
+        flags = {name: value for name, value in run["flags"].items() if name not in OWN and value is not None}
         groups.setdefault(json.dumps([label_of(run), flags], sort_keys=True), []).append(run)
     return [row_of(group) for group in groups.values()]
 

@@ -16,11 +16,15 @@ from utils import UsageError
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
-    """Folders of two seeds of er, one of finetune, one of dim, and one that is not finished."""
+    """Folders of two seeds of er, one of them older, one of finetune, one of dim, and one that is not finished."""
     results = tmp_path_factory.mktemp("runs")
     for method, name, seed in (("er", "er", 0), ("er", "er", 1), ("finetune", "finetune", 0), ("dim", "dim", 0)):
         tag = ["--tag", f"digits_20000_{name}_{seed}", "--seed", str(seed), "--num-tasks", "2"]
         run(continual, continual_flags(results, method, *tag))
+    older = results / "digits_20000_er_1" / "results.json"  # of a time before --replay-loss
+    found = json.loads(older.read_text())
+    assert found["flags"].pop("replay_loss") is None
+    older.write_text(json.dumps(found))
     shutil.copytree(results / "digits_20000_er_0", results / "digits_20000_half_0")
     half = results / "digits_20000_half_0" / "results.json"
     half.write_text(json.dumps(json.loads(half.read_text()) | {"finished": False}))
