@@ -189,6 +189,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def layout_of(args: argparse.Namespace) -> str:
+    """How generators are kept: --layout, or the method's default."""
+    return args.layout or ("carried" if args.method == "dgr" or args.oracle else "per-task")
+
+
 def check_flags(args: argparse.Namespace, method: Method) -> None:
     """Raise UsageError for flags that contradict each other."""
     kept = "nothing" if method.memory is None else "every image" if method.unlimited else None
@@ -197,19 +202,25 @@ def check_flags(args: argparse.Namespace, method: Method) -> None:
             raise UsageError(f"{flag} {value}: --method {args.method} keeps {kept}")
     if method.memory == "buffer" and not kept and (args.memory_bytes is None) == (args.buffer_size is None):
         raise UsageError(f"--method {args.method} needs --memory-bytes or --buffer-size, and not both")
-    generator_flags = {"--oracle": args.oracle, "--retrain": args.retrain, "--keep-discriminator": args.keep_discriminator}
-    generator_flags |= {"--buffer-share": args.buffer_share, "--filter": args.filter, "--match-steps": args.match_steps}
-    generator_flags |= {
+    generator_flags = {  # None where not given
+        "--oracle": args.oracle or None,
+        "--retrain": args.retrain or None,
+        "--keep-discriminator": args.keep_discriminator or None,
+        "--buffer-share": args.buffer_share or None,
+        "--filter": args.filter or None,
+        "--match-steps": args.match_steps,
         "--layout": args.layout,
         "--width": args.width,
         "--replay-images": args.replay_images,
         "--distill-weight": args.distill_weight,
+        "--z-dim": args.z_dim,
+        "--gan-lr-d": args.gan_lr_d,
+        "--match-weight": args.match_weight,
+        "--replay-loss": args.replay_loss,
     }
-    generator_flags |= {"--z-dim": args.z_dim, "--gan-lr-d": args.gan_lr_d, "--match-weight": args.match_weight}
-    generator_flags |= {"--replay-loss": args.replay_loss}
     if method.memory != "generator":
         for flag, value in generator_flags.items():
-            if value is not None and value is not False and (value or flag not in ("--buffer-share", "--filter")):
+            if value is not None:
                 raise UsageError(f"{flag} is of the methods with a generator, dgr and dim; found --method {args.method}")
     elif args.layout and args.method == "dgr" and args.layout != "carried":
         raise UsageError(f"--layout {args.layout}: --method dgr carries one generator on, --method dim takes either")
@@ -230,7 +241,7 @@ def check_flags(args: argparse.Namespace, method: Method) -> None:
         raise UsageError(f"--epochs {args.epochs}: --track online sees each image once, expected 1 or --track offline")
     if args.oracle and args.layout == "per-task":
         raise UsageError(f"--oracle is one generator of all classes, found --layout {args.layout}")
-    if args.keep_discriminator and (args.oracle or (args.layout or ("carried" if args.method == "dgr" else "per-task")) != "carried"):
+    if args.keep_discriminator and (args.oracle or layout_of(args) != "carried"):
         raise UsageError("--keep-discriminator is for a generator that is carried on: --method dgr or --layout carried, without --oracle")
     if args.retrain and args.filter and args.layout != "carried":
         raise UsageError(f"--filter {args.filter}: --retrain replays only to a carried generator, expected --layout carried")
@@ -245,7 +256,7 @@ def check_flags(args: argparse.Namespace, method: Method) -> None:
 def make_memory(args: argparse.Namespace, method: Method, info: DataInfo, learners: Sequence[Learner], runtime: Runtime) -> Memory:
     """The memory of the method, its parts sized to the budget. Raises UsageError where one does not fit."""
     budget, share, generators = args.memory_bytes, args.buffer_share, None
-    layout = args.layout or ("carried" if args.method == "dgr" or args.oracle else "per-task")
+    layout = layout_of(args)
     copies = sum(num_bytes(average) for learner in learners for average in learner.averages)
     left = budget and budget - copies
     if left is not None and left <= 0:
@@ -292,8 +303,8 @@ def make_memory(args: argparse.Namespace, method: Method, info: DataInfo, learne
 def make_options(args: argparse.Namespace) -> Options:
     """The run's values, defaults filled in."""
     ours = args.method == "dim"
-    distill = (0.5 if ours else 1.0) if args.distill_weight is None else args.distill_weight
-    distill = 0.0 if args.replay_loss else distill
+    default = 0.0 if args.replay_loss else 0.5 if ours else 1.0
+    distill = default if args.distill_weight is None else args.distill_weight
     return Options(
         epochs=args.epochs or TRACKS[args.track],
         batch_size=args.batch_size,
@@ -337,11 +348,11 @@ def check_sizes(tasks: Sequence[ImageSet], options: Options, generates: bool) ->
 
 def results_of(continual: Continual, about: dict, seconds: float) -> dict:
     """What results.json holds: settings, bytes, cost, and of each network, of their mean and of their ensemble the matrices and metrics."""
+    finished = continual.finished == len(continual.tasks)  # before that, tasks to come would count as failures
     networks = {}
     for name, settings in continual.acc.items():
         networks[name] = {}
         for setting, (initial, *acc) in settings.items():
-            finished = continual.finished == len(continual.tasks)  # before that, tasks to come would count as failures
             metrics = summary(acc, initial) if finished else dict.fromkeys(summary([initial], initial))
             networks[name][setting] = {"acc": acc, "initial": initial, **metrics}
     singles = [learner.name for learner in continual.learners]
@@ -356,7 +367,7 @@ def results_of(continual: Continual, about: dict, seconds: float) -> dict:
     buffer, generators = continual.memory.buffer, continual.memory.generators
     return about | {
         "tasks_done": continual.finished,
-        "finished": continual.finished == len(continual.tasks),
+        "finished": finished,
         "num_bytes": continual.memory.num_bytes(),
         "buffer_images": len(buffer) if buffer is not None else 0,
         "generator": generators and {**generators.config, "storage": generators.storage, "layout": generators.layout},

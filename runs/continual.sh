@@ -62,7 +62,7 @@ tune)
 table | sweep)
     for SEED in $SEEDS; do
         for B in $BYTES; do
-            for NAME in $METHODS; do cell "$B" "$NAME" "$SEED" ${FLAGS[$NAME]} --lr "${RATE[$NAME]:-${RATE[${NAME%%_*}]:-0.03}}"; done
+            for NAME in $METHODS; do cell "$B" "$NAME" "$SEED" ${FLAGS[$NAME]} --lr "${RATE[${NAME%%_*}]:-0.03}"; done
         done
     done ;;
 ablate)
