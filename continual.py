@@ -22,13 +22,13 @@ from augment import parse_strategy
 from data import Data, DataInfo, ImageSet, load_data
 from learner import Continual, Options, picture
 from losses import MATCH_WEIGHTS
-from memory import CODECS, LAYOUTS, Buffer, GeneratorMemory, Memory, generator_bytes, training_bytes, widest
+from memory import LAYOUTS, Buffer, GeneratorMemory, Memory, generator_bytes, training_bytes, widest
 from methods import METHODS, Ensemble, Learner, Method
 from metrics import SETTINGS, accuracies, summary
 from models import GANS, network_name
 from run_folder import START, Position, RunFolder, Step, run_path
 from runtime import Runtime, device_name, make_runtime
-from storage import BYTES, num_bytes
+from storage import BYTES, CODECS, num_bytes
 from utils import (
     Parser,
     UsageError,
@@ -37,8 +37,8 @@ from utils import (
     decay,
     derive_seed,
     environment,
+    jpeg_quality,
     nonnegative,
-    number,
     positive,
     positive_int,
     probability,
@@ -132,7 +132,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--memory-bytes", type=positive_int, help="budget of all that is kept between tasks; sizes buffer and generator")
     parser.add_argument("--buffer-size", type=positive_int, help="images in the buffer, instead of a budget in bytes")
     parser.add_argument("--codec", choices=CODECS, default="raw", help="how the buffer stores its images")
-    parser.add_argument("--quality", type=number(int, 1, 95), default=75, help="of --codec jpeg")
+    parser.add_argument("--quality", type=jpeg_quality, default=75, help="of --codec jpeg")
     parser.add_argument(
         "--offer", choices=("step", "task"), default="step", help="when the buffer takes images: as they come, or at a task's end"
     )

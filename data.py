@@ -4,6 +4,7 @@ Images are uint8 (N, C, H, W) at rest and float32 in [-1, 1] in flight; labels a
 """
 
 import gzip
+import hashlib
 import os
 import pickle
 import shutil
@@ -91,6 +92,16 @@ class Data:
 def to_float(images: Tensor) -> Tensor:
     """uint8 [0, 255] to float32 [-1, 1]."""
     return images.float() / 127.5 - 1
+
+
+def fingerprint(info: DataInfo, images: ImageSet | None) -> str | None:
+    """A short hash of a set and of its normalisation, so that results of different images are never taken for one."""
+    if images is None:
+        return None
+    digest = hashlib.sha256(repr(info).encode())
+    for tensor in (images.images, images.labels):
+        digest.update(tensor.contiguous().numpy())
+    return digest.hexdigest()[:16]
 
 
 # Readers: paths of one split -> (images uint8 (N, C, H, W), labels (N,)).
@@ -225,11 +236,15 @@ CIFAR100_NAMES = tuple(
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table of sets: its info, where its files lie, and the torchvision class that downloads them."""
+    """One line of the table of sets: its info, where its files lie, and the torchvision class that downloads them.
+
+    flip: whether the mirror image of an image is of the same class.
+    """
 
     info: DataInfo
     layouts: tuple[Layout, ...] = ()
     torchvision_name: str = ""
+    flip: bool = False
 
 
 def _info(name: str, channels: int, size: int, class_names: tuple[str, ...], mean: tuple, std: tuple) -> DataInfo:
@@ -239,11 +254,11 @@ def _info(name: str, channels: int, size: int, class_names: tuple[str, ...], mea
 DATASETS = {
     row.info.name: row
     for row in (
-        Row(_info("cifar10", 3, 32, CIFAR10_NAMES, (0.491, 0.482, 0.447), (0.202, 0.199, 0.201)), CIFAR10_LAYOUTS, "CIFAR10"),
-        Row(_info("cifar100", 3, 32, CIFAR100_NAMES, (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)), CIFAR100_LAYOUTS, "CIFAR100"),
+        Row(_info("cifar10", 3, 32, CIFAR10_NAMES, (0.491, 0.482, 0.447), (0.202, 0.199, 0.201)), CIFAR10_LAYOUTS, "CIFAR10", True),
+        Row(_info("cifar100", 3, 32, CIFAR100_NAMES, (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)), CIFAR100_LAYOUTS, "CIFAR100", True),
         Row(_info("svhn", 3, 32, DIGIT_NAMES, (0.437, 0.444, 0.473), (0.198, 0.201, 0.197)), SVHN_LAYOUTS, "SVHN"),
         Row(_info("mnist", 1, 28, DIGIT_NAMES, (0.131,), (0.308,)), MNIST_LAYOUTS, "MNIST"),
-        Row(_info("fashion", 1, 28, FASHION_NAMES, (0.286,), (0.353,)), FASHION_LAYOUTS, "FashionMNIST"),
+        Row(_info("fashion", 1, 28, FASHION_NAMES, (0.286,), (0.353,)), FASHION_LAYOUTS, "FashionMNIST", True),
         Row(_info("digits", 1, 28, DIGIT_NAMES, (0.305,), (0.323,))),
     )
 }

@@ -8,7 +8,6 @@ split chooses it, best.pth. The last line printed is the checkpoint to go on wit
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -43,7 +42,7 @@ from utils import (
     seeded,
     two_or_more,
 )
-from validate import BUDGETS, RECIPES, evaluate_generator
+from validate import BUDGETS, RECIPES, evaluate_generator, make_recipe
 
 
 def train_gan(
@@ -137,7 +136,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=positive_int, default=1, help="classifiers at each evaluation")
     parser.add_argument("--recipe", choices=RECIPES, default="dim", help="how a classifier is trained")
     parser.add_argument("--epochs-eval", type=positive_int, default=1000, help="epochs of a classifier")
-    parser.add_argument("--mix-p", type=probability_or_off, default=-1.0, help="probability of CutMix for a batch; -1 = never")
+    parser.add_argument("--mix-p", type=probability_or_off, help="probability of CutMix for a batch; -1 = never (default: the recipe's)")
     # run
     parser.add_argument("--tag", default="gan", help="name of the folder under --results-dir")
     parser.add_argument("--results-dir", default="results", help="where results go")
@@ -154,11 +153,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> RunFolder:
     networks = [network_name(name) for name in args.eval_model]
     parse_diffaug(args.diffaug)
-    recipe = replace(RECIPES[args.recipe], epochs=args.epochs_eval, mix_p=args.mix_p)
     folder = run_path(args.results_dir, args.tag)
     runtime = make_runtime(args.device, args.amp, args.channels_last, args.graphs)
     runtime.check_batch_size(args.batch_size)
     data = load_data(args.data, args.data_dir, val_size=args.val_size, image_size=args.image_size)
+    recipe = make_recipe(args.recipe, data.info.name, epochs=args.epochs_eval, mix_p=args.mix_p)
     num_steps = steps_per_epoch(len(data.train), args.batch_size, args.d_steps)
     config = {
         "gan": args.gan,

@@ -23,8 +23,8 @@ from models.gan import GAN, estimate_statistics, image_grid
 from pool_match import Pool, train_match
 from run_folder import Position
 from runtime import Losses, Runtime
+from sources import generate
 from utils import UsageError, derive_seed, eval_mode, seeded
-from validate import generate
 
 
 @dataclass(frozen=True)

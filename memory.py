@@ -1,77 +1,20 @@
 """What a continual learner keeps between tasks, and what that costs in bytes: a buffer of real images, a generator, or both."""
 
 import hashlib
-import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from data import DataInfo, ImageSet, to_float
 from models import build_gan, build_generator, decode
 from models.deploy import ByClass
-from storage import encode, num_bytes
+from storage import LENGTH_BYTES, decode_images, encode, encode_images, make_codec, num_bytes
 from utils import UsageError, seeded
 
 LAYOUTS = ("carried", "per-task")
-LENGTH_BYTES = 2  # of the length of a compressed image
-
-
-@dataclass(frozen=True)
-class Codec:
-    """How a buffer stores an image (H, W) or (H, W, 3): bytes, back to the array that is learnt from, and bytes that all share."""
-
-    encode: Callable[[np.ndarray], bytes]
-    decode: Callable[[bytes], np.ndarray]
-    shared: int = 0
-
-
-def _pillow_codec(kind: str, **options) -> Codec:
-    def encode(array: np.ndarray) -> bytes:
-        file = io.BytesIO()
-        Image.fromarray(array).save(file, kind, **options)
-        return file.getvalue()
-
-    def decode(code: bytes) -> np.ndarray:
-        with Image.open(io.BytesIO(code)) as picture:
-            return np.asarray(picture)
-
-    return Codec(encode, decode)
-
-
-def _jpeg_codec(quality: int, channels: int) -> Codec:
-    """JPEG whose tables, the same for all images, are stored once (ITU-T T.81, annex B.5: abbreviated streams)."""
-    mode = "L" if channels == 1 else "RGB"
-    tables = _pillow_codec("JPEG", quality=quality, streamtype=1).encode(np.asarray(Image.new(mode, (8, 8))))
-    pictures = _pillow_codec("JPEG", quality=quality, streamtype=2)
-    end, begin = 2, 2  # the markers that close one stream and open the other
-    return Codec(pictures.encode, lambda code: pictures.decode(tables[:-end] + code[begin:]), len(tables))
-
-
-def _gray_as_rgb(codec: Codec) -> Codec:
-    return Codec(codec.encode, lambda code: codec.decode(code)[..., 0], codec.shared)
-
-
-def make_codec(name: str, quality: int, channels: int) -> Codec | None:
-    """The codec called `name`, None for raw pixels. Raises UsageError where Pillow was built without it."""
-    if name == "raw":
-        return None
-    if name == "jpeg":
-        return _jpeg_codec(quality, channels)
-    codec = _pillow_codec("PNG", optimize=True) if name == "png" else _pillow_codec("WEBP", lossless=True, method=6)
-    codec = _gray_as_rgb(codec) if name == "webp" and channels == 1 else codec
-    try:
-        codec.encode(np.zeros((8, 8) if channels == 1 else (8, 8, 3), np.uint8))
-    except (KeyError, OSError) as error:
-        raise UsageError(f"--codec {name}: this Pillow cannot write it ({error})") from None
-    return codec
-
-
-CODECS = ("raw", "png", "webp", "jpeg")
 
 
 class Draw(NamedTuple):
@@ -117,7 +60,7 @@ class Buffer:
         self.bars: dict[int, float] = {}  # group -> the smallest key that was turned away
         self.known: list[int] = []  # groups in the order of their first image
         if max_bytes is not None:
-            empty = self._encode(self.images.new_zeros(1, *self.images.shape[1:])) if self.codec else [None]
+            empty = encode_images(self.codec, self.images.new_zeros(1, *self.images.shape[1:])) if self.codec else [None]
             least = int(self._sizes(empty)[0]) + (self.codec.shared if self.codec else 0)
             wanted, least = ("one of each class", least * info.num_classes) if balanced else ("one", least)
             if least > max_bytes:
@@ -136,7 +79,7 @@ class Buffer:
         index = torch.from_numpy(wanted).to(images.device)
         codes, pixels = [None] * len(wanted), images[index]
         if self.codec is not None:
-            codes = self._encode(pixels)
+            codes = encode_images(self.codec, pixels)
             pixels = self._decode(codes)
         logits = self.logits.new_empty(len(wanted), *self.logits.shape[1:]) if logits is None else logits[index]
         arrived = (np.concatenate([self.keys, keys[wanted]]), np.concatenate([self.groups, groups[wanted]]))
@@ -223,14 +166,8 @@ class Buffer:
                 self.bars[group] = float(keys[places[fitting]])
         return kept
 
-    def _encode(self, images: Tensor) -> list[bytes]:
-        arrays = images.permute(0, 2, 3, 1).cpu().numpy()  # (B, H, W, C)
-        return [self.codec.encode(np.ascontiguousarray(array.squeeze(2) if array.shape[2] == 1 else array)) for array in arrays]
-
     def _decode(self, codes: list[bytes]) -> Tensor:
-        shape = (len(codes), self.info.image_size, self.info.image_size, self.info.channels)
-        arrays = np.stack([self.codec.decode(code) for code in codes]) if codes else np.empty(0, np.uint8)
-        return torch.from_numpy(arrays.reshape(shape)).permute(0, 3, 1, 2).contiguous().to(self.device)
+        return decode_images(self.codec, codes, self.info).to(self.device)
 
 
 class GeneratorMemory:

@@ -15,10 +15,10 @@ GRAY_MODES = ("1", "L", "I", "I;16", "I;16B", "I;16L", "F")
 PICTURE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
-def list_pictures(folder: Path) -> dict[str, list[Path]]:
+def list_pictures(folder: Path, expected: str = "PATH/train/CLASS/* and PATH/test/CLASS/* for --data folder") -> dict[str, list[Path]]:
     """Class name -> its picture files, both sorted."""
     if not folder.is_dir():
-        raise UsageError(f"{folder}: no such folder; --data folder expects PATH/train/CLASS/* and PATH/test/CLASS/*")
+        raise UsageError(f"{folder}: no such folder, expected {expected}")
     classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if len(classes) < 2:
         raise UsageError(f"{folder}: found {len(classes)} class folders, expected at least 2")
@@ -35,14 +35,17 @@ def is_gray(path: Path) -> bool:
     return _open(path, lambda picture: picture.mode in GRAY_MODES)
 
 
-def read_pictures(classes: list[list[Path]], channels: int, size: int) -> tuple[Tensor, Tensor]:
+def read_pictures(classes: list[list[Path]], channels: int, size: int, exact: bool = False) -> tuple[Tensor, Tensor]:
     """The files of each class -> images uint8 (N, channels, size, size) and labels int64 (N,), one file after another.
 
-    The shorter side is resized to `size` and the longer cropped about its centre.
+    The shorter side is resized to `size` and the longer cropped about its centre; with `exact` another size or color is refused.
     """
     mode = "L" if channels == 1 else "RGB"
 
     def fit(picture: Image.Image) -> np.ndarray:
+        if exact and (picture.size != (size, size) or (channels == 1) != (picture.mode in GRAY_MODES)):
+            width, height = picture.size
+            raise ValueError(f"{width} x {height} pixels, mode {picture.mode}, expected {size} x {size}, mode {mode}")
         picture = ImageOps.exif_transpose(_to_8_bits(picture)).convert(mode)
         return np.asarray(ImageOps.fit(picture, (size, size)))
 

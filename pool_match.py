@@ -8,7 +8,6 @@ command continues.
 
 import argparse
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +47,7 @@ from utils import (
     seeded,
     two_or_more,
 )
-from validate import BUDGETS, RECIPES, evaluate_generator, warn_of_seen_images
+from validate import BUDGETS, RECIPES, evaluate_generator, make_recipe, warn_of_seen_images
 
 
 class Pool:
@@ -315,7 +314,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=positive_int, default=1, help="classifiers at each evaluation")
     parser.add_argument("--recipe", choices=RECIPES, default="dim", help="how a classifier is trained")
     parser.add_argument("--epochs-eval", type=positive_int, default=1000, help="epochs of a classifier")
-    parser.add_argument("--mix-p", type=probability_or_off, default=-1.0, help="probability of CutMix for a batch; -1 = never")
+    parser.add_argument("--mix-p", type=probability_or_off, help="probability of CutMix for a batch; -1 = never (default: the recipe's)")
     # run
     parser.add_argument("--tag", default="match", help="name of the folder under --results-dir")
     parser.add_argument("--results-dir", default="results", help="where results go")
@@ -331,7 +330,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 @cli
 def main(args: argparse.Namespace) -> RunFolder:
     networks = [network_name(name) for name in args.eval_model]
-    recipe = replace(RECIPES[args.recipe], epochs=args.epochs_eval, mix_p=args.mix_p)
     parse_strategy(args.match_strategy), parse_strategy(args.pool_strategy), parse_diffaug(args.diffaug)
     folder = run_path(args.results_dir, args.tag)
     runtime = make_runtime(args.device, args.amp, args.channels_last, args.graphs)
@@ -344,6 +342,7 @@ def main(args: argparse.Namespace) -> RunFolder:
     )
     checkpoint.check_data(data.info)
     warn_of_seen_images(checkpoint, args.val_size)
+    recipe = make_recipe(args.recipe, data.info.name, epochs=args.epochs_eval, mix_p=args.mix_p)
     num_steps = steps_per_epoch(len(data.train), args.batch_size)
     gan = GAN(*(runtime.place(player) for player in checkpoint.players()), args.lr, args.ema, args.lr_d)
     pool = Pool(args.pool, data.info, args.pool_lr, args.pool_strategy, args.seed, runtime, args.pool_size)

@@ -12,7 +12,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -276,9 +276,28 @@ class Stopwatch:
         return sum(start.elapsed_time(end) for start, end in self.laps) / 1000
 
 
+class Draws(NamedTuple):
+    """The random numbers of one classifier's training: of the choices that the host makes, and of tensors on the device."""
+
+    host: torch.Generator
+    device: torch.Generator
+
+    @classmethod
+    def seeded(cls, seed: int, device: torch.device) -> "Draws":
+        """Both from `seed`; on the CPU they are one stream."""
+        host = torch.Generator().manual_seed(derive_seed(seed, "train"))
+        return cls(host, host if device.type == "cpu" else torch.Generator(device).manual_seed(derive_seed(seed, "train")))
+
+
 def fused(parameters: list[nn.Parameter]) -> dict[str, bool]:
     """Arguments of an optimiser for one kernel a step where the parameters are on CUDA."""
     return {"fused": True} if parameters[0].is_cuda else {}
+
+
+def make_sgd(parameters: list[nn.Parameter], lr: float) -> torch.optim.SGD:
+    """SGD with momentum 0.9 and weight decay 5e-4. On CUDA its rate lives on the device, where a CUDA graph reads it."""
+    rate = torch.tensor(lr, device=parameters[0].device) if parameters[0].is_cuda else lr
+    return torch.optim.SGD(parameters, lr=rate, momentum=0.9, weight_decay=5e-4, **fused(parameters))
 
 
 def make_adam(parameters: list[nn.Parameter], lr: float) -> torch.optim.Adam:

@@ -1,17 +1,24 @@
-"""How weights are stored: precision, bytes, and the file that is shipped."""
+"""How weights and images are stored: precision, compression, bytes, and the generator's file that is shipped."""
 
+import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from data import DataInfo
 from models import SCALE, STORAGES, GanCheckpoint, decode
 from utils import UsageError, write_tensors
 
 BYTES = dict(zip(STORAGES, (4, 2, 1), strict=True))  # of a weight
+CODECS = ("raw", "png", "webp", "jpeg")
+LENGTH_BYTES = 2  # of the length of a compressed image
 
 
 def num_bytes(module: nn.Module, storage: str = "fp32") -> int:
@@ -86,3 +93,66 @@ def _half(tensor: Tensor, storage: str) -> Tensor:
     if not torch.isfinite(half).all():
         raise UsageError(f"--storage {storage}: a value of {tensor.abs().max():g} does not fit, expected at most 65504; use fp32")
     return half
+
+
+@dataclass(frozen=True)
+class Codec:
+    """How an image is stored (H, W) or (H, W, 3): bytes, back to an array, and bytes that all share."""
+
+    encode: Callable[[np.ndarray], bytes]
+    decode: Callable[[bytes], np.ndarray]
+    shared: int = 0
+
+
+def _pillow_codec(kind: str, **options) -> Codec:
+    def encode(array: np.ndarray) -> bytes:
+        file = io.BytesIO()
+        Image.fromarray(array).save(file, kind, **options)
+        return file.getvalue()
+
+    def decode(code: bytes) -> np.ndarray:
+        with Image.open(io.BytesIO(code)) as picture:
+            return np.asarray(picture)
+
+    return Codec(encode, decode)
+
+
+def _jpeg_codec(quality: int, channels: int) -> Codec:
+    """JPEG whose tables, the same for all images, are stored once (ITU-T T.81, annex B.5: abbreviated streams)."""
+    mode = "L" if channels == 1 else "RGB"
+    tables = _pillow_codec("JPEG", quality=quality, streamtype=1).encode(np.asarray(Image.new(mode, (8, 8))))
+    pictures = _pillow_codec("JPEG", quality=quality, streamtype=2)
+    end, begin = 2, 2  # the markers that close one stream and open the other
+    return Codec(pictures.encode, lambda code: pictures.decode(tables[:-end] + code[begin:]), len(tables))
+
+
+def _gray_as_rgb(codec: Codec) -> Codec:
+    return Codec(codec.encode, lambda code: codec.decode(code)[..., 0], codec.shared)
+
+
+def make_codec(name: str, quality: int, channels: int) -> Codec | None:
+    """The codec called `name`, None for raw pixels. Raises UsageError where Pillow was built without it."""
+    if name == "raw":
+        return None
+    if name == "jpeg":
+        return _jpeg_codec(quality, channels)
+    codec = _pillow_codec("PNG", optimize=True) if name == "png" else _pillow_codec("WEBP", lossless=True, method=6)
+    codec = _gray_as_rgb(codec) if name == "webp" and channels == 1 else codec
+    try:
+        codec.encode(np.zeros((8, 8) if channels == 1 else (8, 8, 3), np.uint8))
+    except (KeyError, OSError) as error:
+        raise UsageError(f"--codec {name}: this Pillow cannot write it ({error})") from None
+    return codec
+
+
+def encode_images(codec: Codec, images: Tensor) -> list[bytes]:
+    """Each of the images uint8 (B, C, H, W) as it is stored."""
+    arrays = images.permute(0, 2, 3, 1).cpu().numpy()  # (B, H, W, C)
+    return [codec.encode(np.ascontiguousarray(array.squeeze(2) if array.shape[2] == 1 else array)) for array in arrays]
+
+
+def decode_images(codec: Codec, codes: list[bytes], info: DataInfo) -> Tensor:
+    """The inverse of encode_images as far as the codec has one: uint8 (B, C, H, W) on the CPU."""
+    shape = (len(codes), info.image_size, info.image_size, info.channels)
+    arrays = np.stack([codec.decode(code) for code in codes]) if codes else np.empty(0, np.uint8)
+    return torch.from_numpy(arrays.reshape(shape)).permute(0, 3, 1, 2).contiguous()

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -151,6 +151,7 @@ nonnegative = number(float, 0)
 probability = number(float, 0, 1)
 probability_or_off = number(float, -1, 1)
 decay = number(float, 0, 0.999999)
+jpeg_quality = number(int, 1, 95)
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -210,6 +211,20 @@ def frozen(module: nn.Module) -> Iterator[nn.Module]:
             p.requires_grad_(True)
 
 
+@torch.no_grad()
+def follow(average: nn.Module, module: nn.Module, steps: Tensor, ema: float) -> None:
+    """Move the exponential average of a module's weights by one step and count it in steps (); buffers are copied.
+
+    Its decay is reached from below, since the first steps are not worth keeping: step t uses min(ema, (1 + t) / (10 + t)).
+    """
+    share = 1 - ((1 + steps) / (10 + steps)).clamp(max=ema)
+    steps += 1
+    for target, source in zip(average.parameters(), module.parameters(), strict=True):
+        target.lerp_(source, share)
+    for target, source in zip(average.buffers(), module.buffers(), strict=True):
+        target.copy_(source)
+
+
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
     """Call write(temporary path), then rename it to `path`: readers see the old file or the new one, never half."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -263,24 +278,32 @@ def file_hash(path: str | Path, algorithm: str = "sha256") -> str:
     return digest.hexdigest()
 
 
-def read_checkpoint(path: str | Path) -> dict:
-    """Read a dict of tensors and plain values. Pickled code in the file is refused, never executed.
+def read_plain(path: str | Path, expected: str, allowed: Sequence = ()) -> object:
+    """Read a file of torch.save that holds tensors and plain values. Other pickled code is refused, never executed.
 
-    Raises UsageError where the file is missing, a folder, truncated, not a checkpoint, or holds anything else.
+    expected: what the file should hold, for the error's line. allowed: types, or (type, full name), that may be there as well.
+    Raises UsageError where the file is missing, a folder, truncated, or holds anything else.
     """
     path = Path(path)
     if path.is_dir():
-        raise UsageError(f"{path}: is a folder, expected a checkpoint file such as {path / 'last.pth'}")
+        raise UsageError(f"{path}: is a folder, expected {expected}")
     if not path.exists():
-        raise UsageError(f"{path}: no such file, expected a checkpoint")
+        raise UsageError(f"{path}: no such file, expected {expected}")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(list(allowed)):
             warnings.simplefilter("ignore")  # torch's own doubts about a foreign file; ours is the line below
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes fail in any way; nothing of them has been run
         code = re.search(r"GLOBAL (\S+)", str(error))
         found = f"pickled code ({code[1]}), not executed" if code else f"{path.stat().st_size} bytes that are none, or truncated"
-        raise UsageError(f"{path}: expected a checkpoint of tensors and plain values, found {found}") from None
+        raise UsageError(f"{path}: expected {expected} of tensors and plain values, found {found}") from None
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """read_plain of a dict. Raises UsageError where the file is anything else."""
+    if Path(path).is_dir():
+        raise UsageError(f"{path}: is a folder, expected a checkpoint file such as {Path(path) / 'last.pth'}")
+    state = read_plain(path, "a checkpoint")
     if not isinstance(state, dict):
         raise UsageError(f"{path}: holds a {type(state).__name__}, expected a checkpoint (a dict)")
     return state

@@ -1,14 +1,16 @@
-"""Stage 3: train fresh classifiers on generated images alone and test them on real ones.
+"""Stage 3: train fresh classifiers on generated images alone, or on anyone's distilled set, and test them on real ones.
 
     python validate.py --tag test --pretrain-weight results/match/last.pth
+    python validate.py --tag test --source file random-real herding --file res_DM_CIFAR10_ConvNet_10ipc.pt --budget fixed
 
-Prints a table and adds its rows to results/TAG/results.json. The reported accuracy is that of the last epoch, in eval
-mode, as mean and sample standard deviation over `--repeats` classifiers. Stopped, the same command goes on with the
-classifiers it was at.
+Prints a table and adds its rows to results/TAG/results.json, from which figs/make_figures.py draws. The reported accuracy is that
+of the last epoch, in eval mode, as mean and sample standard deviation over `--repeats` classifiers. Stopped, the same command goes
+on with the classifiers it was at.
 """
 
 import argparse
 import contextlib
+import copy
 import hashlib
 import itertools
 import json
@@ -18,7 +20,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,13 +28,23 @@ from tqdm import tqdm
 
 import data as datasets
 from augment import COMPOSITIONS, choose_operations, draw_cutmix, draw_operations, parse_strategy
-from data import Data, DataInfo, ImageSet, balanced_epochs, load_data
-from models import Classifier, GanCheckpoint, build_classifier, network_name, read_classifier, read_gan, save_classifier
-from models.deploy import Filtered, Several
-from results import RESULTS, Cost, ResultsFile, print_table
+from data import DATASETS, Data, DataInfo, ImageSet, fingerprint, load_data
+from distilled import RANGES, DistilledSet, read_distilled
+from models import (
+    Classifier,
+    GanCheckpoint,
+    SavedClassifier,
+    build_classifier,
+    network_name,
+    read_classifier,
+    read_gan,
+    save_classifier,
+)
+from results import RESULTS, Cost, Outcome, ResultsFile, print_table
 from run_folder import make_folder, run_path
-from runtime import Lanes, Losses, Runtime, Stopwatch, device_name, fused, make_runtime
-from storage import BYTES, export_generator, num_bytes, store
+from runtime import Draws, Lanes, Losses, Runtime, Stopwatch, device_name, make_runtime, make_sgd, set_rate
+from sources import LABELS, Deployed, Generated, Real, Table, Teacher, export, keep_samples
+from storage import BYTES
 from utils import (
     Parser,
     UsageError,
@@ -42,7 +53,8 @@ from utils import (
     derive_seed,
     environment,
     eval_mode,
-    file_hash,
+    follow,
+    jpeg_quality,
     locked,
     positive,
     positive_int,
@@ -52,10 +64,8 @@ from utils import (
     tell,
 )
 
-SOURCES = ("generator", "random-real", "real")
+SOURCES = ("generator", "real", "random-real", "herding", "file")
 BUDGETS = ("stream", "fixed")
-# What a row says of its generator; None where it has none, or is not filtered.
-ORIGIN = ("generator_parameters", "generator_bytes", "checkpoint_sha256", "storage", "filter", "teacher", "teacher_sha256")
 
 
 @dataclass(frozen=True)
@@ -65,113 +75,95 @@ class Recipe:
     epochs: int
     batch_size: int
     lr: float
-    decay_at_half: bool  # rate x 0.1 after half of the epochs
+    lr_decay: str  # none; half: x 0.1 after half of the epochs; cosine: to 0
     dsa_strategy: str
     dsa_composition: str
     mix_p: float  # probability of CutMix for a batch; -1 = never
+    ema: float = 0.0  # decay of the average of the weights that is tested; 0 = the weights themselves
+
+    def rate(self, epoch: int) -> float:
+        """The learning rate of an epoch."""
+        if self.lr_decay == "cosine":
+            return self.lr * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
+        return self.lr * (0.1 if self.lr_decay == "half" and epoch >= self.epochs // 2 else 1)
 
 
 RECIPES = {
     # arXiv:2303.04707 and its code
-    "dim": Recipe(1000, 128, 0.01, False, "color_crop", "dim", -1.0),
+    "dim": Recipe(1000, 128, 0.01, "none", "color_crop", "dim", -1.0),
     # what the condensation papers evaluate with since DSA (arXiv:2102.08259)
-    "dc": Recipe(1000, 256, 0.01, True, "color_crop_cutout_flip_scale_rotate", "dc", -1.0),
+    "dc": Recipe(1000, 256, 0.01, "half", "color_crop_cutout_flip_scale_rotate", "dc", -1.0),
+    # what classifiers are trained with today; it flips where that leaves the class as it is
+    "strong": Recipe(1000, 128, 0.01, "cosine", "flip_color_crop", "dim", 0.5, 0.99),
 }
 
 
-class Draws(NamedTuple):
-    """The random numbers of one classifier's training: of the choices that the host makes, and of tensors on the device."""
-
-    host: torch.Generator
-    device: torch.Generator
-
-    @classmethod
-    def seeded(cls, seed: int, device: torch.device) -> "Draws":
-        """Both from `seed`; on the CPU they are one stream."""
-        host = torch.Generator().manual_seed(derive_seed(seed, "train"))
-        return cls(host, host if device.type == "cpu" else torch.Generator(device).manual_seed(derive_seed(seed, "train")))
-
-
-def image_epochs(
-    source: str,
-    budget: str,
-    ipc: int,
-    num_classes: int,
-    seed: int,
-    train: ImageSet | None,
-    generator: nn.Module | None,
-    draws: Draws,
-    runtime: Runtime,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless epochs of training images (num_classes * ipc, C, H, W) in [-1, 1] and balanced labels.
-
-    generator: fresh images at each epoch on the budget "stream", one draw for all epochs on "fixed".
-    random-real: one random subset of the real images for all epochs. real: fresh real images at each epoch, on both.
-    """
-    if source == "generator":
-        labels = torch.arange(num_classes, device=runtime.device).repeat_interleave(ipc)
-        while True:
-            images = generate(generator, labels, draws.device, runtime)
-            yield images, labels
-            while budget == "fixed":
-                yield images, labels
-    epochs = balanced_epochs(train.labels, ipc, num_classes, seed, source)
-    for index in epochs:
-        images, labels = train.batch(index)
-        yield images, labels
-        while source == "random-real":
-            yield images, labels
-
-
-@torch.no_grad()
-def generate(generator: nn.Module, labels: Tensor, rng: torch.Generator, runtime: Runtime, batch_size: int = 500) -> Tensor:
-    """One image (N, C, H, W) in [-1, 1] for each label (N,), in eval mode, z from `rng`."""
-    with eval_mode(generator), runtime.autocast():
-        return torch.cat([generator.sample(part, rng) for part in labels.split(batch_size)])
+def make_recipe(name: str, dataset: str, **given) -> Recipe:
+    """The recipe of that name for the images of `dataset`, with the values that are given and not None in its place."""
+    recipe = RECIPES[name]
+    if name == "strong" and not (dataset in DATASETS and DATASETS[dataset].flip):
+        recipe = replace(recipe, dsa_strategy=recipe.dsa_strategy.removeprefix("flip_"))
+    recipe = replace(recipe, **{name: value for name, value in given.items() if value is not None})
+    parse_strategy(recipe.dsa_strategy)
+    return recipe
 
 
 def train_steps(
-    classifier: Classifier, epochs_of_images: Iterator[tuple[Tensor, Tensor]], recipe: Recipe, draws: Draws, runtime: Runtime
+    classifier: Classifier,
+    epochs_of_images: Iterator[tuple[Tensor, Tensor]],
+    recipe: Recipe,
+    draws: Draws,
+    runtime: Runtime,
+    after_epoch: Callable[[int, nn.Module, Cost], None] | None = None,
 ) -> Iterator[Cost]:
     """Train `classifier` in place for recipe.epochs passes, each over the next epoch of images; one yield a step.
 
     Batches are min(batch size, images available); the last partial batch is used. Yields the cost so far, in which
-    seconds_train is left to the caller. Raises ValueError for zero steps.
+    seconds_train is left to the caller. after_epoch(epochs done, what would be tested, cost) is not part of the training. Raises ValueError
+    for zero steps.
     """
     parameters = list(classifier.parameters())
-    optimizer = torch.optim.SGD(parameters, lr=recipe.lr, momentum=0.9, weight_decay=5e-4, **fused(parameters))
+    optimizer = make_sgd(parameters, recipe.lr)
+    average = copy.deepcopy(classifier).requires_grad_(False) if recipe.ema else None
+    averaged_steps = torch.zeros((), device=parameters[0].device)
 
-    def step(images: Tensor, y: Tensor, operations: tuple[str, ...], mix: bool, lr: float) -> Losses:
+    def step(images: Tensor, y: Tensor, operations: tuple[str, ...], mix: bool) -> Losses:
         loss = classifier_loss(classifier, images, y, operations, mix, draws.device, runtime)
         optimizer.zero_grad()
         loss.backward()
-        optimizer.param_groups[0]["lr"] = lr
         optimizer.step()
+        if average is not None:
+            follow(average, classifier, averaged_steps, recipe.ema)
         return {}
 
     step = runtime.graphed(step, draws.device)
-    cost, watch = Cost(), Stopwatch(runtime.device)
+    cost, generating, testing = Cost(), Stopwatch(runtime.device), Stopwatch(runtime.device)
     classifier.train()
     for epoch in range(recipe.epochs):
-        lr = recipe.lr * (0.1 if recipe.decay_at_half and epoch >= recipe.epochs // 2 else 1)
-        with watch:
+        set_rate(optimizer, recipe.rate(epoch))
+        with generating:
             images, labels = next(epochs_of_images)
         for index in torch.randperm(len(labels), device=labels.device, generator=draws.device).split(recipe.batch_size):
             operations = choose_operations(recipe.dsa_strategy, recipe.dsa_composition, draws.host)
             mix = recipe.mix_p > 0 and float(torch.rand((), generator=draws.host)) < recipe.mix_p
-            step(images[index], labels[index], operations=operations, mix=mix, lr=lr)
+            step(images[index], labels[index], operations=operations, mix=mix)
             cost.steps += 1
             cost.images_seen += len(index)
             yield cost
+        if after_epoch is not None:
+            with testing:
+                after_epoch(epoch + 1, classifier if average is None else average, cost)
     if cost.steps == 0:
         raise ValueError("a classifier was trained for zero steps")
-    cost.seconds_generate = watch.seconds()
+    if average is not None:
+        classifier.load_state_dict(average.state_dict())
+    cost.seconds_generate, cost.seconds_test = generating.seconds(), testing.seconds()
 
 
 def classifier_loss(
     classifier: Classifier, images: Tensor, y: Tensor, operations: tuple[str, ...], mix: bool, rng: torch.Generator, runtime: Runtime
 ) -> Tensor:
-    """Cross-entropy on an augmented batch (B, C, H, W) of labels y (B,), each image with its own parameters of `operations`.
+    """Cross-entropy on an augmented batch (B, C, H, W) of labels y (B,) or soft (B, K), each image with its own parameters of `operations`.
 
     mix: CutMix after them.
     """
@@ -209,53 +201,77 @@ def train_together(trainings: Sequence[Iterator[Cost]], total_steps: int, runtim
     runtime.synchronize()
     seconds = (time.perf_counter() - start) / len(trainings)
     for cost in last:
-        cost.seconds_generate /= lanes.overlap
-        cost.seconds_train = max(0.0, seconds - cost.seconds_generate)
+        cost.seconds_generate, cost.seconds_test = cost.seconds_generate / lanes.overlap, cost.seconds_test / lanes.overlap
+        cost.seconds_train = max(0.0, seconds - cost.seconds_generate - cost.seconds_test)
     return last
 
 
 @torch.no_grad()
-def accuracy(classifier: nn.Module, images: ImageSet, batch_size: int = 1000) -> float:
-    """Percent of `images` classified right, in eval mode."""
+def confusion_matrix(classifier: nn.Module, images: ImageSet, num_classes: int, batch_size: int = 1000) -> Tensor:
+    """How many images of class i are taken for class j, (K, K), in eval mode."""
+    counts = torch.zeros(num_classes * num_classes, dtype=torch.long, device=images.labels.device)
     with eval_mode(classifier):
-        correct = torch.zeros((), device=images.labels.device)
         for index in torch.arange(len(images), device=images.labels.device).split(batch_size):
             x, y = images.batch(index)
-            correct += (classifier(x).argmax(1) == y).sum()
-    return 100 * correct.item() / len(images)
+            counts += torch.bincount(y * num_classes + classifier(x).argmax(1), minlength=len(counts))
+    return counts.view(num_classes, num_classes)
+
+
+def accuracy(confusion: Tensor) -> float:
+    """Percent classified right."""
+    return 100 * confusion.trace().item() / confusion.sum().item()
+
+
+def curve_epochs(epochs: int, points: int) -> list[int]:
+    """Up to `points` numbers of epochs after which a curve is tested, evenly spaced in their logarithm, the last epoch among them."""
+    return sorted({round(epochs ** (i / points)) for i in range(1, points + 1)})
 
 
 def validate_group(
     network: str,
-    source: str,
-    budget: str,
-    ipc: int,
+    source,
     data: Data,
-    generator: nn.Module | None,
     recipe: Recipe,
     seeds: Sequence[int],
     runtime: Runtime,
     keep: Callable[[Classifier, int], None] | None = None,
-) -> list[tuple[float, Cost]]:
-    """Train a fresh classifier from each seed, side by side, and test it on data.referee: (percent, cost) of each.
+    curve: int = 0,
+    title: str = "",
+) -> list[Outcome]:
+    """Train a fresh classifier on `source` (see sources.py) from each seed, side by side, and test it on data.referee.
 
-    keep(classifier, seed) is called with each when it is trained. A result depends on its seed alone. The surrounding random numbers
-    stay as they were, so that evaluating more often does not change a training. Sources share the initialisation of their classifiers.
+    keep(classifier, seed) is called with each when it is trained. curve: how often it is tested on the way. A result depends on its seed
+    alone. The surrounding random numbers stay as they were, so that evaluating more often does not change a training. Sources
+    share the initialisation of their classifiers.
     """
-    device, num_classes = runtime.device, data.info.num_classes
-    classifiers, trainings = [], []
+    num_classes, tested = data.info.num_classes, curve_epochs(recipe.epochs, curve) if curve else []
+    classifiers, trainings, outcomes = [], [], []
+
+    def test(classifier: nn.Module) -> Tensor:
+        return confusion_matrix(classifier, data.referee[1], num_classes)
+
+    def on_the_way(outcome: Outcome) -> Callable[[int, nn.Module, Cost], None]:
+        def after_epoch(epoch: int, classifier: nn.Module, cost: Cost) -> None:
+            if epoch in tested:
+                outcome.curve.append((cost.images_seen, accuracy(test(classifier))))
+
+        return after_epoch
+
     for seed in seeds:
-        with seeded(device, seed, "init"):
+        with seeded(runtime.device, seed, "init"):
             classifiers.append(runtime.place(build_classifier(network, data.info)))
-        draws = Draws.seeded(seed, device)
-        epochs = image_epochs(source, budget, ipc, num_classes, seed, data.train, generator, draws, runtime)
-        trainings.append(train_steps(classifiers[-1], epochs, recipe, draws, runtime))
-    total_steps = recipe.epochs * math.ceil(num_classes * ipc / recipe.batch_size)
-    costs = train_together(trainings, total_steps, runtime, title=f"{network} on {source}, ipc {ipc}")
-    for classifier, seed in zip(classifiers, seeds, strict=True):
+        draws = Draws.seeded(seed, runtime.device)
+        epochs, num_images, stored = source.open(seed, draws)
+        outcomes.append(Outcome(0.0, Cost(), num_images=num_images, num_bytes=stored))
+        trainings.append(train_steps(classifiers[-1], epochs, recipe, draws, runtime, on_the_way(outcomes[-1]) if curve else None))
+    total_steps = recipe.epochs * math.ceil(source.per_epoch / recipe.batch_size)
+    costs = train_together(trainings, total_steps, runtime, title=title or network)
+    for classifier, seed, outcome, cost in zip(classifiers, seeds, outcomes, costs, strict=True):
         if keep is not None:
             keep(classifier, seed)
-    return [(accuracy(classifier, data.referee[1]), cost) for classifier, cost in zip(classifiers, costs, strict=True)]
+        confusion = test(classifier)
+        outcome.accuracy, outcome.cost, outcome.confusion = accuracy(confusion), cost, confusion.tolist()
+    return outcomes
 
 
 def seed_groups(seed: int, network: str, ipc: int, first: int, repeats: int, together: int | None, runtime: Runtime) -> list[list[int]]:
@@ -273,12 +289,13 @@ def evaluate_generator(
 ) -> dict[str, float]:
     """The evaluation of stages 1 and 2: {"val_accuracy" or "test_accuracy": mean percent}, and each network's if several."""
     runtime.share_buffers(generator)
+    source = Generated(generator, ipc, budget == "fixed", 0, runtime)
     jobs = [(network, seeds) for network in networks for seeds in seed_groups(seed, network, ipc, 0, repeats, None, runtime)]
-    groups = runtime.spread(lambda job: validate_group(job[0], "generator", budget, ipc, data, generator, recipe, job[1], runtime), jobs)
+    groups = runtime.spread(lambda job: validate_group(job[0], source, data, recipe, job[1], runtime), jobs)
     name = f"{data.referee[0]}_accuracy"
     means = {}
     for network in networks:
-        accs = [acc for job, group in zip(jobs, groups, strict=True) if job[0] == network for acc, _ in group]
+        accs = [outcome.accuracy for job, group in zip(jobs, groups, strict=True) if job[0] == network for outcome in group]
         means[f"{name}_{network}"] = statistics.mean(accs)
     return {name: statistics.mean(means.values())} | (means if len(means) > 1 else {})
 
@@ -286,21 +303,32 @@ def evaluate_generator(
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__.splitlines()[0])
     # what is trained on
+    parser.add_argument("--source", nargs="+", choices=SOURCES, default=["generator", "random-real", "real"], help="rows of the table")
+    parser.add_argument("--real", action=argparse.BooleanOptionalAction, default=True, help="always add the row of real images")
     parser.add_argument(
-        "--pretrain-weight",
+        "--pretrain-weight", nargs="+", help="checkpoints of stage 1 or 2, of the reference code, or .safetensors; each has rows of its own"
+    )
+    parser.add_argument("--mixture", action="store_true", help="several --pretrain-weight are one source, each makes a share")
+    parser.add_argument("--file", nargs="+", help="distilled sets of --source file: .pt, or a folder with a folder of pictures per class")
+    parser.add_argument("--image-range", choices=RANGES, help="of the values in --file, where they do not tell")
+    parser.add_argument("--match-bytes", action="store_true", help="add real images, as many as fit the generator's bytes: raw, webp, jpeg")
+    parser.add_argument("--quality", type=jpeg_quality, default=75, help="of the jpeg")
+    parser.add_argument("--herding-epochs", type=positive_int, default=10, help="passes of the network that --source herding chooses by")
+    parser.add_argument(
+        "--budget",
         nargs="+",
-        help="checkpoint of stage 1 or 2, of the reference code, or .safetensors; of several each makes a share",
+        choices=BUDGETS,
+        default=["stream"],
+        help="fixed: ipc images a class, drawn once; stream: fresh ones",
     )
-    parser.add_argument("--source", nargs="+", choices=SOURCES, default=list(SOURCES), help="rows of the table")
-    parser.add_argument(
-        "--budget", choices=BUDGETS, default="stream", help="fixed: ipc images a class, drawn once; stream: fresh at each epoch"
-    )
-    parser.add_argument("--ipc", nargs="+", type=positive_int, default=[50], help="images per class and epoch")
+    parser.add_argument("--ipc", nargs="+", type=positive_int, help="images per class and epoch (default: those of --file, else 50)")
+    parser.add_argument("--labels", nargs="+", choices=LABELS, help="soft: those of --teacher, rows of their own (default: as they come)")
+    parser.add_argument("--teacher", help="classifier of --save-classifiers, for --labels soft and --filter")
+    parser.add_argument("--temperature", type=positive, default=1.0, help="the teacher's logits are divided by it")
     # how the generator is deployed
     parser.add_argument("--storage", choices=BYTES, help="precision that it is stored, measured and scored at (default: the file's)")
-    parser.add_argument("--export", help="folder to write generator.safetensors to, at --storage")
+    parser.add_argument("--export", help="folder to write the generator to, at --storage, and the sets drawn from it that are scored")
     parser.add_argument("--filter", type=probability, default=0.0, help="redraw images that --teacher gives their class less than this")
-    parser.add_argument("--teacher", help="classifier of --save-classifiers that judges for --filter; its bytes count")
     # data
     parser.add_argument("--data", choices=datasets.NAMES, help="image set (default: the checkpoint's, or cifar10)")
     parser.add_argument("--data-dir", default="datasets", help="where its files lie or are downloaded to; for folder, PATH")
@@ -314,11 +342,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--epochs-eval", type=positive_int, help="epochs of a classifier (default: the recipe's, 1000)")
     parser.add_argument("--batch-size", type=positive_int, help="(default: the recipe's, 128 or 256)")
     parser.add_argument("--lr", type=positive, help="learning rate (default: the recipe's, 0.01)")
-    parser.add_argument("--mix-p", type=probability_or_off, default=-1.0, help="probability of CutMix for a batch; -1 = never")
+    parser.add_argument("--mix-p", type=probability_or_off, help="probability of CutMix for a batch; -1 = never (default: the recipe's)")
     parser.add_argument("--dsa-strategy", help="augmentation, such as color_crop, or none (default: the recipe's)")
     parser.add_argument("--dsa-composition", choices=COMPOSITIONS, help="how its operations combine (default: the recipe's)")
     parser.add_argument("--seed", type=count, default=0, help="of classifiers and image draws")
+    parser.add_argument("--curve", type=count, default=0, help="test this often on the way, for a curve against images seen")
     # run
+    parser.add_argument("--samples", type=count, default=5, help="images of each class that are kept to be looked at")
     parser.add_argument("--save-classifiers", action="store_true", help="keep the classifiers, in results/TAG/classifiers/")
     parser.add_argument("--tag", default="test", help="name of the folder under --results-dir")
     parser.add_argument("--results-dir", default="results", help="where results go")
@@ -329,72 +359,92 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def recipe_of(args: argparse.Namespace) -> Recipe:
-    """The recipe named, with the flags that were given in its place."""
-    given = {
-        "epochs": args.epochs_eval,
-        "batch_size": args.batch_size,
-        "lr": args.lr,
-        "mix_p": args.mix_p,
-        "dsa_strategy": args.dsa_strategy,
-        "dsa_composition": args.dsa_composition,
-    }
-    recipe = replace(RECIPES[args.recipe], **{name: value for name, value in given.items() if value is not None})
-    parse_strategy(recipe.dsa_strategy)
-    return recipe
-
-
-def load_inputs(args: argparse.Namespace) -> tuple[Data, list[GanCheckpoint]]:
-    """The checkpoints, if any are given, and those splits of their set that are needed."""
-    if "generator" in args.source and args.pretrain_weight is None:
+def check_flags(args: argparse.Namespace) -> list[str]:
+    """The sources asked for, real among them. Raises UsageError for flags that need or contradict each other."""
+    names, weights = list(dict.fromkeys(args.source)), args.pretrain_weight or []
+    generates = "generator" in names
+    if args.real and "real" not in names:
+        names.append("real")
+    if generates and not weights:
         raise UsageError("--source generator needs --pretrain-weight, the checkpoint of a generator")
+    if ("file" in names) != bool(args.file):
+        found = f"--source {' '.join(names)}" if args.file else "none"
+        raise UsageError(f"--source file and --file need each other: a source, and its files; found {found}")
+    if args.image_range and not args.file:
+        raise UsageError(f"--image-range {args.image_range} is of the values in --file, found none")
+    if not generates and (args.filter or args.storage or args.match_bytes or args.export or args.mixture):
+        flag = "--filter and --storage are" if args.filter or args.storage else "--match-bytes, --export and --mixture are"
+        raise UsageError(f"{flag} of --source generator, found {' '.join(names)}")
+    if args.export and len(weights) != 1:
+        raise UsageError(f"--export {args.export}: expected one --pretrain-weight, found {len(weights)}")
+    soft = "soft" in (args.labels or [])
+    if args.filter and not args.teacher:
+        raise UsageError("--filter and --teacher need each other: a probability, and the classifier that gives it")
+    if soft and not args.teacher:
+        raise UsageError("--labels soft needs --teacher, the classifier that gives them")
+    if args.teacher and not (soft or args.filter):
+        raise UsageError(f"--teacher {args.teacher} is for --labels soft and --filter, found neither")
+    if args.temperature != 1 and not soft:
+        raise UsageError(f"--temperature {args.temperature:g} is of --labels soft, found {' '.join(args.labels or ['hard'])}")
+    return names
+
+
+def load_inputs(
+    args: argparse.Namespace, names: list[str]
+) -> tuple[Data, list[GanCheckpoint], list[DistilledSet], SavedClassifier | None, list[int]]:
+    """Those splits of the set that are needed; the checkpoints, distilled sets and teacher that are given; and the numbers of images."""
     checkpoints = [read_gan(path) for path in args.pretrain_weight or []]
     first = min(checkpoints, key=lambda checkpoint: checkpoint.info is None, default=None)  # the first that names its set
     name = first.data_name(args.data) if first else args.data or "cifar10"
     info = first.info if first else None
-    needs_train = args.val_size or set(args.source) != {"generator"}
+    needs_train = args.val_size or args.match_bytes or {"real", "random-real", "herding"} & set(names)
     splits = (["train"] if needs_train else []) + ([] if args.val_size else ["test"])
     data = load_data(name, args.data_dir, splits=tuple(splits), val_size=args.val_size, image_size=args.image_size, info=info)
     for checkpoint in checkpoints:
         if checkpoint.info not in (None, data.info):
             raise UsageError(f"{checkpoint.path}: was trained on {checkpoint.info.name}, expected the {name} of {first.path}")
         checkpoint.check_data(data.info)
+        if "generator" in names:
+            warn_of_seen_images(checkpoint, args.val_size)
     if args.export and checkpoints[0].info is None:
         raise UsageError(f"--export {args.export}: {checkpoints[0].path} names no data set, expected a checkpoint written here")
-    if "generator" in args.source:
-        for checkpoint in checkpoints:
-            warn_of_seen_images(checkpoint, args.val_size)
-    if "random-real" in args.source:
+    sets = [found for path in args.file or [] for found in read_distilled(path, data.info, args.image_range)]
+    for found in sets:
+        if found.soft and "hard" in (args.labels or []):
+            raise UsageError(f"--labels hard: {found.path} holds soft labels")
+    asked = args.ipc or ([] if sets else [50])
+    ipcs = list(dict.fromkeys([*asked, *(found.ipc for found in sets)]))
+    if {"random-real", "herding"} & set(names):
         fewest = int(torch.bincount(data.train.labels, minlength=data.info.num_classes).min())
-        if max(args.ipc) > fewest:
-            raise UsageError(f"--ipc {max(args.ipc)}: the smallest class of {name} has {fewest} training images for random-real")
-    return data, checkpoints
+        if max(ipcs) > fewest:
+            wanted = " and ".join(name for name in ("random-real", "herding") if name in names)
+            raise UsageError(f"--ipc {max(ipcs)}: the smallest class of {name} has {fewest} training images for {wanted}")
+    teacher = read_classifier(args.teacher) if args.teacher else None
+    if teacher and teacher.info != data.info:
+        raise UsageError(f"--teacher {args.teacher}: was trained on {teacher.info.name}, expected a classifier of {data.info.name}")
+    if teacher and args.val_size > teacher.val_size:
+        seen = f"{args.teacher} was trained with --val-size {teacher.val_size}: it has seen images held out now"
+        tell(f"warning: --val-size {args.val_size}: {seen}")
+    return data, checkpoints, sets, teacher, ipcs
 
 
-def deploy(args: argparse.Namespace, checkpoints: list[GanCheckpoint], info: DataInfo) -> tuple[nn.Module, dict]:
-    """The generator to score, on the CPU, at --storage, several as one, filtered; and what its rows say of it."""
-    storages = [args.storage or checkpoint.storage for checkpoint in checkpoints]
-    stored = [store(checkpoint.generator(), storage) for checkpoint, storage in zip(checkpoints, storages, strict=True)]
-    size = sum(num_bytes(generator, storage) for generator, storage in zip(stored, storages, strict=True))
-    generator = Several(stored) if len(stored) > 1 else stored[0]
-    hashes = [file_hash(checkpoint.path) for checkpoint in checkpoints]
-    origin = dict.fromkeys(ORIGIN) | {
-        "generator_parameters": sum(p.numel() for p in generator.parameters()),
-        "generator_bytes": size,
-        "checkpoint_sha256": hashes[0] if len(hashes) == 1 else hashes,
-        "storage": storages[0] if len(set(storages)) == 1 else storages,
-    }
-    if args.filter:
-        saved = read_classifier(args.teacher)
-        if saved.info != info:
-            raise UsageError(f"--teacher {args.teacher}: was trained on {saved.info.name}, expected a classifier of {info.name}")
-        if args.val_size > saved.val_size:
-            seen = f"{args.teacher} was trained with --val-size {saved.val_size}: it has seen images held out now"
-            tell(f"warning: --val-size {args.val_size}: {seen}")
-        generator = Filtered(generator, saved.classifier, args.filter)
-        origin |= {"filter": args.filter, "teacher": saved.network, "teacher_sha256": file_hash(args.teacher)}
-        origin |= {"generator_bytes": size + num_bytes(saved.classifier)}
-    return generator, origin
+def herding_network(network: str, recipe: Recipe, data: Data, folder: Path, val_size: int, seed: int, runtime: Runtime) -> Path:
+    """Train the network by whose features images are chosen on the whole training set, unless it lies in `folder`, the run's."""
+    k, trained = data.info.num_classes, fingerprint(data.info, data.train.to(torch.device("cpu")))
+    about = json.dumps([network, asdict(recipe), seed, trained])
+    path = folder / "classifiers" / f"herding_{hashlib.sha256(about.encode()).hexdigest()[:16]}.pth"
+
+    def train() -> None:
+        make_folder(path.parent)
+        source = Real(data.train, int(torch.bincount(data.train.labels, minlength=k).min()), k)
+
+        def keep(classifier: Classifier, seed: int) -> None:
+            save_classifier(path, classifier, network, data.info, val_size)
+
+        validate_group(network, source, data, recipe, [seed], runtime, keep, title=f"{network} for herding")
+
+    runtime.on_main(lambda: None if path.exists() else train())
+    return path
 
 
 def warn_of_seen_images(checkpoint: GanCheckpoint, val_size: int) -> None:
@@ -402,22 +452,6 @@ def warn_of_seen_images(checkpoint: GanCheckpoint, val_size: int) -> None:
     if val_size > (checkpoint.val_size or 0):
         seen = "unknown, taken as 0" if checkpoint.val_size is None else checkpoint.val_size
         tell(f"warning: --val-size {val_size}: {checkpoint.path} was trained with --val-size {seen}: it has seen images held out now")
-
-
-def fingerprint(info: DataInfo, images: ImageSet | None) -> str | None:
-    """A short hash of a set and of its normalisation, so that rows of different images are never taken for one."""
-    if images is None:
-        return None
-    digest = hashlib.sha256(repr(info).encode())
-    for tensor in (images.images, images.labels):
-        digest.update(tensor.contiguous().numpy())
-    return digest.hexdigest()[:16]
-
-
-def export(folder: Path, checkpoint: GanCheckpoint, storage: str | None) -> None:
-    """Write the generator as it is shipped."""
-    make_folder(folder)
-    export_generator(folder / "generator.safetensors", checkpoint, storage or checkpoint.storage)
 
 
 def row_hash(row: dict) -> str:
@@ -435,29 +469,29 @@ def saver(folder: Path, stem: str, network: str, info: DataInfo, val_size: int) 
 @cli
 def main(args: argparse.Namespace) -> list[dict]:
     networks = list(dict.fromkeys(network_name(name) for name in args.eval_model))
-    recipe = recipe_of(args)
     runtime = make_runtime(args.device, args.amp, args.channels_last, args.graphs)
     folder = run_path(args.results_dir, args.tag)
-    if bool(args.filter) != bool(args.teacher):
-        raise UsageError("--filter and --teacher need each other: a probability, and the classifier that gives it")
-    if "generator" not in args.source and (args.filter or args.storage):
-        raise UsageError(f"--filter and --storage are of --source generator, found {' '.join(args.source)}")
-    if args.export and len(args.pretrain_weight or []) != 1:
-        raise UsageError(f"--export {args.export}: expected one --pretrain-weight, found {len(args.pretrain_weight or [])}")
-    data, checkpoints = load_inputs(args)
-    generator, origin = deploy(args, checkpoints, data.info) if "generator" in args.source else (None, {})
-    generator = generator and runtime.place(generator)
+    names = check_flags(args)
+    data, checkpoints, sets, saved, ipcs = load_inputs(args, names)
+    given = {"epochs": args.epochs_eval, "batch_size": args.batch_size, "lr": args.lr, "mix_p": args.mix_p}
+    recipe = make_recipe(args.recipe, data.info.name, **given, dsa_strategy=args.dsa_strategy, dsa_composition=args.dsa_composition)
+    teacher = Teacher.of(saved, args.teacher, args.temperature, runtime) if saved else None
+    parts = [checkpoints] if args.mixture else [[checkpoint] for checkpoint in checkpoints]
+    parts = parts if "generator" in names else []
+    deployed = [Deployed.of(part, args.storage, args.filter, teacher, args.seed if args.export else None, runtime) for part in parts]
     tested, trained = fingerprint(data.info, data.referee[1]), fingerprint(data.info, data.train)
     data = data.to(runtime.device)
+    table = Table(names, data, runtime, deployed, [found.to(runtime.device) for found in sets], teacher, args.labels, trained)
     shared = {
         "dataset": data.info.name,
         "split": data.referee[0],
         "val_size": args.val_size,
         "tested_on": tested,
-        "budget": args.budget,
         "recipe": args.recipe,
         **asdict(recipe),
         "seed": args.seed,
+        "curve": args.curve or None,
+        "save_classifiers": args.save_classifiers or None,  # rows of their own: those there kept none
         "amp": runtime.amp,
         **environment(runtime.device),
     }
@@ -466,29 +500,33 @@ def main(args: argparse.Namespace) -> list[dict]:
         runtime.on_main(lambda: (make_folder(folder), held.enter_context(locked(folder))))
         results = ResultsFile(folder, writes=runtime.is_main)
         if args.export:
-            runtime.on_main(lambda: export(Path(args.export), checkpoints[0], args.storage))
-        for network in networks:
-            for ipc in dict.fromkeys(args.ipc):
-                for source in dict.fromkeys(args.source):
-                    settings = {**shared, "classifier": network, "source": source, "ipc": ipc}
-                    settings["save_classifiers"] = args.save_classifiers or None  # rows of their own: those there kept none
-                    settings |= origin if source == "generator" else {**dict.fromkeys(ORIGIN), "drawn_from": trained}
-                    row = results.row(settings)
-                    rows.append(row)
-                    groups = seed_groups(args.seed, network, ipc, row["n"], args.repeats, args.together, runtime)
-                    jobs += [(row, network, source, ipc, seeds) for seeds in groups]
+            storage = args.storage or checkpoints[0].storage
+            runtime.on_main(lambda: export(Path(args.export), checkpoints[0], storage, table, ipcs))
+        if "herding" in names:
+            whole = replace(recipe, epochs=args.herding_epochs)
+            path = herding_network(networks[0], whole, data, folder, args.val_size, derive_seed(args.seed, "herding"), runtime)
+            table.herd(path, max(ipcs), f"{networks[0]}, {args.herding_epochs} epochs")
+        for network, ipc, budget in itertools.product(networks, ipcs, dict.fromkeys(args.budget)):
+            for about, source in table.sources(ipc, budget == "fixed", args.quality if args.match_bytes else None):
+                row = results.row(shared | {"classifier": network, "budget": budget, "ipc": ipc} | about)
+                rows.append(row)
+                groups = seed_groups(args.seed, network, ipc, row["n"], args.repeats, args.together, runtime)
+                jobs += [(row, source, seeds) for seeds in groups]
 
-        def work(job: tuple) -> list[tuple[float, Cost]]:
-            row, network, source, ipc, seeds = job
-            name = f"{network}_{source}_{args.budget}_ipc{ipc}_{row_hash(row)}"
+        def work(job: tuple) -> list[Outcome]:
+            row, source, seeds = job
+            network, name = row["classifier"], f"{row['classifier']}_{row['source']}_{row['budget']}_ipc{row['ipc']}_{row_hash(row)}"
             keep = saver(folder / "classifiers", name, network, data.info, args.val_size) if args.save_classifiers else None
-            return validate_group(network, source, args.budget, ipc, data, generator, recipe, seeds, runtime, keep)
+            title = f"{network} on {row['source']}, ipc {row['ipc']}, {row['budget']}"
+            return validate_group(network, source, data, recipe, seeds, runtime, keep, args.curve, title)
 
         for first in range(0, len(jobs), runtime.world_size):  # a job for each rank, then all of them are written down
             part = jobs[first : first + runtime.world_size]
             for (row, *_), group in zip(part, runtime.spread(work, part), strict=True):
-                for acc, cost in group:
-                    results.add(row, acc, cost)
+                for outcome in group:
+                    results.add(row, outcome)
+        if args.samples and runtime.is_main:
+            keep_samples(results, rows, table, args.samples, args.seed)
     print_table(rows)
     print(results.path)
     return rows

@@ -40,9 +40,10 @@ from gen_condense import train_gan
 from models import build_classifier, build_gan, network_name
 from models.gan import GAN
 from pool_match import Pool, train_match
-from runtime import Runtime, device_name, find_device, make_runtime, peak_memory
+from runtime import Draws, Runtime, device_name, find_device, make_runtime, peak_memory
+from sources import Generated, generate
 from utils import FailedRun, Parser, UsageError, cli, environment, positive_int, tell, write_json
-from validate import RECIPES, Draws, generate, train_steps, validate_group
+from validate import RECIPES, train_steps, validate_group
 
 INFO = DATASETS["cifar10"].info
 POOL = ["convnet", "resnet10", "resnet18_w32", "resnet10_ap", "resnet18_ap"]
@@ -151,9 +152,10 @@ def classifier_epoch(variant: str, runtime: Runtime, batch_size: int, width: int
 def validation(variant: str, runtime: Runtime, batch_size: int, width: int, network: str) -> Callable[[], object]:
     """Five classifiers of ten epochs (on CUDA a hundred) on the stream of a generator, IPC 10; ours with graphs side by side."""
     data, generator = Data(INFO, None, None, images_on(runtime.device, 1000)), pair(width, runtime).generator
+    source = Generated(generator, 10, False, 0, runtime)
     recipe = replace(RECIPES["dim"], epochs=100 if runtime.device.type == "cuda" else 10, batch_size=batch_size)
     groups = [range(5)] if runtime.graphs else [[seed] for seed in range(5)]
-    return lambda: [validate_group(network, "generator", "stream", 10, data, generator, recipe, group, runtime) for group in groups]
+    return lambda: [validate_group(network, source, data, recipe, group, runtime) for group in groups]
 
 
 def generation(variant: str, runtime: Runtime, batch_size: int, width: int, network: str) -> Callable[[], object]:

@@ -172,10 +172,11 @@ def title(rows: list[dict]) -> str:
     return f"{rows[0]['data']}, {rows[0]['num_tasks']} tasks, {rows[0]['track']}, n = {'/'.join(map(str, numbers))}"
 
 
-def panels(number: int) -> tuple:
-    """A figure with that many axes, and the axes."""
+def panels(number: int, width: float = 3.2, height: float = 2.9) -> tuple:
+    """A figure with that many axes of so many inches, and the axes."""
     columns = min(4, number)
-    figure, axes = plt.subplots(-(-number // columns), columns, figsize=(3.2 * columns, 2.9 * -(-number // columns)), squeeze=False)
+    rows = -(-number // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
     for spare in axes.flat[number:]:
         spare.axis("off")
     return figure, axes.flat

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from augment import draw_operations, parse_strategy
 from losses import discriminator_loss, gradient_penalty, hinge_loss
 from runtime import Runtime, load_optimizer, make_adam, set_rate
-from utils import UsageError, derive_seed, eval_mode, seeded
+from utils import UsageError, derive_seed, eval_mode, follow, seeded
 
 IMAGE_SIZES = (28, 32)
 LR_DECAYS = ("none", "linear")
@@ -127,17 +127,10 @@ class GAN:
         for name, lr in self.rates.items():
             set_rate(getattr(self, name), lr * factor)
 
-    @torch.no_grad()
     def update_ema(self) -> None:
         """Move the average towards the generator by one step. BatchNorm's statistics are copied."""
-        if self.generator_ema is None:
-            return
-        share = 1 - ((1 + self.ema_steps) / (10 + self.ema_steps)).clamp(max=self.ema)
-        self.ema_steps += 1
-        for target, source in zip(self.generator_ema.parameters(), self.generator.parameters(), strict=True):
-            target.lerp_(source, share)
-        for target, source in zip(self.generator_ema.buffers(), self.generator.buffers(), strict=True):
-            target.copy_(source)
+        if self.generator_ema is not None:
+            follow(self.generator_ema, self.generator, self.ema_steps, self.ema)
 
     def state_dict(self) -> dict:
         """The parts by their names in a checkpoint."""

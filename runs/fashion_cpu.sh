@@ -20,7 +20,7 @@ NONE=$($PYTHON pool_match.py --tag "${DATA}_none" --match none --weight "$GAN" -
 
 TEST="--data-dir $DATA_DIR --eval-model convnet_w32 --ipc 10 --epochs-eval $EPOCHS_EVAL --repeats 3"
 for BUDGET in stream fixed; do
-    $PYTHON validate.py --tag "${DATA}_gan_test" --budget $BUDGET --pretrain-weight "$GAN" --source generator $TEST
+    $PYTHON validate.py --tag "${DATA}_gan_test" --budget $BUDGET --pretrain-weight "$GAN" --source generator --no-real $TEST
     $PYTHON validate.py --tag "${DATA}_match_test" --budget $BUDGET --pretrain-weight "$MATCH" $TEST
-    $PYTHON validate.py --tag "${DATA}_none_test" --budget $BUDGET --pretrain-weight "$NONE" --source generator $TEST
+    $PYTHON validate.py --tag "${DATA}_none_test" --budget $BUDGET --pretrain-weight "$NONE" --source generator --no-real $TEST
 done

@@ -22,7 +22,7 @@ train() {  # TAG FLAGS...
         --eval-interval 0 --amp --epochs 1 "${@:2}"
 }
 score() {  # TAG FLAGS...
-    $PYTHON validate.py --tag "${DATA}_$1" --data-dir "$DATA_DIR" --source generator --eval-model convnet_w32 --ipc 50 --epochs-eval 60 \
+    $PYTHON validate.py --tag "${DATA}_$1" --data-dir "$DATA_DIR" --source generator --no-real --eval-model convnet_w32 --ipc 50 --epochs-eval 60 \
         --repeats 3 --amp "${@:2}"
 }
 try() {  # TAG FLAGS...
@@ -64,7 +64,7 @@ ingredients)
     # two generators at the bytes of one
     train resnet_half_1 --gan resnet ${RECIPE[resnet]} --width 20
     train resnet_half_2 --gan resnet ${RECIPE[resnet]} --width 20 --seed 1
-    score resnet_halves_val --val-size 5000 --pretrain-weight "results/${DATA}_resnet_half_1/last.pth" "results/${DATA}_resnet_half_2/last.pth" ;;
+    score resnet_halves_val --val-size 5000 --mixture --pretrain-weight "results/${DATA}_resnet_half_1/last.pth" "results/${DATA}_resnet_half_2/last.pth" ;;
 long)  # with linear decay; EPOCHS of the residual pair and EPOCHS_DIM of DiM's take about as long. Seconds are in metrics.jsonl
     train resnet_long --gan resnet --lr 5e-4 --lr-d 1e-3 --batch-size 32 --lr-decay linear --epochs "${EPOCHS_RESNET:-3}"
     score resnet_long_test --pretrain-weight "results/${DATA}_resnet_long/last.pth"

@@ -20,9 +20,9 @@ for BUDGET in stream fixed; do
     TEST="--data-dir $DATA_DIR --budget $BUDGET --ipc ${IPC:-50} --eval-model ${NETWORKS:-convnet resnet18_w32} --repeats $REPEATS $FLAGS"
     $PYTHON validate.py --tag "${DATA}_resnet_test" --pretrain-weight "$GAN" $TEST
     for MATCH in dist none; do
-        $PYTHON validate.py --tag "${DATA}_resnet_${MATCH}_test" --pretrain-weight "results/${DATA}_resnet_$MATCH/last.pth" --source generator $TEST
+        $PYTHON validate.py --tag "${DATA}_resnet_${MATCH}_test" --pretrain-weight "results/${DATA}_resnet_$MATCH/last.pth" --source generator --no-real $TEST
     done
 done
 # What is shipped, in half precision, scored as it is shipped: results/…_shipped/generator.safetensors
-$PYTHON validate.py --tag "${DATA}_resnet_shipped" --data-dir "$DATA_DIR" --pretrain-weight "$GAN" --source generator --storage fp16 \
+$PYTHON validate.py --tag "${DATA}_resnet_shipped" --data-dir "$DATA_DIR" --pretrain-weight "$GAN" --source generator --no-real --storage fp16 \
     --export "results/${DATA}_resnet_shipped" --ipc ${IPC:-50} --eval-model convnet --repeats $REPEATS $FLAGS

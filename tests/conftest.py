@@ -13,8 +13,8 @@ import continual
 import gen_condense
 import pool_match
 import validate
-from benchmarks import avalanche_check, profile, speed
-from figs import draw_continual
+from benchmarks import avalanche_check, compare, profile, speed
+from figs import draw_continual, make_figures
 from methods import METHODS
 
 torch.set_num_threads(1)  # the tests' networks are too small to share out
@@ -38,9 +38,8 @@ def match_flags(results: Path, weight: Path, *extra: str) -> list[str]:
 
 def validate_flags(results: Path, *extra: str) -> list[str]:
     """A stage-3 command of four epochs for each classifier."""
-    return f"--tag test --results-dir {results} --eval-model convnet_w32 --ipc 3 --epochs-eval 4 --repeats 2 --device cpu".split() + list(
-        extra
-    )
+    flags = f"--tag test --results-dir {results} --eval-model convnet_w32 --ipc 3 --epochs-eval 4 --repeats 2 --device cpu --no-real"
+    return [*flags.split(), *extra]
 
 
 GENERATES = "--width 4 --gan-steps 3 --match-steps 2 --replay-images 12 --gan-batch-size 16".split()
@@ -133,5 +132,7 @@ TOOLS = {
     "benchmarks/speed": speed,
     "benchmarks/profile": profile,
     "benchmarks/avalanche_check": avalanche_check,
+    "benchmarks/compare": compare,
     "figs/draw_continual": draw_continual,
+    "figs/make_figures": make_figures,
 }

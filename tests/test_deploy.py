@@ -16,9 +16,9 @@ from models import GANS, build_classifier, build_gan, decode, load_generator, re
 from models.deploy import Filtered, Several
 from results import describe
 from runtime import Runtime
+from sources import generate
 from storage import encode, num_bytes, store
 from utils import UsageError
-from validate import generate
 
 CPU = Runtime(torch.device("cpu"))
 INFO = DATASETS["digits"].info
@@ -57,7 +57,7 @@ def test_several_share_the_images_in_equal_numbers_and_keep_the_labels():
 
 def test_a_row_of_several_generators(trained, tmp_path, capsys):
     paths = [str(trained / "gan" / "last.pth"), str(trained / "match" / "last.pth")]
-    flags = ["--source", "generator", "--pretrain-weight"]
+    flags = ["--mixture", "--source", "generator", "--pretrain-weight"]
     one, several = (run(validate, validate_flags(tmp_path, *flags, *weights))[0] for weights in (paths[:1], paths))
     assert several["generator_bytes"] == 2 * one["generator_bytes"]
     assert several["generator_parameters"] == 2 * one["generator_parameters"]
@@ -109,7 +109,7 @@ def test_a_row_of_filtered_images(trained, tmp_path, capsys):
         run(validate, validate_flags(tmp_path, *weight, *extra))[0] for extra in ([], ["--filter", "0.5", "--teacher", str(saved[0])])
     )
     teacher = read_classifier(saved[0])
-    assert filtered["generator_bytes"] == plain["generator_bytes"] + num_bytes(teacher.classifier)
+    assert filtered["num_bytes"] == plain["num_bytes"] + num_bytes(teacher.classifier)
     assert (filtered["filter"], filtered["teacher"]) == (0.5, "convnet_w32")
     assert filtered["accs"] != plain["accs"]
     capsys.readouterr()
@@ -126,8 +126,8 @@ def test_classifiers_are_kept_where_the_rows_were_there_before(tmp_path):
 
 def test_the_table_says_what_is_stored(trained, tmp_path, capsys):
     paths = [str(trained / stage / "last.pth") for stage in ("gan", "match")]
-    rows = run(validate, validate_flags(tmp_path, "--source", "generator", "--storage", "fp16", "--pretrain-weight", *paths))
-    assert f"  {rows[0]['generator_bytes'] / 1e6:.2f} MB, fp16, 2 generators  " in capsys.readouterr().out
+    rows = run(validate, validate_flags(tmp_path, "--source", "generator", "--storage", "fp16", "--mixture", "--pretrain-weight", *paths))
+    assert f"  {rows[0]['num_bytes'] / 1e6:.2f} MB, fp16, 2 generators  " in capsys.readouterr().out
     assert describe(rows[0] | {"checkpoint_sha256": "x", "filter": 0.5}).endswith(" MB, fp16, filter 0.5")
 
 
@@ -136,7 +136,7 @@ def test_a_saved_classifier_is_the_one_that_was_tested(tmp_path):
     (path,) = (tmp_path / "test" / "classifiers").iterdir()
     saved = read_classifier(path)
     data = validate.load_data("digits", "nowhere")
-    assert validate.accuracy(saved.classifier, data.test) == pytest.approx(row["mean"], abs=1e-3)
+    assert validate.accuracy(validate.confusion_matrix(saved.classifier, data.test, 10)) == pytest.approx(row["mean"], abs=1e-3)
     assert (saved.network, saved.info, saved.val_size) == ("convnet_w32", INFO, 0)
     assert not saved.classifier.training
 
@@ -234,7 +234,7 @@ def test_released_weights_teach(path, data_dir, tmp_path):
     ("flags", "message"),
     [
         (["--filter", "0.5"], "--filter and --teacher need each other"),
-        (["--teacher", "x.pth"], "--filter and --teacher need each other"),
+        (["--teacher", "x.pth"], "--teacher x.pth is for --labels soft and --filter, found neither"),
         (["--filter", "1.5", "--teacher", "x"], "argument --filter: found 1.5, expected a number >= 0 and <= 1"),
         (["--filter", "0.5", "--teacher", "missing.pth"], "missing.pth: no such file, expected a checkpoint"),
         (["--filter", "0.5", "--teacher", "{gan}"], "not a classifier that validate.py --save-classifiers wrote"),
@@ -250,7 +250,7 @@ def test_released_weights_teach(path, data_dir, tmp_path):
         (["--pretrain-weight", "{gan}", "missing.safetensors"], "missing.safetensors: no such file, expected a generator in safetensors"),
         (["--pretrain-weight", "{torn}"], "expected safetensors, found 40 bytes that are none, or truncated"),
         (["--pretrain-weight", "{strange}"], "not a generator exported here: its 'generator' is missing"),
-        (["--pretrain-weight", "{gan}", "{other}"], "was made for num classes 3, found 10"),
+        (["--mixture", "--pretrain-weight", "{gan}", "{other}"], "was made for num classes 3, found 10"),
         (["--pretrain-weight", "{gan}", "{gan}", "--export", "out"], "--export out: expected one --pretrain-weight, found 2"),
         (["--storage", "int3"], "argument --storage: invalid choice"),
     ],

@@ -1,16 +1,20 @@
-"""The figures and tables of continual runs are made from results.json alone."""
+"""The figures and tables are made from results.json alone."""
 
+import base64
+import io
 import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import continual_flags, run
+from conftest import ROOT, continual_flags, run
 from PIL import Image
+from test_compare import fake_row, kept
 
 import continual
-from figs import draw_continual
+from figs import draw_continual, make_figures
+from figs.lines import lines_of, unique
 from utils import UsageError
 
 
@@ -92,3 +96,197 @@ def test_labels_are_names_without_set_bytes_and_seed():
     assert label("results/mine") == "mine"
     with pytest.raises(UsageError):
         draw_continual.read_runs(["nowhere"])
+
+
+def grid(value: int, per_class: int = 2, size: int = 4, channels: int = 1) -> str:
+    """A PNG of ten lines of images, each of one gray: value + 10 * class + its column."""
+    images = np.array([[value + 10 * label + column for column in range(per_class)] for label in range(10)], np.uint8)
+    image = np.kron(images, np.ones((size, size), np.uint8))
+    file = io.BytesIO()
+    Image.fromarray(image if channels == 1 else np.stack([image] * channels, 2)).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def samples(channels: int = 1, **changes) -> dict:
+    found = {"class_names": list("abcdefghij"), "size": 4, "channels": channels, "per_class": 2, "images": grid(0, channels=channels)}
+    found |= {"real": grid(100, channels=channels), "nearest": grid(50, channels=channels), "distance_ratio": 0.5}
+    return found | changes
+
+
+def full_rows() -> list[dict]:
+    """Rows that have something for every figure: three trainings of a generator, its int8, real images and a file, of two classifiers."""
+    confusion = [" ".join(["80" if i == j else str(i) for j in range(10)]) for i in range(10)]
+    rows = []
+    for classifier, below in (("convnet", 0.0), ("vgg11", 5.0)):
+        for budget in ("stream", "fixed"):
+
+            def add(source: str, accs: tuple, classifier=classifier, budget=budget, below=below, **changes) -> None:
+                about = {"classifier": classifier, "budget": budget, "confusion": confusion, "curve": 2, "curve_images_seen": [100, 1000]}
+                accs = tuple(acc - below for acc in accs)
+                rows.append(fake_row(source, accs, **about, curve_accs=[[acc - 10, acc] for acc in accs]) | changes)
+
+            for sha, acc in (("a", 70.0), ("b", 72.0), ("c", 77.0)):
+                add("generator", (acc, acc + 1), storage="fp16", checkpoint_sha256=sha, num_bytes=2000)
+            add("generator", (69.0, 70.0), storage="int8", checkpoint_sha256="a", num_bytes=1000, labels="soft", temperature=4.0)
+            add("real", (90.0, 91.0), num_bytes=10**6)
+            add("random-real-jpeg", (60.0, 62.0), match_bytes=2000, num_bytes=1900)
+            add("file", (75.0, 76.0), file="mine.pt", file_sha256="f", set=0, num_bytes=7840)
+    for i in (0, 3, 4, 5, 6):
+        rows[i]["samples"] = samples()
+    return rows
+
+
+def test_validation_tables_figures_and_record(tmp_path, capsys):
+    folder, record, out = kept(tmp_path / "test", full_rows()), tmp_path / "record.json", tmp_path / "figures"
+    rows = run(make_figures, [folder, "--out", str(out), "--record", str(record), "--command", "a", "b", "--hardware", "h"])
+    assert rows == full_rows()
+    names = sorted(path.stem for path in out.iterdir())
+    assert names == ["architectures", "bytes", "confusion", "curves", "neighbours", "samples"]
+    for name in names:
+        assert np.asarray(Image.open(out / f"{name}.png")).std() > 1, name
+    printed = capsys.readouterr()
+    assert not printed.err
+    table = printed.out.splitlines()
+    assert table[0] == "| data | classifier | images | stream | fixed | ipc | stored MB | bits per class | n | record, rows |"
+    assert len(table) == 2 + 2 * 5
+    three = next(line for line in table if "vgg11 | generator fp16, 3 trainings" in line)
+    means, link = "68.50 ± 3.61", f"[record]({record}) 14, 15, 16, 21, 22, 23"
+    assert three == f"| digits | vgg11 | generator fp16, 3 trainings | {means} | {means} | 10 | 0.002 | 3,200 | 3x2 | {link} |"
+    assert any("| convnet | generator int8, soft labels at 4 | 69.50 ± 0.71 | 69.50 ± 0.71 |" in line for line in table)
+    assert any("| convnet | file mine.pt | 75.50 ± 0.71 |" in line for line in table)
+
+    found = json.loads(record.read_text())
+    assert (found["commands"], found["hardware"], found["minutes"]) == (["a", "b"], "h", 28 * 2 * 30 / 60)
+    assert found["rows"] == [{name: value for name, value in row.items() if name != "samples"} for row in rows]
+    again = tmp_path / "again"
+    assert run(make_figures, ["--from", str(record), "--out", str(again)]) == found["rows"]
+    printed = capsys.readouterr()
+    assert printed.out.splitlines() == table
+    assert [line.split(":")[0] for line in printed.err.splitlines()] == ["samples.png", "neighbours.png"]
+    for name in ("architectures", "bytes", "confusion", "curves"):
+        assert (again / f"{name}.png").read_bytes() == (out / f"{name}.png").read_bytes(), name
+
+
+@pytest.fixture
+def figures(monkeypatch) -> list:
+    """The figures that would be written."""
+    found = []
+    monkeypatch.setattr(make_figures, "save", lambda figure, path: found.append(figure))
+    return found
+
+
+def test_curves_and_bytes_show_the_rows_numbers(figures):
+    lines = lines_of([row for row in full_rows() if row["classifier"] == "convnet"])
+    assert make_figures.draw_curves(lines, None)
+    assert make_figures.draw_bytes(lines, None)
+    (curves, *_), (points, *_) = (figure.axes for figure in figures)
+    drawn = {line.get_label(): line for line in curves.lines}
+    assert list(drawn) == [
+        *("real", "file mine.pt", "generator fp16, 3 trainings, stream", "generator int8, soft labels at 4, stream", "random-real-jpeg"),
+        *("generator fp16, 3 trainings, fixed", "generator int8, soft labels at 4, fixed"),
+    ]
+    three = drawn["generator fp16, 3 trainings, stream"]
+    assert three.get_xydata().tolist() == [[100, 63.5], [1000, 73.5]]
+    band = curves.collections[list(drawn).index(three.get_label())].get_paths()[0].vertices[:, 1]
+    assert (band.min(), band.max()) == pytest.approx((63.5 - 13**0.5, 73.5 + 13**0.5))  # of 70, 72 and 77
+    bars = {bar.get_label(): bar for bar in points.containers}
+    (segment,) = bars["generator fp16, 3 trainings, stream"].lines[2][0].get_segments()
+    assert segment[:, 1].tolist() == pytest.approx([73.5 - 13**0.5, 73.5 + 13**0.5])
+    assert segment[0, 0] == pytest.approx(0.002, rel=0.3)  # beside others of these bytes
+    (level,) = (line for line in points.lines if line.get_label() == "real, 1 MB")
+    assert set(level.get_ydata()) == {90.5}
+
+
+def test_heat_maps_show_the_rows_numbers(figures):
+    lines = lines_of(full_rows()[:-1])
+    assert make_figures.draw_architectures(lines, None)
+    assert make_figures.draw_confusion(lines, None)
+    heat, confusion = (figure.axes for figure in figures)
+    assert [ax.get_title() for ax in heat] == ["digits, ipc 10, stream: accuracy, %", "digits, ipc 10, fixed: accuracy, %"]
+    names = ["real", "file mine.pt", "generator fp16, 3 trainings", "generator int8, soft labels at 4", "random-real-jpeg"]
+    assert [text.get_text() for text in heat[0].get_xticklabels()] == names
+    assert [text.get_text() for text in heat[0].get_yticklabels()] == ["convnet", "vgg11"]
+    assert [text.get_text() for text in heat[0].texts][5:] == [
+        "85.50 ± 0.71",
+        "70.50 ± 0.71",
+        "68.50 ± 3.61",
+        "64.50 ± 0.71",
+        "56.00 ± 1.41",
+    ]
+    assert heat[1].texts[6].get_text() == ""  # without the last row
+    three = confusion[2]
+    assert three.get_title() == "generator fp16, 3 trainings\ndigits, convnet, ipc 10, stream"
+    assert three.images[0].get_array()[3].tolist() == pytest.approx([100 * (80 if j == 3 else 3) / (80 + 9 * 3) for j in range(10)])
+    assert [text.get_text() for text in three.get_xticklabels()] == list("0123456789")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_stand_where_their_class_is(channels, figures):
+    rows = [fake_row(samples=samples(channels)), fake_row("random-real", samples=samples(channels, real=None)), fake_row("real")]
+    lines = lines_of(rows)
+    assert make_figures.draw_samples(lines, None)
+    assert make_figures.draw_neighbours(lines, None)
+    (real, generator, chosen), (neighbours,) = (figure.axes for figure in figures)
+    titles = [ax.get_title() for ax in (real, generator, chosen)]
+    assert titles == ["digits, real", "generator fp32", "random-real"]
+    assert [text.get_text() for text in real.get_yticklabels()] == list("abcdefghij")
+    assert real.images[0].get_array()[4 * 7, :, 0].tolist() == [170] * 4 + [171] * 4
+    assert generator.images[0].get_array()[4 * 7, :, 0].tolist() == [70] * 4 + [71] * 4
+    assert neighbours.images[0].get_array()[4 * 7, :, 0].tolist() == [70] * 4 + [120] * 4 + [255] + [71] * 4 + [121] * 4 + [255]
+    assert "distance ratio 0.50" in neighbours.get_title().replace("\n", " ")
+
+
+def test_rows_older_than_the_figures_are_drawn(tmp_path, capsys):
+    run(make_figures, ["--from", str(ROOT / "benchmarks/results/2026-11-22_fashion_cpu.json"), "--out", str(tmp_path)])
+    assert [path.name for path in tmp_path.iterdir()] == ["bytes.png"]
+    printed = capsys.readouterr()
+    assert [line.split(": left out")[0] for line in printed.err.splitlines()] == [
+        f"{name}.png" for name in ("curves", "architectures", "samples", "neighbours", "confusion")
+    ]
+    assert "| fashion | convnet_w32 | generator fp32, stage 1 | 78.37 ± 0.21 | 74.43 ± 0.31 | 10 | 0.536 |  | 3 |" in printed.out
+
+
+def test_lines_tell_rows_apart_by_what_differs():
+    def labels(*changes: dict) -> list[str]:
+        return sorted(line.label for line in lines_of([fake_row() | change for change in changes]))
+
+    assert labels({}, {"checkpoint_sha256": "b", "commit": "other", "num_bytes": 9}) == ["generator fp32, 2 trainings"]
+    assert labels({}, {"recipe": "strong", "epochs": 9}) == ["generator fp32, recipe dim", "generator fp32, recipe strong"]
+    assert labels({}, {"trained": "stage 1"}) == ["generator fp32", "generator fp32, stage 1"]
+    assert labels({}, {"ipc": 1}, {"dataset": "mnist"}, {"budget": "fixed"}, {"classifier": "b"}) == ["generator fp32"] * 5
+    both = ["a", "b"], {"filter": 0.5}
+    assert labels({"checkpoint_sha256": both[0], "storage": ["int8", "fp16"]} | both[1]) == [
+        "generator fp16/int8, mixture of 2, filter 0.5"
+    ]
+    sizes = [fake_row("random-real-jpeg", match_bytes=size, num_bytes=size) for size in (1000, 2000)]
+    assert [line.label for line in lines_of(sizes)] == ["random-real-jpeg, match_bytes 1000", "random-real-jpeg, match_bytes 2000"]
+    assert {line.series for line in lines_of(sizes)} == {"random-real-jpeg"}
+
+
+def test_a_row_that_stands_twice_is_used_once(tmp_path, capsys):
+    few, many = fake_row("real", (80.0,)), fake_row("real", (80.0, 81.0), commit="other")
+    folders = [kept(tmp_path / "a", [few, fake_row()]), f"stage 2={kept(tmp_path / 'b', [many, fake_row()])}"]
+    rows = run(make_figures, folders)
+    assert [row["n"] for row in rows] == [2, 5, 5]
+    assert "rows that stand again: 1;" in capsys.readouterr().err
+    assert [row.get("trained") for row in rows] == [None, None, "stage 2"]
+    assert unique([few, many]) == unique([many, few]) == [many]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "expected either folders of results or --from RECORD"),
+        (["{0}", "--from", "{0}"], "expected either folders of results or --from RECORD"),
+        (["{0}/missing"], "{0}/missing: expected the results.json of validate.py, found No such file or directory"),
+        (["a={0}/missing"], "{0}/missing: expected the results.json of validate.py, found No such file or directory"),
+        (["--from", "{0}/bad/results.json"], "results.json: expected the results.json of validate.py, found something else"),
+    ],
+)
+def test_what_is_not_a_result_is_one_line(flags, message, tmp_path, capsys):
+    kept(tmp_path / "bad", [{"method": "er", "accs": [1.0]}])
+    with pytest.raises(SystemExit) as stop:
+        run(make_figures, [flag.format(tmp_path) for flag in flags])
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message.format(tmp_path) in line

@@ -8,10 +8,10 @@ import torch
 from conftest import same
 
 from data import DATASETS, load_data
-from memory import CODECS, Buffer, GeneratorMemory, Memory, digest, generator_bytes, make_codec, training_bytes, widest
+from memory import Buffer, GeneratorMemory, Memory, digest, generator_bytes, training_bytes, widest
 from models import build_gan
 from models.gan import GAN
-from storage import BYTES, num_bytes
+from storage import BYTES, CODECS, make_codec, num_bytes
 from utils import UsageError
 
 CPU = torch.device("cpu")

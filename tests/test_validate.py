@@ -14,19 +14,21 @@ import gen_condense
 import validate
 from data import DATASETS, Data, ImageSet, load_data
 from models import build_classifier, build_gan
+from results import Cost, Outcome
 from run_folder import RunFolder
-from runtime import Runtime
+from runtime import Draws, Runtime
+from sources import Generated, Real
 from utils import file_hash
-from validate import RECIPES, Cost, Draws, Recipe, image_epochs, train_steps, train_together, validate_group
+from validate import RECIPES, Recipe, train_steps, train_together, validate_group
 
 CPU = Runtime(torch.device("cpu"))
-FEW = Recipe(3, 8, 0.01, False, "none", "dim", -1.0)
+FEW = Recipe(3, 8, 0.01, "none", "none", "dim", -1.0)
 
 
 def train_on_real(classifier, recipe: Recipe, ipc: int, data: Data) -> Cost:
     """Train one classifier on the stream of real images."""
     draws = Draws.seeded(0, CPU.device)
-    epochs = image_epochs("real", "stream", ipc, 10, 0, data.train, None, draws, CPU)
+    epochs = Real(data.train, ipc, 10).open(0, draws).epochs
     return train_together([train_steps(classifier, epochs, recipe, draws, CPU)], recipe.epochs, CPU)[0]
 
 
@@ -50,8 +52,9 @@ def test_table_and_rows(trained, tmp_path, capsys):
     run(validate, validate_flags(tmp_path, "--pretrain-weight", str(weight), "--eval-model", "convnet_w32", "convnet", "--ipc", "2", "3"))
     out = capsys.readouterr().out
     found = rows(tmp_path)
+    sources = ("generator", "random-real", "real")
     assert [(r["classifier"], r["ipc"], r["source"]) for r in found] == [
-        (network, ipc, source) for network in ("convnet_w32", "convnet") for ipc in (2, 3) for source in validate.SOURCES
+        (network, ipc, source) for network in ("convnet_w32", "convnet") for ipc in (2, 3) for source in sources
     ]
     row = found[0]
     assert (row["dataset"], row["split"], row["budget"], row["recipe"], row["n"]) == ("digits", "test", "stream", "dim", 2)
@@ -110,7 +113,8 @@ def test_a_stopped_table_goes_on_with_the_classifier_it_was_at(tmp_path, monkeyp
 
 def test_budgets(digits, generator):
     def epochs(source: str, budget: str) -> list:
-        source_epochs = image_epochs(source, budget, 4, 10, 0, digits.train, generator, Draws.seeded(0, CPU.device), CPU)
+        made = Generated(generator, 4, budget == "fixed", 0, CPU) if source == "generator" else Real(digits.train, 4, 10, source != "real")
+        source_epochs = made.open(0, Draws.seeded(0, CPU.device)).epochs
         return [next(source_epochs) for _ in range(3)]
 
     for source, budget, fresh in (
@@ -147,7 +151,7 @@ def test_the_last_partial_batch_is_used_and_small_sets_make_small_batches(digits
     assert sizes == [8, 8, 4] * 3
     assert (cost.steps, cost.images_seen) == (9, 60)
     sizes.clear()
-    train_on_real(Spy(), Recipe(1, 128, 0.01, False, "none", "dim", -1.0), 2, digits)
+    train_on_real(Spy(), Recipe(1, 128, 0.01, "none", "none", "dim", -1.0), 2, digits)
     assert sizes == [20]
 
 
@@ -155,15 +159,15 @@ def test_zero_steps_raise(digits):
     classifier = build_classifier("convnet_w32", digits.info)
     nothing = iter([(torch.zeros(0, 1, 28, 28), torch.zeros(0, dtype=torch.long))])
     with pytest.raises(ValueError, match="zero steps"):
-        list(train_steps(classifier, nothing, Recipe(0, 8, 0.01, False, "none", "dim", -1.0), Draws.seeded(0, CPU.device), CPU))
+        list(train_steps(classifier, nothing, Recipe(0, 8, 0.01, "none", "none", "dim", -1.0), Draws.seeded(0, CPU.device), CPU))
 
 
 def test_recipe_dc_lowers_its_rate_at_half(digits, monkeypatch):
     rates = []
     step = torch.optim.SGD.step
     monkeypatch.setattr(torch.optim.SGD, "step", lambda self, *args: rates.append(self.param_groups[0]["lr"]) or step(self, *args))
-    assert RECIPES["dc"] == Recipe(1000, 256, 0.01, True, "color_crop_cutout_flip_scale_rotate", "dc", -1.0)
-    recipe = Recipe(5, 256, 0.01, True, "none", "dc", -1.0)
+    assert RECIPES["dc"] == Recipe(1000, 256, 0.01, "half", "color_crop_cutout_flip_scale_rotate", "dc", -1.0)
+    recipe = Recipe(5, 256, 0.01, "half", "none", "dc", -1.0)
     train_on_real(build_classifier("convnet_w32", digits.info), recipe, 1, digits)
     assert rates == pytest.approx([0.01, 0.01, 0.001, 0.001, 0.001])
 
@@ -174,7 +178,7 @@ def test_cutmix_is_drawn_with_its_probability(digits, monkeypatch):
         draw = validate.draw_cutmix
         with monkeypatch.context() as patch:
             patch.setattr(validate, "draw_cutmix", lambda *args: calls.append(1) or draw(*args))
-            recipe = Recipe(20, 20, 0.01, False, "crop", "dim", p)
+            recipe = Recipe(20, 20, 0.01, "none", "crop", "dim", p)
             train_on_real(build_classifier("convnet_w32", digits.info), recipe, 1, digits)
         return len(calls)
 
@@ -188,7 +192,7 @@ def test_accuracy_is_counted_in_eval_mode(digits):
     classifier = build_classifier("densenet", digits.info).train()
     images = ImageSet(digits.test.images[:40], digits.test.labels[:40])
     state = {k: v.clone() for k, v in classifier.state_dict().items()}
-    found = validate.accuracy(classifier, images, batch_size=7)
+    found = validate.accuracy(validate.confusion_matrix(classifier, images, 10, batch_size=7))
     assert all(torch.equal(v, state[k]) for k, v in classifier.state_dict().items())  # BatchNorm saw nothing
     assert classifier.training
     with torch.no_grad():
@@ -199,7 +203,7 @@ def test_accuracy_is_counted_in_eval_mode(digits):
 
 def test_one_classifier_depends_on_its_seed_alone_and_leaves_the_random_numbers_alone(digits, generator):
     def once(seed: int) -> float:
-        return validate_group("convnet_w32", "generator", "stream", 2, digits, generator, FEW, [seed], CPU)[0][0]
+        return validate_group("convnet_w32", Generated(generator, 2, False, 0, CPU), digits, FEW, [seed], CPU)[0].accuracy
 
     torch.manual_seed(1)
     state = torch.get_rng_state()
@@ -214,21 +218,22 @@ def test_one_classifier_depends_on_its_seed_alone_and_leaves_the_random_numbers_
 
 
 def test_untrained_generators_give_chance(digits):
-    recipe, accs = Recipe(12, 128, 0.01, False, "color_crop", "dim", -1.0), []
+    recipe, accs = Recipe(12, 128, 0.01, "none", "color_crop", "dim", -1.0), []
     for seed in range(8):
         torch.manual_seed(seed)
         untrained, _ = build_gan({"num_classes": 10, "channels": 1, "image_size": 28, "width": 8, "z_dim": 100})
-        accs.append(validate_group("convnet_w32", "generator", "stream", 3, digits, untrained, recipe, [seed], CPU)[0][0])
+        source = Generated(untrained, 3, False, 0, CPU)
+        accs.append(validate_group("convnet_w32", source, digits, recipe, [seed], CPU)[0].accuracy)
     assert statistics.mean(accs) == pytest.approx(10, abs=6)
 
 
 def test_permuted_labels_give_chance_and_right_ones_do_not(digits):
-    recipe = Recipe(12, 128, 0.01, False, "color_crop", "dim", -1.0)
+    recipe = Recipe(12, 128, 0.01, "none", "color_crop", "dim", -1.0)
     order = torch.randperm(1500, generator=torch.Generator().manual_seed(0))
     permuted = Data(digits.info, ImageSet(digits.train.images, digits.train.labels[order]), None, digits.test)
-    wrong = validate_group("convnet_w32", "real", "stream", 10, permuted, None, recipe, range(3), CPU)
-    assert statistics.mean(acc for acc, _ in wrong) == pytest.approx(10, abs=8)
-    assert validate_group("convnet_w32", "real", "stream", 10, digits, None, recipe, [0], CPU)[0][0] > 50
+    wrong = validate_group("convnet_w32", Real(permuted.train, 10, 10), permuted, recipe, range(3), CPU)
+    assert statistics.mean(outcome.accuracy for outcome in wrong) == pytest.approx(10, abs=8)
+    assert validate_group("convnet_w32", Real(digits.train, 10, 10), digits, recipe, [0], CPU)[0].accuracy > 50
 
 
 def test_the_generator_gives_the_same_number_with_the_training_files_deleted(tmp_path):
@@ -248,7 +253,7 @@ def test_the_generator_gives_the_same_number_with_the_training_files_deleted(tmp
 
 def test_held_out_images_are_tested_on_and_not_trained_on(monkeypatch, tmp_path):
     seen = []
-    monkeypatch.setattr(validate, "validate_group", lambda *args: seen.append(args[4]) or [(50.0, Cost(1, 1))])
+    monkeypatch.setattr(validate, "validate_group", lambda *args: seen.append(args[2]) or [Outcome(50.0, Cost(1, 1), [[1]])])
     found = run(validate, validate_flags(tmp_path, "--source", "real", "--data", "digits", "--val-size", "100"))
     assert found[0]["split"] == "val"
     assert len(seen[0].referee[1]) == 100
@@ -266,17 +271,14 @@ def test_a_split_seen_in_an_earlier_stage_is_warned_about(trained, tmp_path, cap
 def test_an_in_training_evaluation_uses_the_same_function(tmp_path, monkeypatch):
     calls = []
 
-    def group(network, source, budget, ipc, data, generator, recipe, seeds, runtime):
-        calls.append((network, source, budget, ipc, recipe.epochs, recipe.mix_p, data.referee[0]))
-        return [(40.0 + len(calls), Cost(1, 1)) for _ in seeds]
+    def group(network, source, data, recipe, seeds, runtime):
+        calls.append((network, type(source), source.fixed, source.ipc, recipe.epochs, recipe.mix_p, data.referee[0]))
+        return [Outcome(40.0 + len(calls), Cost(1, 1)) for _ in seeds]
 
     monkeypatch.setattr(validate, "validate_group", group)
     evaluation = "--eval-interval 2 --eval-model convnet_w32 resnet18 --budget fixed --ipc 7 --epochs-eval 9 --mix-p 0.5 --repeats 2"
     found: RunFolder = run(gen_condense, gan_flags(tmp_path, *evaluation.split()))
-    assert (
-        calls
-        == [("convnet_w32", "generator", "fixed", 7, 9, 0.5, "val")] * 2 + [("resnet18_w32", "generator", "fixed", 7, 9, 0.5, "val")] * 2
-    )
+    assert calls == [("convnet_w32", Generated, True, 7, 9, 0.5, "val")] * 2 + [("resnet18_w32", Generated, True, 7, 9, 0.5, "val")] * 2
     assert found.lines[1]["val_accuracy"] == 42.5
     assert found.lines[1]["val_accuracy_resnet18_w32"] == 43.5
     assert "val_accuracy" not in found.lines[0]
@@ -291,14 +293,14 @@ def weights_of(seeds: list[int], recipe: Recipe, data: Data, generator, steps: i
             torch.manual_seed(seed)
             classifiers.append(build_classifier("resnet10", data.info))
             draws = Draws.seeded(seed, CPU.device)
-            epochs = image_epochs("generator", "stream", 2, 10, seed, None, generator, draws, CPU)
+            epochs = Generated(generator, 2, False, 0, CPU).open(seed, draws).epochs
             trainings.append(train_steps(classifiers[-1], epochs, recipe, draws, CPU))
         assert [cost.steps for cost in train_together(trainings, steps, CPU)] == [steps] * len(group)
     return [classifier.state_dict() for classifier in classifiers]
 
 
 def test_classifiers_trained_together_equal_those_trained_one_at_a_time(digits, generator):
-    recipe = Recipe(5, 12, 0.01, True, "color_crop_cutout_flip_scale_rotate", "dc", 0.5)
+    recipe = Recipe(5, 12, 0.01, "half", "color_crop_cutout_flip_scale_rotate", "dc", 0.5)
     together, apart = (weights_of([3, 4, 5], recipe, digits, generator, 10, together) for together in (True, False))
     for a, b in zip(together, apart, strict=True):
         assert all(torch.allclose(a[name], b[name], rtol=0, atol=1e-6) for name in a)

@@ -1,0 +1,149 @@
+"""Paired difference between rows of results.json: the same classifier seeds on two sources of images.
+
+    python benchmarks/compare.py results/test results/test --a source=generator storage=int8 --b source=random-real
+
+Two rows are a pair where they agree in data, recipe, budget, ipc, classifier and seed: accs[i] of both come from one classifier seed.
+Prints the mean difference A - B in points with its 95 % bootstrap interval over classifiers, and over several generators in A.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from statistics import mean
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import numpy as np
+from scipy.stats import bootstrap
+
+from results import RESULTS, TRAININGS
+from utils import Parser, UsageError, cli, write_json
+
+# In what the rows of a pair agree; what an older row does not say is None.
+PAIRED = "dataset split tested_on val_size recipe epochs batch_size lr decay lr_decay decay_at_half dsa_strategy dsa_composition".split()
+PAIRED += "mix_p ema budget ipc classifier seed".split()
+# What is told of a pair where it differs, of hashes only where both have one.
+COMPARED = ("source", "trained", "storage", "filter", "labels", "temperature", "file", "set", "match_bytes", "quality", "amp", "device")
+HASHES = ("checkpoint_sha256", "file_sha256", "teacher_sha256", "drawn_from")
+ASIDE = (*RESULTS, *TRAININGS, "generator_bytes", "curve", "save_classifiers", "commit", "torch", "device")
+RESAMPLES, FEW = 10_000, 5
+
+
+def read_rows(path: str) -> list[dict]:
+    """The rows with a result of a results.json, of its folder, or of a record. Raises UsageError where it is something else."""
+    file = Path(path) / "results.json" if Path(path).is_dir() else Path(path)
+    try:
+        found = json.loads(file.read_text())
+        rows = [row for row in (found["rows"] if isinstance(found, dict) else found) if row["source"] and row["accs"]]
+        if not rows:
+            raise ValueError("no row with a result")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        found = getattr(error, "strerror", None) or f"something else ({error})"
+        raise UsageError(f"{file}: expected the results.json of validate.py, found {found}") from None
+    return rows
+
+
+def identity(row: dict) -> str:
+    """A row's settings, without which training of the generator or set of the file it is, where it ran and what else it kept."""
+    return json.dumps({name: value for name, value in row.items() if name not in ASIDE and value is not None}, sort_keys=True)
+
+
+def text(value) -> str:
+    """A value as it stands in a filter."""
+    return "none" if value is None else str(value)
+
+
+def choose(path: str, flag: str, filters: list[str]) -> list[dict]:
+    """The rows for which every NAME=VALUE holds. Raises UsageError where there is none."""
+    rows = read_rows(path)
+    for given in filters:
+        name, equals, value = given.partition("=")
+        found = ", ".join(sorted({text(row.get(name)) for row in rows})) if equals else "no NAME=VALUE"
+        rows = [row for row in rows if text(row.get(name)) == value]
+        if not rows:
+            raise UsageError(f"{flag} {given}: no row left of {path} has it, found {found}")
+    return rows
+
+
+def pairs_of(rows_a: list[dict], rows_b: list[dict]) -> list[tuple[dict, dict]]:
+    """Each row of A with each other of B that agrees with it. Raises UsageError naming where the nearest two differ if none do."""
+    pairs = [(a, b) for a in rows_a for b in rows_b if a != b]
+    if not pairs:
+        raise UsageError("A and B are one and the same row, expected two")
+    apart = [[name for name in PAIRED if a.get(name) != b.get(name)] for a, b in pairs]
+    if all(apart):
+        (name, *_), (a, b) = min(zip(apart, pairs, strict=True), key=lambda found: len(found[0]))
+        raise UsageError(f"no row of A pairs with one of B: the nearest two differ in {name}, {text(a.get(name))} and {text(b.get(name))}")
+    return [pair for pair, names in zip(pairs, apart, strict=True) if not names]
+
+
+def differing(a: dict, b: dict) -> str:
+    """In what A and B differ, in short: "source generator / random-real, storage int8 / none"."""
+    parts = [f"{name} {text(a.get(name))} / {text(b.get(name))}" for name in COMPARED if a.get(name) != b.get(name)]
+    hashes = [name for name in HASHES if a.get(name) and b.get(name) and a[name] != b[name]]
+    return ", ".join(parts + [f"{name} {text(a[name]):.8} / {text(b[name]):.8}" for name in hashes]) or "no setting"
+
+
+def compare(a: dict, b: dict) -> dict:
+    """The difference over the classifiers that both rows have, position by position; low and high are None of one."""
+    n = min(len(a["accs"]), len(b["accs"]))
+    accs_a, accs_b = np.array(a["accs"][:n]), np.array(b["accs"][:n])
+    differences = accs_a - accs_b
+    found = {"differs": differing(a, b), "pair": {name: a.get(name) for name in PAIRED}, "n": n, "of": [len(a["accs"]), len(b["accs"])]}
+    found |= {"mean_a": float(accs_a.mean()), "mean_b": float(accs_b.mean()), "difference": float(differences.mean())}
+    found |= {"differences": differences.tolist(), "low": None, "high": None}
+    if n > 1:
+        result = bootstrap((differences,), np.mean, n_resamples=RESAMPLES, method="percentile", random_state=0)
+        found["low"], found["high"] = map(float, result.confidence_interval)
+    return found
+
+
+def over_generators(singles: list[dict]) -> dict:
+    """The difference over generators beside one row of B: draws generators with replacement, then classifiers of each that is drawn."""
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(len(singles), size=(RESAMPLES, len(singles)))
+    means = np.empty(drawn.shape)
+    for i, single in enumerate(singles):
+        means[drawn == i] = rng.choice(single["differences"], ((drawn == i).sum(), single["n"])).mean(1)
+    low, high = np.percentile(means.mean(1), (2.5, 97.5)).tolist()
+    found = {name: mean(single[name] for single in singles) for name in ("mean_a", "mean_b", "difference")} | {"low": low, "high": high}
+    return found | {"differs": f"over {len(singles)} generators of A", "pair": singles[0]["pair"], "n": len(singles)}
+
+
+def lines_of(found: dict) -> str:
+    """What is compared; the means, their difference in points, its interval, and what there is to beware of."""
+    n, low, high = found["n"], found["low"], found["high"]
+    counts = " (of {} and {})".format(*found["of"]) if len(set(found.get("of", []))) > 1 else ""
+    verdict = "no interval of one" if low is None else "includes 0" if low <= 0 <= high else "excludes 0"
+    interval = verdict if low is None else f"95 % [{low:+.2f}, {high:+.2f}] {verdict}" + f" (few: n < {FEW})" * (n < FEW)
+    place = "{dataset}, {classifier}, ipc {ipc}, {budget}: ".format_map(found["pair"]) + found["differs"]
+    return f"{place}\n  n {n}{counts}, " + "A {mean_a:.2f}, B {mean_b:.2f}, A - B {difference:+.2f} points, ".format_map(found) + interval
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(__doc__.splitlines()[0])
+    parser.add_argument("results_a", metavar="A", help="folder of validate.py, its results.json, or a record of such rows")
+    parser.add_argument("results_b", metavar="B", help="likewise; may be the same")
+    parser.add_argument("--a", nargs="+", default=[], metavar="NAME=VALUE", help="rows of A, by their settings, none for null")
+    parser.add_argument("--b", nargs="+", default=[], metavar="NAME=VALUE", help="rows of B, likewise")
+    parser.add_argument("--out", help="JSON file to keep the comparisons in")
+    return parser.parse_args(argv)
+
+
+@cli
+def main(args: argparse.Namespace) -> list[dict]:
+    pairs = pairs_of(choose(args.results_a, "--a", args.a), choose(args.results_b, "--b", args.b))
+    found, trainings = [compare(a, b) for a, b in pairs], {}
+    for (a, b), single in zip(pairs, found, strict=True):
+        trainings.setdefault((identity(a), id(b)), {})[text(a.get("checkpoint_sha256"))] = single
+    found += [over_generators([*singles.values()]) for singles in trainings.values() if len(singles) > 1]
+    print("\n".join(map(lines_of, found)))
+    if args.out:
+        write_json(Path(args.out), found)
+    return found
+
+
+if __name__ == "__main__":
+    main(parse_args())

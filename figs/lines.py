@@ -1,0 +1,156 @@
+"""Rows of validate.py as what tables and figures show: one line for several trainings of a generator, with a label of its own."""
+
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import mean, stdev
+
+from benchmarks.compare import ASIDE, identity
+from results import TRAININGS, plus_minus, source_name
+
+PLACE = ("dataset", "split", "val_size", "classifier", "ipc", "budget")
+SIZES = ("match_bytes", "generator_parameters")  # in what points of one series differ where bytes are the axis
+
+
+@dataclass
+class Line:
+    """A row, or the rows of several trainings of a generator (sets of a file) as one; `numbers` are their places in the record.
+
+    label: what was trained on, and what else tells it from others of its place; series: that without sizes.
+    """
+
+    rows: list[dict]
+    numbers: list[int]
+    label: str
+    series: str = ""
+
+    def __getitem__(self, name: str):
+        return self.rows[0].get(name)
+
+    def at(self, *names: str) -> tuple:
+        """The values of these settings."""
+        return tuple(self[name] for name in names)
+
+    @property
+    def mean(self) -> float:
+        return mean(row["mean"] for row in self.rows)
+
+    @property
+    def std(self) -> float | None:
+        """Over trainings; of one row over its classifiers."""
+        return stdev(row["mean"] for row in self.rows) if len(self.rows) > 1 else self["std"]
+
+    @property
+    def n(self) -> str:
+        counts = "/".join(map(str, sorted({row["n"] for row in self.rows})))
+        return f"{len(self.rows)}x{counts}" if len(self.rows) > 1 else counts
+
+    @property
+    def num_bytes(self) -> float | None:
+        found = [row.get("num_bytes") or row.get("generator_bytes") for row in self.rows]
+        return None if None in found else mean(found)
+
+
+def unique(rows: list[dict]) -> list[dict]:
+    """Each row once: of those of the same settings, such as the real images that every command adds, the one of most classifiers."""
+
+    def full(row: dict) -> tuple:
+        return len(row["accs"]), bool(row.get("curve_accs")), bool(row.get("samples"))
+
+    best: dict[str, dict] = {}
+    for row in rows:
+        key = identity(row) + json.dumps([row.get(name) for name in TRAININGS if name != "num_bytes"])
+        if key not in best or full(row) > full(best[key]):
+            best[key] = row
+    if len(best) < len(rows):
+        print(f"rows that stand again: {len(rows) - len(best)}; of each the one with most classifiers is used", file=sys.stderr)
+    return list(best.values())
+
+
+def images_of(rows: list[dict]) -> str:
+    """What was trained on: "generator fp16, soft labels at 4, 3 trainings"."""
+    row, source = rows[0], rows[0]["source"]
+    if source == "generator":
+        storage = row.get("storage") or "fp32"  # one name, or that of each generator
+        source += " " + (storage if isinstance(storage, str) else "/".join(sorted(set(storage))))
+    parts = [source_name(row | {"source": source, "set": None if len(rows) > 1 else row.get("set")})]
+    if isinstance(row.get("checkpoint_sha256"), list):
+        parts.append(f"mixture of {len(row['checkpoint_sha256'])}")
+    if row.get("filter"):
+        parts.append(f"filter {row['filter']:g}")
+    if row.get("trained"):
+        parts.append(row["trained"])
+    if len(rows) > 1:
+        parts.append(f"{len(rows)} " + ("trainings" if row["source"] == "generator" else "sets"))
+    return ", ".join(parts)
+
+
+def lines_of(rows: list[dict]) -> list[Line]:
+    """The rows in lines, best first within a place. Labels that would stand twice in one place have what differs added."""
+    groups: dict[str, list[int]] = {}
+    for number, row in enumerate(rows):
+        groups.setdefault(identity(row), []).append(number)
+    lines = [Line([rows[i] for i in numbers], numbers, images_of([rows[i] for i in numbers])) for numbers in groups.values()]
+    settings = dict.fromkeys(name for row in rows for name in row if name not in (*ASIDE, *PLACE, *SIZES))
+    for name in (*settings, *SIZES):
+        if name == SIZES[0]:
+            for line in lines:
+                line.series = line.label
+        found: dict[tuple, set] = {}
+        for line in lines:
+            found.setdefault((line.label, *line.at(*PLACE)), set()).add(str(line[name]))
+        clashing = {label for (label, *_), values in found.items() if len(values) > 1}
+        for line in lines:
+            if line.label in clashing and line[name] is not None:
+                line.label += f", {name} {line[name]!s:.12}"
+    classifiers, budgets = (list(dict.fromkeys(row.get(name) for row in rows)) for name in ("classifier", "budget"))
+
+    def order(line: Line) -> tuple:
+        place = classifiers.index(line["classifier"]), line["ipc"] or 0, budgets.index(line["budget"])
+        return line["dataset"], str(line["split"]), *place, -line.mean
+
+    return sorted(lines, key=order)
+
+
+def place_of(line: Line, *names: str) -> str:
+    """A panel's title: "fashion, 5,000 held out, convnet, ipc 50"."""
+    parts = [line["dataset"]] + ([f"{line['val_size'] or 0:,} held out"] if line["split"] == "val" else [])
+    return ", ".join(parts + [f"ipc {line[name]}" if name == "ipc" else str(line[name]) for name in names])
+
+
+def grouped(lines: Iterable[Line], *names: str) -> dict[str, list[Line]]:
+    """Lines by the place that these settings and the data make."""
+    groups: dict[str, list[Line]] = {}
+    for line in lines:
+        groups.setdefault(place_of(line, *names), []).append(line)
+    return groups
+
+
+def once(lines: Iterable[Line]) -> list[tuple[str, Line]]:
+    """Lines with a name that says the budget where it makes a difference, which is where images are generated; others once."""
+    found = {}
+    for line in lines:
+        budget = f", {line['budget']}" if line["source"] == "generator" else ""
+        found.setdefault((line.label + budget, *line.at(*PLACE[:-1])), (budget, line))
+    return list(found.values())
+
+
+def table(lines: list[Line], record: str | None = None) -> list[str]:
+    """Markdown: a line for both budgets."""
+    heads = ["data", "classifier", "images", "stream", "fixed", "ipc", "stored MB", "bits per class", "n"] + ["record, rows"] * bool(record)
+    shared: dict[tuple, dict[str, Line]] = {}
+    for line in lines:
+        shared.setdefault((line.label, *line.at(*PLACE[:-1])), {})[line["budget"]] = line
+    found = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for budgets in shared.values():
+        ordered = [budgets[name] for name in ("stream", "fixed") if name in budgets]
+        line = ordered[0]
+        accuracies = [plus_minus(budgets[name].mean, budgets[name].std) if name in budgets else "" for name in ("stream", "fixed")]
+        stored = "" if line.num_bytes is None else f"{line.num_bytes / 1e6:,.3f}"
+        bits = "" if line["bits_per_class"] is None else f"{line['bits_per_class']:,.0f}"
+        counts = " / ".join(dict.fromkeys(line.n for line in ordered))
+        cells = [place_of(line), line["classifier"], line.label, *accuracies, line["ipc"], stored, bits, counts]
+        cells += [f"[record]({record}) {', '.join(str(i) for line in ordered for i in line.numbers)}"] if record else []
+        found.append("| " + " | ".join(map(str, cells)) + " |")
+    return found
