@@ -24,7 +24,7 @@ from utils import Parser, UsageError, cli, write_json
 # In what the rows of a pair agree; what an older row does not say is None.
 PAIRED = "dataset split tested_on val_size recipe epochs batch_size lr decay lr_decay decay_at_half dsa_strategy dsa_composition".split()
 PAIRED += "mix_p ema budget ipc classifier seed".split()
-# What is told of a pair where it differs, of hashes only where both have one.
+# What is told of a pair where it differs, of hashes but a generator's only where both have one.
 COMPARED = ("source", "trained", "storage", "filter", "labels", "temperature", "file", "set", "match_bytes", "quality", "amp", "device")
 HASHES = ("checkpoint_sha256", "file_sha256", "teacher_sha256", "drawn_from")
 ASIDE = (*RESULTS, *TRAININGS, "generator_bytes", "curve", "save_classifiers", "commit", "torch", "device")
@@ -82,8 +82,8 @@ def pairs_of(rows_a: list[dict], rows_b: list[dict]) -> list[tuple[dict, dict]]:
 def differing(a: dict, b: dict) -> str:
     """In what A and B differ, in short: "source generator / random-real, storage int8 / none"."""
     parts = [f"{name} {text(a.get(name))} / {text(b.get(name))}" for name in COMPARED if a.get(name) != b.get(name)]
-    hashes = [name for name in HASHES if a.get(name) and b.get(name) and a[name] != b[name]]
-    return ", ".join(parts + [f"{name} {text(a[name]):.8} / {text(b[name]):.8}" for name in hashes]) or "no setting"
+    hashes = [name for name in HASHES if a.get(name) != b.get(name) and (name == HASHES[0] or None not in (a.get(name), b.get(name)))]
+    return ", ".join(parts + [f"{name} {text(a.get(name)):.8} / {text(b.get(name)):.8}" for name in hashes]) or "no setting"
 
 
 def compare(a: dict, b: dict) -> dict:

@@ -141,7 +141,7 @@ def table(lines: list[Line], record: str | None = None) -> list[str]:
     heads = ["data", "classifier", "images", "stream", "fixed", "ipc", "stored MB", "bits per class", "n"] + ["record, rows"] * bool(record)
     shared: dict[tuple, dict[str, Line]] = {}
     for line in lines:
-        shared.setdefault((line.label, *line.at(*PLACE[:-1])), {})[line["budget"]] = line
+        shared.setdefault((line.label, *line.at(*PLACE[:-1])), {})[line["budget"] or "stream"] = line
     found = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for budgets in shared.values():
         ordered = [budgets[name] for name in ("stream", "fixed") if name in budgets]

@@ -2,10 +2,10 @@
 
     python figs/make_figures.py results/test results/other --out figs/validate --record benchmarks/results/DATE_fashion.json
 
-Rows that differ in the training of their generator alone are one line of the table and one point of a figure; "stage 1=results/test"
-names the generators of a folder, which keeps them apart. Prints a Markdown table; with --out draws those of FOLDER/curves.png, bytes.png,
-architectures.png, samples.png, neighbours.png and confusion.png that there are rows for; with --record keeps the rows. --from RECORD
-prints and draws a kept record again, but for the images.
+Rows that differ in the training of their generator alone are one line and one point; "stage 1=results/test" names the generators of a
+folder, which keeps them apart. Prints a Markdown table; with --out draws those of FOLDER/curves.png, bytes.png, architectures.png,
+samples.png, neighbours.png and confusion.png that there are rows for; with --record keeps the rows, without images. --from RECORD prints
+and draws a kept record again.
 """
 
 import argparse
@@ -42,6 +42,12 @@ def colors_of(names: Iterable[str]) -> dict[str, tuple]:
     return dict.fromkeys(found, "black") | {name: palette[i % len(palette)] for i, name in enumerate(others)}
 
 
+def log_ticks(ax, formatter) -> None:
+    """Ticks at 1, 2 and 5 times powers of ten."""
+    ax.xaxis.set(major_locator=mpl.ticker.LogLocator(subs=(1, 2, 5)), major_formatter=formatter)
+    ax.minorticks_off()
+
+
 def finish(figure, path: Path) -> None:
     """One legend for all panels, beside them, and write the figure."""
     handles = {label: handle for ax in figure.axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
@@ -61,14 +67,13 @@ def draw_curves(lines: list[Line], path: Path) -> bool:
         for budget, line in once(group):
             seen = line["curve_images_seen"]
             alike = [row["curve_accs"] for row in line.rows if row.get("curve_images_seen") == seen]
-            curves = np.array([accs[0] for accs in alike] if len(alike) > 1 else alike[0])  # (trainings or classifiers, points)
+            curves = np.array([np.mean(accs, 0) for accs in alike] if len(alike) > 1 else alike[0])  # (trainings or classifiers, points)
             middle, color = curves.mean(0), colors[line.label]
-            style = "--" if "fixed" in budget else "-"
-            ax.plot(seen, middle, label=line.label + budget, marker="o", markersize=3, color=color, linestyle=style)
-            if len(curves) > 1:
-                deviation = curves.std(0, ddof=1)
-                ax.fill_between(seen, middle - deviation, middle + deviation, color=color, alpha=0.15, linewidth=0)
+            ax.plot(seen, middle, "o--" if "fixed" in budget else "o-", label=line.label + budget, markersize=3, color=color)
+            deviation = curves.std(0, ddof=1) if len(curves) > 1 else 0
+            ax.fill_between(seen, middle - deviation, middle + deviation, color=color, alpha=0.15, linewidth=0)
         ax.set(xscale="log", xlabel="images seen", ylabel="accuracy, %")
+        log_ticks(ax, mpl.ticker.EngFormatter(sep=""))
         ax.set_title(place, fontsize=9)
         ax.grid(alpha=0.3)
     finish(figure, path)
@@ -98,14 +103,12 @@ def draw_bytes(lines: list[Line], path: Path) -> bool:
             ax.errorbar(x, y, [line.std or 0 for line in own], capsize=3, label=name + budget, color=color, marker=marker, ms=4, ls=style)
             ax.scatter(x, y, [(4 + 3 * ipcs.index(line["ipc"])) ** 2 for line in own], color=color, marker=marker)
         for line in levels:
-            stored = f", {line.num_bytes / 1e6:.0f} MB" if line.num_bytes else ""
+            stored = f", {line.num_bytes / 1e6:.3g} MB" if line.num_bytes else ""
             ax.axhline(line.mean, color="black", linestyle=":", label=line.label + stored)
             ax.annotate(f"ipc {line['ipc']}" if len(ipcs) > 1 else "", (low / 1.6, line.mean), fontsize=7, va="bottom")
         ax.set(xscale="log", xlim=(low / 1.7, high * 1.7), ylabel="accuracy, %")
         ax.set_xlabel("stored, MB" + (f" (size of markers: ipc {' < '.join(map(str, ipcs))})" if len(ipcs) > 1 else ""))
-        ax.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
-        ax.xaxis.set_major_formatter("{x:g}")
-        ax.minorticks_off()
+        log_ticks(ax, "{x:g}")
         ax.set_title(place, fontsize=9)
         ax.grid(alpha=0.3)
     finish(figure, path)

@@ -49,7 +49,7 @@ def test_the_difference_and_its_interval(tmp_path, capsys):
     assert (found["high"] - found["low"]) / deviation == pytest.approx(2 * 1.96, rel=0.1)
     assert json.loads(out.read_text()) == [found]
     first, second = capsys.readouterr().out.splitlines()
-    assert first == "digits, convnet_w32, ipc 10, stream: source generator / random-real, storage int8 / none"
+    assert first == "digits, convnet_w32, ipc 10, stream: source generator / random-real, storage int8 / none, checkpoint_sha256 a1 / none"
     low, high = (f"{value:+.2f}" for value in interval)
     assert second == f"  n 5, A 71.10, B 69.65, A - B +1.45 points, 95 % [{low}, {high}] excludes 0"
 
@@ -70,7 +70,10 @@ def test_intervals_by_hand(a, b, low, high, line):
     assert line in compare.lines_of(found)
 
 
-@pytest.mark.parametrize("name", compare.PAIRED)
+SETTINGS = "dataset split tested_on val_size recipe epochs batch_size lr lr_decay dsa_strategy dsa_composition mix_p ema".split()
+
+
+@pytest.mark.parametrize("name", [*SETTINGS, "budget", "ipc", "classifier", "seed"])
 def test_rows_that_differ_in_a_setting_are_no_pair(name, tmp_path, capsys):
     other = fake_row("real", **{name: "other"})
     folder = kept(tmp_path / "test", [fake_row(), other])
@@ -107,6 +110,13 @@ def test_generators_are_drawn_before_their_classifiers(tmp_path, capsys):
         "over 2 generators of A\n  n 2, A 13.00, B 10.00, A - B +3.00 points, 95 % [+0.50, +5.50] excludes 0 (few"
         in capsys.readouterr().out
     )
+
+
+def test_intervals_are_the_same_each_time():
+    accs = np.random.default_rng(0).normal(70, 3, (4, 7))
+    singles = [compare.compare(fake_row(accs=tuple(one)), fake_row("real", accs=tuple(accs[3]))) for one in accs[:3]]
+    assert compare.over_generators(singles) == compare.over_generators(singles)
+    assert singles[0] == compare.compare(fake_row(accs=tuple(accs[0])), fake_row("real", accs=tuple(accs[3])))
 
 
 def test_filters_compare_what_stands_in_the_file(tmp_path):

@@ -186,6 +186,7 @@ def test_curves_and_bytes_show_the_rows_numbers(figures):
         *("generator fp16, 3 trainings, fixed", "generator int8, soft labels at 4, fixed"),
     ]
     three = drawn["generator fp16, 3 trainings, stream"]
+    assert [line.get_linestyle() for line in drawn.values()] == ["-"] * 5 + ["--"] * 2
     assert three.get_xydata().tolist() == [[100, 63.5], [1000, 73.5]]
     band = curves.collections[list(drawn).index(three.get_label())].get_paths()[0].vertices[:, 1]
     assert (band.min(), band.max()) == pytest.approx((63.5 - 13**0.5, 73.5 + 13**0.5))  # of 70, 72 and 77
@@ -193,6 +194,7 @@ def test_curves_and_bytes_show_the_rows_numbers(figures):
     (segment,) = bars["generator fp16, 3 trainings, stream"].lines[2][0].get_segments()
     assert segment[:, 1].tolist() == pytest.approx([73.5 - 13**0.5, 73.5 + 13**0.5])
     assert segment[0, 0] == pytest.approx(0.002, rel=0.3)  # beside others of these bytes
+    assert not any(name.startswith("real") for name in bars)
     (level,) = (line for line in points.lines if line.get_label() == "real, 1 MB")
     assert set(level.get_ydata()) == {90.5}
 
@@ -214,6 +216,9 @@ def test_heat_maps_show_the_rows_numbers(figures):
         "56.00 ± 1.41",
     ]
     assert heat[1].texts[6].get_text() == ""  # without the last row
+    colors = heat[1].images[0].get_array()
+    assert colors[0].tolist() == [90.5, 75.5, 73.5, 69.5, 61.0]
+    assert np.isnan(colors.filled(np.nan)[1, 1])
     three = confusion[2]
     assert three.get_title() == "generator fp16, 3 trainings\ndigits, convnet, ipc 10, stream"
     assert three.images[0].get_array()[3].tolist() == pytest.approx([100 * (80 if j == 3 else 3) / (80 + 9 * 3) for j in range(10)])
@@ -222,7 +227,11 @@ def test_heat_maps_show_the_rows_numbers(figures):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_images_stand_where_their_class_is(channels, figures):
-    rows = [fake_row(samples=samples(channels)), fake_row("random-real", samples=samples(channels, real=None)), fake_row("real")]
+    rows = [
+        fake_row(samples=samples(channels)),
+        fake_row("random-real", samples=samples(channels, real=None)),
+        fake_row("real", samples=samples()),
+    ]
     lines = lines_of(rows)
     assert make_figures.draw_samples(lines, None)
     assert make_figures.draw_neighbours(lines, None)
@@ -244,6 +253,14 @@ def test_rows_older_than_the_figures_are_drawn(tmp_path, capsys):
         f"{name}.png" for name in ("curves", "architectures", "samples", "neighbours", "confusion")
     ]
     assert "| fashion | convnet_w32 | generator fp32, stage 1 | 78.37 ± 0.21 | 74.43 ± 0.31 | 10 | 0.536 |  | 3 |" in printed.out
+
+
+def test_a_row_of_the_least_is_drawn(tmp_path, capsys):
+    least = {name: fake_row()[name] for name in ("dataset", "source", "n", "mean", "accs")}
+    one = fake_row(accs=(60.0,), curve_images_seen=[10, 100], curve_accs=[[20.0, 60.0]])
+    assert run(make_figures, [kept(tmp_path, [least, one]), "--out", str(tmp_path / "figures")]) == [least, one]
+    assert sorted(path.stem for path in (tmp_path / "figures").iterdir()) == ["bytes", "confusion", "curves"]
+    assert "| digits | None | generator fp32 | 71.10 |  | None |  |  | 5 |" in capsys.readouterr().out
 
 
 def test_lines_tell_rows_apart_by_what_differs():
