@@ -495,7 +495,7 @@ def main(args: argparse.Namespace) -> list[dict]:
         "amp": runtime.amp,
         **environment(runtime.device),
     }
-    rows, jobs = [], []
+    rows, todo = [], {}
     with contextlib.ExitStack() as held:
         runtime.on_main(lambda: (make_folder(folder), held.enter_context(locked(folder))))
         results = ResultsFile(folder, writes=runtime.is_main)
@@ -510,11 +510,17 @@ def main(args: argparse.Namespace) -> list[dict]:
             for about, source in table.sources(ipc, budget == "fixed", args.quality if args.match_bytes else None):
                 row = results.row(shared | {"classifier": network, "budget": budget, "ipc": ipc} | about)
                 rows.append(row)
-                groups = seed_groups(args.seed, network, ipc, row["n"], args.repeats, args.together, runtime)
-                jobs += [(row, source, seeds) for seeds in groups]
+                # Only a generator's images hang on the budget: the rest is trained once for both.
+                key = (network, ipc, row["n"], budget if row["source"] == "generator" else None, json.dumps(about))
+                todo.setdefault(key, ([], source))[0].append(row)
+        jobs = [
+            (same, source, seeds)
+            for (network, ipc, n, *_), (same, source) in todo.items()
+            for seeds in seed_groups(args.seed, network, ipc, n, args.repeats, args.together, runtime)
+        ]
 
         def work(job: tuple) -> list[Outcome]:
-            row, source, seeds = job
+            (row, *_), source, seeds = job
             network, name = row["classifier"], f"{row['classifier']}_{row['source']}_{row['budget']}_ipc{row['ipc']}_{row_hash(row)}"
             keep = saver(folder / "classifiers", name, network, data.info, args.val_size) if args.save_classifiers else None
             title = f"{network} on {row['source']}, ipc {row['ipc']}, {row['budget']}"
@@ -522,8 +528,8 @@ def main(args: argparse.Namespace) -> list[dict]:
 
         for first in range(0, len(jobs), runtime.world_size):  # a job for each rank, then all of them are written down
             part = jobs[first : first + runtime.world_size]
-            for (row, *_), group in zip(part, runtime.spread(work, part), strict=True):
-                for outcome in group:
+            for (same, *_), group in zip(part, runtime.spread(work, part), strict=True):
+                for row, outcome in itertools.product(same, group):
                     results.add(row, outcome)
         if args.samples and runtime.is_main:
             keep_samples(results, rows, table, args.samples, args.seed)

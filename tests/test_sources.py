@@ -340,13 +340,19 @@ def test_real_is_always_there_unless_it_is_refused(tmp_path):
     assert [row["source"] for row in run(validate, [*flags, "--no-real"])] == ["random-real"]
 
 
-def test_several_budgets(trained, tmp_path):
-    weight = ["--pretrain-weight", str(trained / "gan" / "last.pth"), "--source", "generator", "--budget", "stream", "fixed"]
+def test_several_budgets(trained, tmp_path, monkeypatch):
+    calls, group = [], validate.validate_group
+    monkeypatch.setattr(validate, "validate_group", lambda *args: calls.append(1) or group(*args))
+    weight = ["--pretrain-weight", str(trained / "gan" / "last.pth"), "--source", "generator", "real", "--budget", "stream", "fixed"]
     rows = run(validate, validate_flags(tmp_path, *weight))
-    assert [row["budget"] for row in rows] == ["stream", "fixed"]
-    assert rows[0]["accs"] != rows[1]["accs"]
+    assert [(row["budget"], row["source"]) for row in rows] == [(b, s) for b in ("stream", "fixed") for s in ("generator", "real")]
+    assert rows[0]["accs"] != rows[2]["accs"]
+    assert rows[1]["accs"] == rows[3]["accs"]
+    assert len(calls) == 3 * 2  # real is the same on both, and trained once
     kept = json.loads((tmp_path / "test" / "results.json").read_text())
-    assert [row["n"] for row in kept] == [2, 2]
+    assert [row["n"] for row in kept] == [2] * 4
+    apart = run(validate, validate_flags(tmp_path / "apart", *weight[:-2], "fixed"))
+    assert apart[1]["accs"] == rows[3]["accs"]
 
 
 @pytest.mark.parametrize(
