@@ -43,8 +43,9 @@ from models import (
 from results import RESULTS, Cost, Outcome, ResultsFile, print_table
 from run_folder import make_folder, run_path
 from runtime import Draws, Lanes, Losses, Runtime, Stopwatch, device_name, make_runtime, make_sgd, set_rate
-from sources import LABELS, Deployed, Generated, Real, Table, Teacher, export, keep_samples
+from sources import Generated, Real, Teacher
 from storage import BYTES
+from table import LABELS, Deployed, Table, export, keep_samples
 from utils import (
     Parser,
     UsageError,

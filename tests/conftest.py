@@ -13,7 +13,7 @@ import continual
 import gen_condense
 import pool_match
 import validate
-from benchmarks import avalanche_check, compare, profile, speed
+from benchmarks import avalanche_check, compare, ddranking_check, profile, speed
 from figs import draw_continual, make_figures
 from methods import METHODS
 
@@ -132,6 +132,7 @@ TOOLS = {
     "benchmarks/speed": speed,
     "benchmarks/profile": profile,
     "benchmarks/avalanche_check": avalanche_check,
+    "benchmarks/ddranking_check": ddranking_check,
     "benchmarks/compare": compare,
     "figs/draw_continual": draw_continual,
     "figs/make_figures": make_figures,

@@ -1,15 +1,19 @@
 """The benchmark times what it says, keeps what it has, and counts operations as one would by hand."""
 
+import importlib.util
 import json
+import math
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT, run
 
-from benchmarks import profile, speed
+from benchmarks import ddranking_check, profile, speed
+from data import DATASETS, Data, ImageSet
 
 TINY = (
     "--device cpu --threads 1 --width 2 --batch-size 4 --pairs 2 --seconds 0.01 --network convnet_w32 --data-dir nowhere --no-loader"
@@ -80,3 +84,89 @@ def test_the_profile_names_operators_and_keeps_a_trace(tmp_path):
     assert "operators take" in done.stdout
     assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     assert profile.parse_args([]).part == "stage-1 step"
+
+
+# ddranking's scores
+
+
+@pytest.fixture
+def tiny_cifar(monkeypatch, tmp_path):
+    """CIFAR-10 of noise, four training and two test images a class, and an exported set of one a class, not sorted."""
+    info, rng = DATASETS["cifar10"].info, torch.Generator().manual_seed(0)
+
+    def images(per_class: int) -> ImageSet:
+        labels = torch.arange(10).repeat_interleave(per_class)
+        return ImageSet(torch.randint(0, 256, (len(labels), 3, 32, 32), generator=rng).byte(), labels)
+
+    data = Data(info, images(4), None, images(2))
+    monkeypatch.setattr(ddranking_check, "load_data", lambda *args: data)
+    torch.save((images(1).images, torch.arange(10).flip(0)), tmp_path / "ipc1.pt")
+    return data
+
+
+def test_ddrankings_formulas():
+    assert ddranking_check.score(-1) == 0
+    assert ddranking_check.score(1) == 1
+    assert ddranking_check.score(0) == pytest.approx((1 - math.exp(-1)) / (math.e - math.exp(-1)))
+    accs = {"syn": 0.5, "random": 0.3, "syn_plain": 0.45, "random_plain": 0.35}
+    found = ddranking_check.scores(accs, 0.8)
+    assert found["lrs"] == pytest.approx(ddranking_check.score(0.5 * 0.2 - 0.5 * 0.3))
+    assert found["ars"] == pytest.approx(ddranking_check.score(0.5 * 0.2 + 0.5 * 0.1))
+    assert ddranking_check.scores(accs, 0.8, 1.0)["lrs"] == pytest.approx(ddranking_check.score(0.2))
+
+
+def test_ddranking_is_handed_the_images_that_are_there(tiny_cifar):
+    class Given(ddranking_check.Binary):
+        data = tiny_cifar
+
+    test = Given("", train=False, transform=np.asarray, download=True)
+    picture, label = test[3]
+    assert (len(Given("")), len(test), label) == (40, 20, 1)
+    assert np.array_equal(picture.transpose(2, 0, 1), tiny_cifar.test.images[3].numpy())
+
+
+def test_ddrankings_scores_beside_ours(tiny_cifar, tmp_path, monkeypatch, capsys):
+    theirs = {"syn": [20.0, 22.0], "random": [15.0, 16.0], "with_gain": [5.0, 6.0], "plain_gain": [4.0, 2.0], "lrs": [0.1, 0.2]}
+    handed = []
+    monkeypatch.setattr(
+        ddranking_check, "package_scores", lambda images, data, args: handed.append((images, data)) or theirs | {"ars": [1.0, 3.0]}
+    )
+    flags = ["--set", str(tmp_path / "ipc1.pt"), "--epochs", "2", "--test-interval", "1", "--test-images", "15", "--repeats", "2"]
+    rows = run(ddranking_check, [*flags, "--out", str(tmp_path / "out" / "ddr.json")])
+    images, data = handed[0]
+    assert len(data.test) == 15
+    assert torch.equal(images, torch.load(tmp_path / "ipc1.pt")[0].flip(0))  # sorted by class
+    ours = rows[1]["runs"]
+    runs = [{name: ours[name][i] / 100 for name in ("syn", "random", "syn_plain", "random_plain")} for i in range(2)]
+    assert ours["lrs"] == pytest.approx([ddranking_check.scores(one, 0.848)["lrs"] for one in runs])
+    assert rows[1]["scores"]["ars"] == pytest.approx(sum(ours["ars"]) / 2)
+    out = capsys.readouterr().out
+    lrs = [ddranking_check.score((syn - random - (84.8 - syn)) / 200) for syn, random in ((20, 15), (22, 16))]
+    (line,) = [line for line in out.splitlines() if line.startswith("label-robust")]
+    assert f"{sum(lrs) / 2:.4g} ± " in line
+    assert "0.15 ± " in line
+    record = json.loads((tmp_path / "out" / "ddr.json").read_text())
+    assert [row["scored_by"] for row in record["rows"]] == ["ddranking 0.2.0", "ours"]
+    assert record["rows"][1]["accs"] == ours["syn"]
+    again = run(ddranking_check, flags)
+    assert again[1]["runs"] == ours  # the seeds are fixed
+
+
+def test_what_ddranking_cannot_score_is_one_line(tiny_cifar, tmp_path, capsys):
+    torch.save((torch.zeros(10, 3, 32, 32, dtype=torch.uint8), torch.full((10, 10), 0.1)), tmp_path / "soft.pt")
+    torch.save((torch.zeros(10, 1, 28, 28, dtype=torch.uint8), torch.arange(10)), tmp_path / "gray.pt")
+    cases = [
+        (["--set", "missing.pt"], "missing.pt: no such file, expected images and labels"),
+        (["--set", str(tmp_path / "soft.pt")], "holds soft labels, expected hard ones"),
+        (["--set", str(tmp_path / "gray.pt")], "expected (N, 3, 32, 32) for cifar10"),
+        (["--set", str(tmp_path / "ipc1.pt"), "--epochs", "5"], "--test-interval 20: the package would never test in 5 epochs"),
+    ]
+    if importlib.util.find_spec("ddranking") is None:
+        missing = "pip install -r benchmarks/requirements-ddranking.txt"
+        cases.append((["--set", str(tmp_path / "ipc1.pt")], missing))
+    for flags, message in cases:
+        with pytest.raises(SystemExit) as stop:
+            run(ddranking_check, flags)
+        assert stop.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert message in line
