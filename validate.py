@@ -510,6 +510,8 @@ def main(args: argparse.Namespace) -> list[dict]:
         for network, ipc, budget in itertools.product(networks, ipcs, dict.fromkeys(args.budget)):
             for about, source in table.sources(ipc, budget == "fixed", args.quality if args.match_bytes else None):
                 row = results.row(shared | {"classifier": network, "budget": budget, "ipc": ipc} | about)
+                if any(row is other for other in rows):  # a file or checkpoint that is named twice
+                    continue
                 rows.append(row)
                 # Only a generator's images hang on the budget: the rest is trained once for both.
                 key = (network, ipc, row["n"], budget if row["source"] == "generator" else None, json.dumps(about))

@@ -122,9 +122,38 @@ def test_deployment(tmp_path):
     paths = [str(run(gen_condense, gan_flags(tmp_path / seed, *cuda, "--gan", "resnet", "--seed", seed)).best_path) for seed in "01"]
     run(validate, validate_flags(tmp_path / "teacher", "--data", "digits", "--source", "real", "--save-classifiers", *cuda))
     teacher = next((tmp_path / "teacher" / "test" / "classifiers").iterdir())
-    flags = ["--source", "generator", "--pretrain-weight", *paths, "--filter", "0.5", "--teacher", str(teacher), "--storage", "fp16"]
+    flags = [
+        "--source",
+        "generator",
+        "--mixture",
+        "--pretrain-weight",
+        *paths,
+        "--filter",
+        "0.5",
+        "--teacher",
+        str(teacher),
+        "--storage",
+        "fp16",
+    ]
     (row,) = run(validate, validate_flags(tmp_path, *flags, *cuda))
     assert row["n"] == 2
+
+
+@pytest.mark.parametrize("graphs", [[], ["--graphs"]], ids=["eager", "graphs"])
+def test_every_source_of_the_referee(tmp_path, trained, graphs):
+    cuda = ["--device", "cuda", *graphs]
+    run(validate, validate_flags(tmp_path / "teacher", "--data", "digits", "--source", "real", "--save-classifiers", *cuda))
+    teacher = next((tmp_path / "teacher" / "test" / "classifiers").iterdir())
+    weight = ["--pretrain-weight", str(trained / "gan" / "last.pth"), "--storage", "int8", "--budget", "fixed", "stream", "--curve", "2"]
+    sources = ["--source", "generator", "random-real", "herding", "real", "--match-bytes", "--herding-epochs", "1"]
+    soft = ["--labels", "hard", "soft", "--teacher", str(teacher), "--recipe", "strong", "--epochs-eval", "9"]
+    rows = run(validate, validate_flags(tmp_path, *weight, *sources, *soft, "--export", str(tmp_path / "out"), *cuda))
+    assert len(rows) == 2 * 2 * 7
+    assert all(row["n"] == 2 and len(row["curve_accs"][0]) == 2 for row in rows)
+    assert rows[0]["samples"]["distance_ratio"] > 0
+    flags = ["--source", "file", "--file", str(tmp_path / "out" / "ipc3.pt"), "--data", "digits", "--budget", "fixed", "--recipe", "strong"]
+    (back,) = run(validate, validate_flags(tmp_path, *flags, "--epochs-eval", "9", *cuda))
+    assert back["accs"] == pytest.approx(rows[0]["accs"], abs=3)
 
 
 def weights(path) -> dict:
@@ -252,8 +281,21 @@ def test_a_checkpoint_goes_through_every_way_of_executing(tmp_path):
         assert len(run(pool_match, match_flags(tmp_path, found.best_path, *way, "--epochs", str(i))).lines) == i
 
 
-def test_classifiers_side_by_side_equal_those_one_at_a_time(tmp_path, trained):
-    flags = ["--pretrain-weight", str(trained / "gan" / "last.pth"), "--device", "cuda", *PLAIN, "--repeats", "3", "--epochs-eval", "20"]
+@pytest.mark.parametrize("recipe", ["dim", "strong"])
+def test_classifiers_side_by_side_equal_those_one_at_a_time(tmp_path, trained, recipe):
+    flags = [
+        "--recipe",
+        recipe,
+        "--pretrain-weight",
+        str(trained / "gan" / "last.pth"),
+        "--device",
+        "cuda",
+        *PLAIN,
+        "--repeats",
+        "3",
+        "--epochs-eval",
+        "20",
+    ]
     apart = run(validate, validate_flags(tmp_path / "apart", *flags))
     for name, more in (("together", ["--together", "3"]), ("graphs", ["--graphs"])):
         rows = run(validate, validate_flags(tmp_path / name, *flags, *more))

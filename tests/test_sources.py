@@ -340,6 +340,12 @@ def test_real_is_always_there_unless_it_is_refused(tmp_path):
     assert [row["source"] for row in run(validate, [*flags, "--no-real"])] == ["random-real"]
 
 
+def test_what_is_named_twice_is_scored_once(trained, tmp_path):
+    weight = ["--pretrain-weight", *[str(trained / "gan" / "last.pth")] * 2, "--source", "generator", "--repeats", "1"]
+    (row,) = run(validate, validate_flags(tmp_path, *weight))
+    assert row["n"] == 1
+
+
 def test_several_budgets(trained, tmp_path, monkeypatch):
     calls, group = [], validate.validate_group
     monkeypatch.setattr(validate, "validate_group", lambda *args: calls.append(1) or group(*args))
