@@ -97,7 +97,7 @@ def draw_bytes(lines: list[Line], path: Path) -> bool:
         low, high = (pick(line.num_bytes for line in group) / 1e6 for pick in (min, max))
         for i, ((name, budget), own) in enumerate(sorted(series.items())):
             own.sort(key=lambda line: (line.num_bytes, line["ipc"]))
-            beside = max(1.02, (high / low) ** 0.015) ** (i - len(series) / 2)  # equal bytes stand side by side
+            beside = 1.012 ** (i - len(series) / 2)  # equal bytes stand side by side
             x, y = [line.num_bytes / 1e6 * beside for line in own], [line.mean for line in own]
             color, marker, style = colors[name], "osD^vPX*"[list(colors).index(name) % 8], "--" if "fixed" in budget else "-"
             ax.errorbar(x, y, [line.std or 0 for line in own], capsize=3, label=name + budget, color=color, marker=marker, ms=4, ls=style)
