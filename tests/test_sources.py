@@ -143,21 +143,18 @@ def test_herding_follows_the_mean_of_its_class():
         def logits_and_features(self, images):
             return None, [images.flatten(1)]
 
-    # of one class: unit vectors at 0, 10, 20, 90 degrees and of another at 180 and 200
-    angles = torch.tensor([0.0, 10.0, 20.0, 90.0, 180.0, 200.0]).deg2rad()
-    points = torch.stack([angles.cos(), angles.sin()], 1).view(6, 1, 1, 2)
+    # of one class unit vectors at 0, 2, 4 and 90 degrees, of another at 180, 190, 200
+    angles = torch.tensor([0.0, 2.0, 4.0, 90.0, 180.0, 190.0, 200.0]).deg2rad()
+    points = torch.stack([angles.cos(), angles.sin()], 1).view(7, 1, 1, 2)
 
     class Set(ImageSet):
         def batch(self, index):
             return self.images[index], self.labels[index]
 
-    images = Set(points, torch.tensor([0, 0, 0, 0, 1, 1]))
-    order = herding_order(Features(), images, 2, 2)
-    mean = points[:4].flatten(1).mean(0)
-    first = min(range(4), key=lambda i: float((points[i].flatten() - mean).norm()))
-    second = min((i for i in range(4) if i != first), key=lambda i: float(((points[first] + points[i]).flatten() / 2 - mean).norm()))
-    assert order[0].tolist() == [first, second]
-    assert sorted(order[1].tolist()) == [4, 5]
+    order = herding_order(Features(), Set(3 * points, torch.tensor([0, 0, 0, 0, 1, 1, 1])), 3, 2)
+    assert order[0].tolist() == [2, 1, 3]  # with two at 3 degrees, the one at 90 brings their mean closest, though it is the farthest
+    assert order[1][0] == 5
+    assert sorted(order[1].tolist()) == [4, 5, 6]
 
 
 def test_a_row_of_herding_keeps_its_network_and_beats_chance(tmp_path):
