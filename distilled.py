@@ -61,9 +61,9 @@ def read_distilled(path: str | Path, info: DataInfo, image_range: str | None = N
     """The sets in a file or folder: one, or those of several experiments.
 
     A .pt file with (images, labels), or a dict of the two; with a dict whose "data" is a list of [images, labels] (DC, DSA, DM); with
-    images alone, whose labels lie beside it as labels_*.pt (MTT); or a folder with a folder of pictures for each class. image_range: one of
-    RANGES, needed where the values do not tell. Pickled code is refused, never executed. Raises UsageError for anything that
-    does not fit `info`.
+    images alone, whose labels lie beside it as labels_*.pt (MTT); or a folder with a folder of pictures for each class, by name or number.
+    image_range: one of RANGES, needed where the values do not tell. Pickled code is refused, never executed. Raises UsageError for
+    anything that does not fit `info`.
     """
     path = Path(path)
     if path.is_dir():
@@ -108,7 +108,8 @@ def _length(value: object) -> str:
 def _checked(path: Path, number: int, images: object, labels: object, info: DataInfo, image_range: str | None) -> DistilledSet:
     shape = (info.channels, info.image_size, info.image_size)
     expected = f"(N, {', '.join(map(str, shape))})"
-    if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
+    dense = [isinstance(value, Tensor) and value.layout == torch.strided for value in (images, labels)]
+    if not all(dense):
         raise UsageError(f"{path}: found {_kind(images)} and {_kind(labels)}, expected tensors: images {expected} and labels")
     if images.dim() == 4 and images.shape[1:] == (*shape[1:], shape[0]) and images.shape[1:] != shape:
         raise UsageError(f"{path}: found images {tuple(images.shape)}, the order NHWC, expected {expected}")
@@ -187,8 +188,9 @@ def _read_folder(path: Path, info: DataInfo, image_range: str | None) -> Distill
     if image_range not in (None, "uint8"):
         raise UsageError(f"--image-range {image_range}: {path} holds pictures, which are uint8")
     found = list_pictures(path, f"a folder for each class of {info.name}")
-    names = [name for name in info.class_names if name in found]
-    if len(names) != info.num_classes or len(found) != info.num_classes:
+    if all(name.isdecimal() for name in found) and {int(name) for name in found} == set(range(info.num_classes)):
+        found = {info.class_names[int(name)]: paths for name, paths in found.items()}
+    if set(found) != set(info.class_names):
         odd = sorted(set(found) ^ set(info.class_names))
         raise UsageError(f"{path}: its folders are not the classes of {info.name}: {', '.join(odd)} only on one side")
     images, labels = read_pictures([found[name] for name in info.class_names], info.channels, info.image_size, exact=True)

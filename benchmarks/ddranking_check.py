@@ -4,12 +4,12 @@
     python benchmarks/ddranking_check.py --set results/cifar10_export/ipc10.pt --out results/ddranking.json
 
 DD-Ranking (Li et al. 2025, arXiv:2505.13300), with hard labels: from accuracies of ConvNet-3 (width 128) on the set (syn), on as many
-random real images (random), and on all real images (full), with score(x) = (e^x - e^-1) / (e - e^-1),
+random real images (random), and on all real images (full: given, not trained here), with score(x) = (e^x - e^-1) / (e - e^-1),
     label-robust score         LRS = score(lambda (syn - random) - (1 - lambda) (full - syn))
     augmentation-robust score  ARS = score(lambda (syn - random) + (1 - lambda) (syn' - random')), ' = without augmentation
 and lambda = 1/2. Of fractions a score lies in 0..1; the package puts percent into e^x. It draws its seed from the clock, looks at the test
 set on the way and reports the best epoch there, and gives the random images the best of five rates there. Ours: seeds of --seed, the last
-epoch, one rate for both.
+epoch, one rate for both. The package trains each set anew for each score; ours takes the trainings with augmentation for both scores.
 """
 
 import argparse
@@ -26,6 +26,7 @@ import time
 import warnings
 from pathlib import Path
 from statistics import mean, stdev
+from unittest import mock
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -47,12 +48,20 @@ STRATEGY = "color_crop_cutout_flip_scale_rotate"  # one of them for a batch: wha
 DSA = {"flip": 0.5, "brightness": 1.0, "saturation": 2.0, "contrast": 0.5, "crop": 0.125, "cutout": 0.5, "scale": 1.2, "rotate": 15.0}
 MEAN, STD = (torch.tensor(values).view(1, 3, 1, 1) for values in ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)))  # the package's
 PATCHED = (
+    "torchvision's CIFAR10, which it would download: the images of --data-dir, as pictures",
+    "both: test_interval, fixed at 10 (label) and 20 (augmentation) epochs, is --test-interval",
     "AugmentationRobustScore with hard labels: teacher_models and test_loader_real are read and never set; set to None and test_loader_syn",
     "AugmentationRobustScore with tensors: get_random_data_tensors is called without its class_map; passed",
     "LabelRobustScoreHard: each score is put down twice, with which its file of results cannot be written; not written",
     "both: fewer test images, as --test-images says, the same for ours",
     "LabelRobustScoreHard: the accuracy of the whole set, which its cache lacks, is --full-accuracy",
 )
+TRAININGS = {  # which method of the package's finds which accuracies, in its order: the LRS's one, the ARS's two
+    "_compute_hard_label_metrics_helper": ("syn", "random"),
+    "_compute_with_aug_metrics_helper": ("syn_aug", "random_aug"),
+    "_compute_without_aug_metrics_helper": ("syn_plain", "random_plain"),
+}
+RUNS = tuple(name for names in TRAININGS.values() for name in names)
 
 
 def score(x: float) -> float:
@@ -96,6 +105,21 @@ def quiet_folder():
             os.chdir(before)
 
 
+def listen(scorer, heard: dict[str, list[float]]) -> None:
+    """Put the accuracies that each method of TRAININGS finds down in `heard`; what `scorer` does stays as it is."""
+
+    def listening(name: str, method):
+        def call(**given):
+            found = method(**given)
+            heard[name].append(found[0])
+            return found
+
+        return call
+
+    for name in TRAININGS.keys() & set(dir(scorer)):
+        setattr(scorer, name, listening(name, getattr(scorer, name)))
+
+
 def package_scores(images: Tensor, data: Data, args: argparse.Namespace) -> dict[str, list[float]]:
     """The package's own runs on images uint8 (N, 3, 32, 32), sorted by class: each accuracy and score of each run."""
     try:
@@ -104,30 +128,32 @@ def package_scores(images: Tensor, data: Data, args: argparse.Namespace) -> dict
         from torchvision import datasets
     except ImportError as error:
         raise UsageError(f"ddranking is not installed ({error}): pip install -r benchmarks/requirements-ddranking.txt") from None
-    Binary.data, datasets.CIFAR10 = data, Binary
-    found: dict[str, list[float]] = {name: [] for name in ("syn", "random", "with_gain", "plain_gain", "lrs", "ars")}
+    Binary.data = data
+    found: dict[str, list[float]] = {name: [] for name in (*RUNS, "lrs", "ars")}
     draw = hard_label.get_random_data_tensors
     common = {"ipc": len(images) // 10, "data_aug_func": "dsa", "num_eval": 1, "num_epochs": args.epochs, "device": "cpu", "num_workers": 0}
-    common |= {"lr_scheduler": "cosineannealing", "random_data_format": "tensor"}
+    common |= {"lr_scheduler": "cosineannealing", "random_data_format": "tensor"}  # the ARS hands its default, step, no step_size
     normal = (images.float() / 255 - MEAN) / STD
+    patches = (mock.patch.object(datasets, "CIFAR10", Binary), mock.patch.object(hard_label, "save_results"))
+    patches += (mock.patch.dict(hard_label.REAL_DATA_ACC_CACHE, {"CIFAR10-ConvNet-3": args.full_accuracy}),)
+    patches += (mock.patch.object(aug_robust, "get_random_data_tensors", lambda *given: draw(*given[:4], range(10), *given[4:])),)
     for _ in range(args.repeats):
-        with quiet_folder():
-            hard_label.save_results = lambda *given: None
-            hard_label.REAL_DATA_ACC_CACHE["CIFAR10-ConvNet-3"] = args.full_accuracy
+        with quiet_folder(), contextlib.ExitStack() as stack:
+            for patch in patches:
+                stack.enter_context(patch)
+            heard: dict[str, list[float]] = {name: [] for name in TRAININGS}
             label = metrics.LabelRobustScoreHard(**common, aug_params=dict(DSA))
             label.test_interval = args.test_interval
-            result = label.compute_metrics(image_tensor=normal, syn_lr=args.lr)
-            found["syn"].append(args.full_accuracy - result["hard_label_recovery_mean"])
-            found["random"].append(found["syn"][-1] - result["improvement_over_random_mean"])
-            found["lrs"].append(float(result["label_robust_score_mean"]))
-            aug_robust.get_random_data_tensors = lambda *given: draw(*given[:4], range(10), *given[4:])
+            listen(label, heard)
+            found["lrs"].append(float(label.compute_metrics(image_tensor=normal, syn_lr=args.lr)["label_robust_score_mean"]))
             augmented = metrics.AugmentationRobustScore(**common, aug_params=dict(DSA), label_type="hard")
             augmented.teacher_models, augmented.test_loader_real = None, augmented.test_loader_syn
             augmented.test_interval = args.test_interval
-            result = augmented.compute_metrics(image_tensor=normal, syn_lr=args.lr)
-            found["ars"].append(float(result["augmentation_robust_score_mean"]))
-            found["with_gain"].append(float(result["with_aug_scores_mean"]))
-            found["plain_gain"].append(float(result["without_aug_scores_mean"]))
+            listen(augmented, heard)
+            found["ars"].append(float(augmented.compute_metrics(image_tensor=normal, syn_lr=args.lr)["augmentation_robust_score_mean"]))
+        for method, names in TRAININGS.items():
+            for name, acc in zip(names, heard[method], strict=True):
+                found[name].append(acc)
     return found
 
 
@@ -198,26 +224,21 @@ def report(rows: list[dict], full: float) -> None:
             return ""
         return f"{mean(values):.4g}" + (f" ± {stdev(values):.2g}" if len(values) > 1 else "")
 
-    gains = {"with_gain": ("syn", "random"), "plain_gain": ("syn_plain", "random_plain")}
-    ours = ours | {name: [a - b for a, b in zip(ours[x], ours[y], strict=True)] for name, (x, y) in gains.items()}
-    halves = zip(theirs["with_gain"], theirs["plain_gain"], strict=True)
-    fractions = {
-        "lrs": [score((a - b - (full - a)) / 200) for a, b in zip(theirs["syn"], theirs["random"], strict=True)],
-        "ars": [score((a + b) / 200) for a, b in halves],
-    }
+    fractions: dict[str, list[float]] = {"lrs": [], "ars": []}
+    for i in range(rows[0]["n"]):
+        run = {name: theirs[name][i] / 100 for name in RUNS}
+        fractions["lrs"].append(scores(run, full / 100)["lrs"])
+        fractions["ars"].append(scores(run | {"syn": run["syn_aug"], "random": run["random_aug"]}, full / 100)["ars"])
+    ours = ours | {"syn_aug": ours["syn"], "random_aug": ours["random"]}
+    labels = {"syn": "set, for LRS, %", "random": "random real, for LRS, %", "syn_aug": "set, for ARS, %"}
+    labels |= {"random_aug": "random real, for ARS, %", "syn_plain": "set, no augmentation, %"}
+    labels |= {"random_plain": "random real, no augmentation, %", "lrs": "label-robust score", "ars": "augmentation-robust score"}
     lines = [("", "ddranking 0.2.0", "its runs, fractions", "ours")]
-    labels = {
-        "syn": "set, %",
-        "random": "random real, %",
-        "with_gain": "gain with augmentation, points",
-        "plain_gain": "gain without, points",
-    }
-    labels |= {"lrs": "label-robust score", "ars": "augmentation-robust score"}
     lines += [(label, cell(theirs.get(name)), cell(fractions.get(name)), cell(ours.get(name))) for name, label in labels.items()]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
-    print(f"mean ± sample standard deviation over {rows[0]['n']} runs; all real images: {full} % on both sides")
+    print(f"mean ± sample standard deviation over {rows[0]['n']} runs; all real images: {full} % on both sides, given and not trained")
     print("\n".join(f"patched: {line}" for line in PATCHED))
 
 

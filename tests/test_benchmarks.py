@@ -125,8 +125,36 @@ def test_ddranking_is_handed_the_images_that_are_there(tiny_cifar):
     assert np.array_equal(picture.transpose(2, 0, 1), tiny_cifar.test.images[3].numpy())
 
 
+def test_ddranking_is_listened_to_and_left_as_it_is():
+    class Scorer:
+        def _compute_with_aug_metrics_helper(self, lr: float) -> tuple[float, float]:
+            return 10 * lr, lr
+
+        def _compute_without_aug_metrics_helper(self, lr: float) -> tuple[float, float]:
+            return lr, lr
+
+    scorer, heard = Scorer(), {name: [] for name in ddranking_check.TRAININGS}
+    ddranking_check.listen(scorer, heard)
+    assert scorer._compute_without_aug_metrics_helper(lr=3) == (3, 3)
+    assert [scorer._compute_with_aug_metrics_helper(lr=lr) for lr in (1, 2)] == [(10, 1), (20, 2)]
+    names = {ddranking_check.TRAININGS[method]: accs for method, accs in heard.items()}
+    assert names == {("syn", "random"): [], ("syn_aug", "random_aug"): [10, 20], ("syn_plain", "random_plain"): [3]}
+
+
+def test_ddranking_itself_scores_as_its_formula_does(tiny_cifar, tmp_path):
+    pytest.importorskip("ddranking", reason="ddranking is not installed: pip install -r benchmarks/requirements-ddranking.txt")
+    flags = "--epochs 1 --test-interval 1 --repeats 4 --full-accuracy 10".split()  # with 84.8 any set has -0.1565
+    (theirs, _) = run(ddranking_check, ["--set", str(tmp_path / "ipc1.pt"), *flags])
+    for values in zip(*theirs["runs"].values(), strict=True):
+        found = dict(zip(theirs["runs"], values, strict=True))
+        augmented = found | {"syn": found["syn_aug"], "random": found["random_aug"]}
+        assert found["lrs"] == pytest.approx(ddranking_check.scores(found, 10)["lrs"])  # of percent
+        assert found["ars"] == pytest.approx(ddranking_check.scores(augmented, 10)["ars"])
+
+
 def test_ddrankings_scores_beside_ours(tiny_cifar, tmp_path, monkeypatch, capsys):
-    theirs = {"syn": [20.0, 22.0], "random": [15.0, 16.0], "with_gain": [5.0, 6.0], "plain_gain": [4.0, 2.0], "lrs": [0.1, 0.2]}
+    theirs = {"syn": [20.0, 22.0], "random": [15.0, 16.0], "syn_aug": [21.0, 23.0], "random_aug": [15.0, 16.0], "lrs": [0.1, 0.2]}
+    theirs |= {"syn_plain": [18.0, 19.0], "random_plain": [14.0, 17.0]}
     handed = []
     monkeypatch.setattr(
         ddranking_check, "package_scores", lambda images, data, args: handed.append((images, data)) or theirs | {"ars": [1.0, 3.0]}
@@ -145,6 +173,11 @@ def test_ddrankings_scores_beside_ours(tiny_cifar, tmp_path, monkeypatch, capsys
     (line,) = [line for line in out.splitlines() if line.startswith("label-robust")]
     assert f"{sum(lrs) / 2:.4g} ± " in line
     assert "0.15 ± " in line
+    ars = [ddranking_check.score((6 + 4) / 200), ddranking_check.score((7 + 2) / 200)]
+    (line,) = [line for line in out.splitlines() if line.startswith("augmentation-robust")]
+    assert f"{sum(ars) / 2:.4g} ± " in line
+    assert "all real images: 84.8 % on both sides, given and not trained" in out
+    assert all(f"patched: {line}" in out for line in ddranking_check.PATCHED)
     record = json.loads((tmp_path / "out" / "ddr.json").read_text())
     assert [row["scored_by"] for row in record["rows"]] == ["ddranking 0.2.0", "ours"]
     assert record["rows"][1]["accs"] == ours["syn"]

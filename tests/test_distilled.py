@@ -65,6 +65,19 @@ def test_a_folder_of_pictures(images, tmp_path):
     assert torch.equal(found.labels, LABELS)
 
 
+def test_folders_may_have_numbers_for_names(images, tmp_path):
+    for label, name in enumerate(COLOR.class_names):
+        for folder in (tmp_path / "names" / name, tmp_path / "numbers" / f"{label:05d}"):
+            folder.mkdir(parents=True)
+            Image.fromarray(np.full((32, 32, 3), 20 * label, np.uint8)).save(folder / "0.png")
+    by_name, by_number = (read_distilled(tmp_path / kind, COLOR)[0] for kind in ("names", "numbers"))
+    assert torch.equal(by_name.images, by_number.images)
+    assert by_number.labels.tolist() == list(range(10))
+    (tmp_path / "numbers" / "00009").rename(tmp_path / "numbers" / "10")
+    with pytest.raises(UsageError, match="its folders are not the classes of cifar10"):
+        read_distilled(tmp_path / "numbers", COLOR)
+
+
 def test_sets_of_several_experiments(images, tmp_path):
     torch.save({"data": [[images, LABELS], [255 - images, LABELS]]}, tmp_path / "x.pt")
     first, second = read_distilled(tmp_path / "x.pt", INFO)
@@ -137,6 +150,7 @@ def broken(name: str, images: torch.Tensor, tmp_path) -> object:
         "a list": [1, 2],
         "a word": "images",
         "numpy": {"data": [[images.numpy(), LABELS.numpy()]]},
+        "sparse": (unit.to_sparse(), LABELS),
         "alone": images,
         "other dict": {"x": images},
         "a triple": {"data": [images]},
@@ -169,6 +183,7 @@ FAULTS = {
     "a list": "expected tensors: images (N, 1, 28, 28) and labels",
     "a word": "found a str of 6, expected (images, labels)",
     "numpy": "found pickled code (numpy",
+    "sparse": "expected tensors: images (N, 1, 28, 28) and labels",
     "alone": "holds one tensor; for its labels expected",
     "other dict": "found a dict of x, expected (images, labels)",
     "a triple": "its list data holds a tensor (20, 1, 28, 28), expected [images, labels]",
