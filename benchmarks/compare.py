@@ -93,7 +93,7 @@ def compare(a: dict, b: dict) -> dict:
     differences = accs_a - accs_b
     found = {"differs": differing(a, b), "pair": {name: a.get(name) for name in PAIRED}, "n": n, "of": [len(a["accs"]), len(b["accs"])]}
     found |= {"mean_a": float(accs_a.mean()), "mean_b": float(accs_b.mean()), "difference": float(differences.mean())}
-    found |= {"differences": differences.tolist(), "low": None, "high": None}
+    found |= {"accs_a": accs_a.tolist(), "accs_b": accs_b.tolist(), "differences": differences.tolist(), "low": None, "high": None}
     if n > 1:
         result = bootstrap((differences,), np.mean, n_resamples=RESAMPLES, method="percentile", random_state=0)
         found["low"], found["high"] = map(float, result.confidence_interval)
@@ -101,15 +101,18 @@ def compare(a: dict, b: dict) -> dict:
 
 
 def over_generators(singles: list[dict]) -> dict:
-    """The difference over generators beside one row of B: draws generators with replacement, then classifiers of each that is drawn."""
-    rng = np.random.default_rng(0)
-    drawn = rng.integers(len(singles), size=(RESAMPLES, len(singles)))
-    means = np.empty(drawn.shape)
-    for i, single in enumerate(singles):
-        means[drawn == i] = rng.choice(single["differences"], ((drawn == i).sum(), single["n"])).mean(1)
-    low, high = np.percentile(means.mean(1), (2.5, 97.5)).tolist()
-    found = {name: mean(single[name] for single in singles) for name in ("mean_a", "mean_b", "difference")} | {"low": low, "high": high}
-    return found | {"differs": f"over {len(singles)} generators of A", "pair": singles[0]["pair"], "n": len(singles)}
+    """The difference over generators beside one row of B, over the classifiers that all of them have.
+
+    Draws generators and classifier seeds with replacement, the same seeds for each generator, since B's part is common to all of them.
+    """
+    n, rng = min(single["n"] for single in singles), np.random.default_rng(0)
+    differences = np.array([single["differences"][:n] for single in singles])  # (generators, classifiers)
+    generators, classifiers = (rng.integers(size, size=(RESAMPLES, size)) for size in differences.shape)
+    means = differences[generators[:, :, None], classifiers[:, None]].mean((1, 2))
+    low, high = np.percentile(means, (2.5, 97.5)).tolist()
+    found = {name: mean(mean(single[name][:n]) for single in singles) for name in ("accs_a", "accs_b", "differences")}
+    found = {"mean_a": found["accs_a"], "mean_b": found["accs_b"], "difference": found["differences"], "low": low, "high": high}
+    return found | {"differs": f"over {len(singles)} generators of A", "pair": singles[0]["pair"], "n": n}
 
 
 def lines_of(found: dict) -> str:

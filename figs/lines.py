@@ -9,7 +9,7 @@ from statistics import mean, stdev
 from benchmarks.compare import ASIDE, identity
 from results import TRAININGS, plus_minus, source_name
 
-PLACE = ("dataset", "split", "val_size", "classifier", "ipc", "budget")
+PLACE = ("dataset", "split", "val_size", "classifier", "ipc", "budget")  # the budget last: a line of the table holds both
 SIZES = ("match_bytes", "generator_parameters")  # in what points of one series differ where bytes are the axis
 
 
@@ -69,7 +69,7 @@ def unique(rows: list[dict]) -> list[dict]:
 
 
 def images_of(rows: list[dict]) -> str:
-    """What was trained on: "generator fp16, soft labels at 4, 3 trainings"."""
+    """What was trained on: "generator fp16, soft labels at 4"."""
     row, source = rows[0], rows[0]["source"]
     if source == "generator":
         storage = row.get("storage") or "fp32"  # one name, or that of each generator
@@ -81,13 +81,11 @@ def images_of(rows: list[dict]) -> str:
         parts.append(f"filter {row['filter']:g}")
     if row.get("trained"):
         parts.append(row["trained"])
-    if len(rows) > 1:
-        parts.append(f"{len(rows)} " + ("trainings" if row["source"] == "generator" else "sets"))
     return ", ".join(parts)
 
 
 def lines_of(rows: list[dict]) -> list[Line]:
-    """The rows in lines, best first within a place. Labels that would stand twice in one place have what differs added."""
+    """The rows in lines, best first within a place. Labels that would stand twice in one place, whatever the budget, have what differs added."""
     groups: dict[str, list[int]] = {}
     for number, row in enumerate(rows):
         groups.setdefault(identity(row), []).append(number)
@@ -99,11 +97,15 @@ def lines_of(rows: list[dict]) -> list[Line]:
                 line.series = line.label
         found: dict[tuple, set] = {}
         for line in lines:
-            found.setdefault((line.label, *line.at(*PLACE)), set()).add(str(line[name]))
+            found.setdefault((line.label, *line.at(*PLACE[:-1])), set()).add(str(line[name]))
         clashing = {label for (label, *_), values in found.items() if len(values) > 1}
         for line in lines:
             if line.label in clashing and line[name] is not None:
                 line.label += f", {name} {line[name]!s:.12}"
+    for line in lines:
+        if len(line.rows) > 1:
+            several = f", {len(line.rows)} " + ("trainings" if line["source"] == "generator" else "sets")
+            line.label, line.series = line.label + several, line.series + several
     classifiers, budgets = (list(dict.fromkeys(row.get(name) for row in rows)) for name in ("classifier", "budget"))
 
     def order(line: Line) -> tuple:

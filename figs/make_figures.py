@@ -58,7 +58,8 @@ def finish(figure, path: Path) -> None:
 
 def draw_curves(lines: list[Line], path: Path) -> bool:
     """Accuracy against images seen: mean and sample standard deviation, over trainings or else over classifiers."""
-    places = grouped((line for line in lines if line["curve_accs"]), "classifier", "ipc")
+    lines = lines_of([row for line in lines for row in line.rows if row.get("curve_accs")])  # of several trainings maybe not all
+    places = grouped(lines, "classifier", "ipc")
     if not places:
         return False
     figure, axes = panels(len(places), 4.5, 4)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One table with every source on two CPU cores: the commands of benchmarks/results/*_referee_{fashion,cifar10}.json.
+# One table with every source on two CPU cores: the commands of benchmarks/results/*_referee_{fashion,cifar10}{,_more}.json.
 #   bash runs/referee.sh train         three generators of width 32 that differ in their seed
 #   bash runs/referee.sh table         every source at IPC 1 and 10 on both budgets; 50 for three of them
 #   bash runs/referee.sh storage       the same generator in float32 and int8

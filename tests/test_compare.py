@@ -95,19 +95,20 @@ def test_each_row_of_a_meets_each_that_agrees_and_never_itself(tmp_path):
         compare.pairs_of(rows[:1], rows[:1])
 
 
-def test_generators_are_drawn_before_their_classifiers(tmp_path, capsys):
+def test_generators_and_classifiers_are_drawn_crosswise(tmp_path, capsys):
     rows = [
         fake_row(accs=(10.0, 12.0), checkpoint_sha256="a", num_bytes=1),
-        fake_row(accs=(14.0, 16.0), checkpoint_sha256="b", num_bytes=2),
+        fake_row(accs=(14.0, 16.0, 99.0), checkpoint_sha256="b", num_bytes=2),
     ]
-    rows += [fake_row(accs=(11.0, 11.0), storage="int8"), fake_row("real", accs=(10.0, 10.0))]
+    rows += [fake_row(accs=(11.0, 11.0), storage="int8"), fake_row("real", accs=(10.0, 10.0, 90.0))]
     folder = kept(tmp_path / "test", rows)
     *singles, found = run(compare, [folder, folder, "--a", "source=generator", "--b", "source=real"])
-    assert [single["difference"] for single in singles] == [1, 5, 1]
-    # Means of 0 and 0.5 have chances of 1/64 and 1/16, so 1/40 lies at 0.5; of the four differences as one sample it would lie at 1.
-    assert (found["n"], found["difference"], found["low"], found["high"]) == (2, 3, 0.5, 5.5)
+    assert [single["difference"] for single in singles] == pytest.approx([1, 19 / 3, 1])
+    # Both classifiers are the first with a chance of 1/4, both generators a with 1/4: a mean of 0 has 1/16. Were the classifiers drawn
+    # for each generator on its own, it would have 1/64, and 1/40 would lie at 0.5.
+    assert (found["n"], found["difference"], found["low"], found["high"]) == (2, 3, 0, 6)
     assert (
-        "over 2 generators of A\n  n 2, A 13.00, B 10.00, A - B +3.00 points, 95 % [+0.50, +5.50] excludes 0 (few"
+        "over 2 generators of A\n  n 2, A 13.00, B 10.00, A - B +3.00 points, 95 % [+0.00, +6.00] includes 0 (few"
         in capsys.readouterr().out
     )
 

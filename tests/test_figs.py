@@ -199,6 +199,14 @@ def test_curves_and_bytes_show_the_rows_numbers(figures):
     assert set(level.get_ydata()) == {90.5}
 
 
+def test_a_curve_is_of_the_trainings_that_have_one(figures):
+    without = {"curve_accs": None, "curve_images_seen": None}
+    shown = [row | (without if row["checkpoint_sha256"] in ("a", "c") else {}) for row in full_rows()[:3]]
+    make_figures.draw_curves(lines_of(shown), None)
+    (line,) = figures[0].axes[0].lines
+    assert (line.get_label(), line.get_xydata().tolist()) == ("generator fp16, stream", [[100, 62.5], [1000, 72.5]])
+
+
 def test_heat_maps_show_the_rows_numbers(figures):
     lines = lines_of(full_rows()[:-1])
     assert make_figures.draw_architectures(lines, None)
@@ -271,6 +279,9 @@ def test_lines_tell_rows_apart_by_what_differs():
     assert labels({}, {"recipe": "strong", "epochs": 9}) == ["generator fp32, recipe dim", "generator fp32, recipe strong"]
     assert labels({}, {"trained": "stage 1"}) == ["generator fp32", "generator fp32, stage 1"]
     assert labels({}, {"ipc": 1}, {"dataset": "mnist"}, {"budget": "fixed"}, {"classifier": "b"}) == ["generator fp32"] * 5
+    trainings = [{"checkpoint_sha256": sha} for sha in "ab"]
+    found = labels(*trainings, {"budget": "fixed"}, {"recipe": "strong"})  # one line of the table holds both budgets of one recipe
+    assert found == ["generator fp32, recipe dim", "generator fp32, recipe dim, 2 trainings", "generator fp32, recipe strong"]
     both = ["a", "b"], {"filter": 0.5}
     assert labels({"checkpoint_sha256": both[0], "storage": ["int8", "fp16"]} | both[1]) == [
         "generator fp16/int8, mixture of 2, filter 0.5"

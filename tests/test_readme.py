@@ -49,7 +49,7 @@ def test_tables_of_every_source_are_what_their_records_print(monkeypatch, capsys
     monkeypatch.chdir(ROOT)
     lines = [line for cells, line in tables() if "stored MB" in cells]
     paths = {RECORD.search(line)[1] for line in lines}
-    assert len(paths) == 2
+    assert len(paths) == 4
     printed = []
     for path in sorted(paths):
         make_figures.main(make_figures.parse_args(["--from", path]))
