@@ -85,7 +85,7 @@ def images_of(rows: list[dict]) -> str:
 
 
 def lines_of(rows: list[dict]) -> list[Line]:
-    """The rows in lines, best first within a place. Labels that would stand twice in one place, whatever the budget, have what differs added."""
+    """The rows in lines, best first within a place. Labels that would stand twice in it, in either budget, have what differs added."""
     groups: dict[str, list[int]] = {}
     for number, row in enumerate(rows):
         groups.setdefault(identity(row), []).append(number)
