@@ -296,27 +296,32 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def product_rate(device: str, dtype: torch.dtype, threads: int | None) -> float:
-    """FLOP a second of large matrix products, the best of five, by whichever library is faster at them.
+def product_rate(device: str, dtype: torch.dtype, threads: int | None, seconds: float = 2.0) -> float:
+    """FLOP a second of matrix products, the best of those that fit into about `seconds`, by whichever library is faster at them.
 
-    On a CPU `@` and convolutions go through different ones.
+    On a CPU `@` and convolutions go through different ones. The matrices grow while the time allows: where bf16 is emulated a large
+    product takes minutes.
     """
     if threads:
         torch.set_num_threads(threads)
-    n = 8192 if device.startswith("cuda") else 2048
-    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    picture, kernel = a.view(1, n, -1, 32), b.view(n, n, 1, 1)  # a 1 x 1 convolution is the same product
     wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
-    best = float("inf")
-    for product in (lambda: a @ b, lambda: F.conv2d(picture, kernel)):
-        for _ in range(6):
-            wait()
-            start = time.perf_counter()
-            with torch.no_grad():
-                product()
-            wait()
-            best = min(best, time.perf_counter() - start)
-    return 2 * n**3 / best
+    best, end = 0.0, time.perf_counter() + seconds
+    for n in (64, 128, 256, 512, 1024, 2048, 4096, 8192):
+        a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+        picture, kernel = a.view(1, n, -1, 32), b.view(n, n, 1, 1)  # a 1 x 1 convolution is the same product
+        longest = 0.0
+        for product in (lambda: a @ b, lambda: F.conv2d(picture, kernel)):  # noqa: B023  called within the turn
+            for _ in range(3):
+                wait()
+                start = time.perf_counter()
+                with torch.no_grad():
+                    product()
+                wait()
+                took = time.perf_counter() - start
+                best, longest = max(best, 2 * n**3 / took), max(longest, took)
+        if time.perf_counter() + 6 * 8 * longest > end:  # the next size has eight times the work
+            break
+    return best
 
 
 def print_table(record: dict) -> None:

@@ -17,7 +17,7 @@ from benchmarks import avalanche_check, compare, ddranking_check, profile, speed
 from figs import draw_continual, make_figures
 from methods import METHODS
 
-torch.set_num_threads(1)  # the tests' networks are too small to share out
+torch.set_num_threads(1)  # the tests' networks are too small to share out, and each worker has a core
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -56,6 +56,14 @@ def continual_flags(results: Path, method: str, *extra: str) -> list[str]:
 def run(script, flags: list[str]):
     """A script's main, as its command line would call it."""
     return script.main(script.parse_args(flags))
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(1800))
+        if variant := getattr(item, "callspec", None) and item.callspec.params.get("variant"):
+            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {variant}"))  # what is made once for it is made on one worker
 
 
 @pytest.fixture(scope="session")
@@ -103,6 +111,13 @@ def data_dir() -> Path:
     if "DATA_DIR" not in os.environ:
         pytest.skip("set DATA_DIR to a folder with real MNIST, FashionMNIST and CIFAR-10 to run this")
     return Path(os.environ["DATA_DIR"])
+
+
+@pytest.fixture(autouse=True)
+def gradients_on():
+    """A test that is broken off inside torch.no_grad leaves none to the tests after it."""
+    yield
+    torch.set_grad_enabled(True)
 
 
 @pytest.fixture(autouse=True)
