@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow clean
+.PHONY: demo test slow matrix clean
 
 demo: $(VENV)/.installed
 	PYTHON=$(BIN)/python bash runs/demo.sh
@@ -15,6 +15,10 @@ test: $(VENV)/.installed-dev
 
 slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow
+
+# the suite at the lower bounds and at the newest releases: make matrix OLD=python3.10 NEW=python3.13
+matrix:
+	bash tests/matrix.sh
 
 $(VENV)/.installed: requirements.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 10) else f"Python {v[0]}.{v[1]} found, 3.10 or later expected: make PYTHON=python3.12")'

@@ -2,11 +2,12 @@
 
 Images are (B, C, H, W), normalised: DSA's brightness step and its zero fill are in those units. Operations are pure
 functions of the images and of parameters with leading dimension n, either 1 (one draw for the batch, "siamese") or B
-(one per image). They are drawn once, on the device; the transform that applies them is returned.
+(one per image). They are drawn once, on the device; the Augmentation that applies them is returned.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,34 @@ from torch import Tensor
 from utils import UsageError
 
 Transform = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Operations in their order, each with the parameters that were drawn for it: operation(images, *parameters)."""
+
+    operations: tuple[Callable[..., Tensor], ...] = ()
+    parameters: tuple[tuple[Tensor, ...], ...] = ()
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The images (B, C, H, W) under all operations."""
+        for operation, parameters in zip(self.operations, self.parameters, strict=True):
+            images = operation(images, *parameters)
+        return images
+
+    def then(self, other: "Augmentation") -> "Augmentation":
+        """This one, then the other."""
+        return Augmentation(self.operations + other.operations, self.parameters + other.parameters)
+
+    @staticmethod
+    def joined(parts: Sequence["Augmentation"]) -> "Augmentation":
+        """Of batches that are put together one after another: the same operations, drawn for each image of each batch."""
+        operations = parts[0].operations
+        if any(part.operations != operations for part in parts):
+            raise ValueError("batches under different operations cannot be augmented as one")
+        columns = zip(*(part.parameters for part in parts), strict=True)
+        return Augmentation(operations, tuple(tuple(map(torch.cat, zip(*column, strict=True))) for column in columns))
+
 
 OPERATIONS = ("flip", "color", "crop", "scale", "rotate", "cutout")
 GEOMETRIC = ("crop", "scale", "rotate")  # of which the composition "dim" applies one
@@ -51,6 +80,11 @@ def contrast(images: Tensor, factor: Tensor) -> Tensor:
     return (images - mean) * factor + mean
 
 
+def color(images: Tensor, shift: Tensor, colour: Tensor, stretch: Tensor) -> Tensor:
+    """DSA's three colour steps in their order: brightness, saturation, contrast."""
+    return contrast(saturation(brightness(images, shift), colour), stretch)
+
+
 def crop(images: Tensor, shift: Tensor) -> Tensor:
     """Translate by `shift` (n, 2) whole pixels (rows, columns); what comes in from outside is zero."""
     batch, channels, height, width = images.shape
@@ -82,6 +116,11 @@ def affine(images: Tensor, theta: Tensor) -> Tensor:
     return F.grid_sample(images, grid.to(images.dtype), align_corners=False)
 
 
+def cutmix(images: Tensor, box: Tensor, partner: Tensor) -> Tensor:
+    """Take what lies in `box` (1, 1, H, W) from each image's partner (B,)."""
+    return torch.where(box, images[partner], images)
+
+
 def parse_strategy(strategy: str) -> tuple[str, ...]:
     """Split a strategy such as "color_crop_cutout"; "none" is the empty one. Raises UsageError for an unknown operation."""
     names = () if strategy == "none" else tuple(strategy.split("_"))
@@ -110,24 +149,22 @@ def _one_of(names: tuple[str, ...], rng: torch.Generator | None) -> tuple[str, .
     return (names[int(torch.randint(len(names), (), generator=rng))],) if len(names) > 1 else names
 
 
-def draw_operations(names: tuple[str, ...], n: int, image_size: int, device: torch.device, rng: torch.Generator | None = None) -> Transform:
-    """Draw the parameters of `names` on the device for n = 1 (siamese) or n = B (per image); the transform that applies them."""
-    transforms = [_draw_operation(name, n, image_size, device, rng) for name in names]
-
-    def apply(images: Tensor) -> Tensor:
-        for transform in transforms:
-            images = transform(images)
-        return images
-
-    return apply
+def draw_operations(
+    names: tuple[str, ...], n: int, image_size: int, device: torch.device, rng: torch.Generator | None = None
+) -> Augmentation:
+    """Draw the parameters of `names` on the device for n = 1 (siamese) or n = B (per image)."""
+    drawn = [_draw_operation(name, n, image_size, device, rng) for name in names]
+    return Augmentation(tuple(operation for operation, _ in drawn), tuple(parameters for _, parameters in drawn))
 
 
-def draw_dsa(strategy: str, composition: str, n: int, image_size: int, device: torch.device) -> Transform:
+def draw_dsa(strategy: str, composition: str, n: int, image_size: int, device: torch.device) -> Augmentation:
     """choose_operations, then draw_operations."""
     return draw_operations(choose_operations(strategy, composition), n, image_size, device)
 
 
-def _draw_operation(name: str, n: int, image_size: int, device: torch.device, rng: torch.Generator | None) -> Transform:
+def _draw_operation(
+    name: str, n: int, image_size: int, device: torch.device, rng: torch.Generator | None
+) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return torch.rand(n, *shape, device=device, generator=rng) * (high - low) + low
 
@@ -137,19 +174,19 @@ def _draw_operation(name: str, n: int, image_size: int, device: torch.device, rn
     zero = torch.zeros(n, device=device)
     if name == "flip":
         flipped = uniform(0, 1, 1, 1, 1) < 0.5
-        return lambda images: flip(images, flipped)
+        return flip, (flipped,)
     if name == "color":
         shift = uniform(-BRIGHTNESS / 2, BRIGHTNESS / 2, 1, 1, 1)
         colour, stretch = uniform(0, SATURATION, 1, 1, 1), uniform(CONTRAST, CONTRAST + 1, 1, 1, 1)
-        return lambda images: contrast(saturation(brightness(images, shift), colour), stretch)
+        return color, (shift, colour, stretch)
     if name == "crop":
         reach = int(image_size * CROP + 0.5)
         shift = integers(-reach, reach)
-        return lambda images: crop(images, shift)
+        return crop, (shift,)
     if name == "cutout":
         size = int(image_size * CUTOUT + 0.5)
         centre = integers(0, image_size - size % 2)
-        return lambda images: cutout(images, centre)
+        return cutout, (centre,)
     if name == "scale":
         sx, sy = uniform(1 / SCALE, SCALE), uniform(1 / SCALE, SCALE)
         theta = torch.stack([sx, zero, zero, zero, sy, zero], 1).view(n, 2, 3)
@@ -157,11 +194,13 @@ def _draw_operation(name: str, n: int, image_size: int, device: torch.device, rn
         angle = uniform(-ROTATION, ROTATION) * (math.pi / 180)
         sine, cosine = angle.sin(), angle.cos()
         theta = torch.stack([cosine, -sine, zero, sine, cosine, zero], 1).view(n, 2, 3)
-    return lambda images: affine(images, theta)
+    return affine, (theta,)
 
 
-def draw_cutmix(batch: int, image_size: int, device: torch.device, rng: torch.Generator | None = None) -> tuple[Transform, Tensor, Tensor]:
-    """Draw a CutMix: (transform, partner (B,), share ()), where the loss is share * CE(y) + (1 - share) * CE(y[partner]).
+def draw_cutmix(
+    batch: int, image_size: int, device: torch.device, rng: torch.Generator | None = None
+) -> tuple[Augmentation, Tensor, Tensor]:
+    """Draw a CutMix: (augmentation, partner (B,), share ()), where the loss is share * CE(y) + (1 - share) * CE(y[partner]).
 
     A box of area 1 - lambda, lambda ~ U(0, 1) = Beta(1, 1), uniformly placed and clipped at the border, comes from the partner.
     """
@@ -171,10 +210,6 @@ def draw_cutmix(batch: int, image_size: int, device: torch.device, rng: torch.Ge
     low, high = (centre - half).clamp(min=0).floor(), (centre + half).clamp(max=image_size).floor()
     place = torch.arange(image_size, device=device)
     inside = (place >= low[:, None]) & (place < high[:, None])  # (2, side): rows, columns
-    box = inside[0, :, None] & inside[1]
+    box = (inside[0, :, None] & inside[1])[None, None]  # (1, 1, side, side)
     partner = torch.rand(batch, device=device, generator=rng).argsort()
-
-    def apply(images: Tensor) -> Tensor:
-        return torch.where(box, images[partner], images)
-
-    return apply, partner, 1 - (high - low).prod() / image_size**2
+    return Augmentation((cutmix,), ((box, partner),)), partner, 1 - (high - low).prod() / image_size**2

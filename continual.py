@@ -48,7 +48,7 @@ from utils import (
 
 TRACKS = {"offline": 5, "online": 1}  # passes over a task where --epochs is not given
 REPLAY_LOSSES = ("er", "er-ace", "cls-er")
-FREE_FLAGS = {"tag", "results_dir", "data_dir", "device", "amp", "channels_last", "graphs", "save_interval", "print_freq"}
+FREE_FLAGS = {"tag", "results_dir", "data_dir", "device", "amp", "channels_last", "graphs", "compile", "save_interval", "print_freq"}
 
 
 def train_tasks(continual: Continual, start: Position = START) -> Iterator[Step]:
@@ -183,9 +183,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--save-interval", type=count, default=250, help="steps between checkpoints inside a task; 0 = only at its end")
     parser.add_argument("--print-freq", type=positive_int, default=50, help="steps between readings of the losses")
     parser.add_argument("--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--amp", action=argparse.BooleanOptionalAction, help="bf16 autocast (default: on CUDA)")
+    parser.add_argument(
+        "--amp", action=argparse.BooleanOptionalAction, help="bf16 autocast (default: where the device has bf16 instructions)"
+    )
     parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction, help="memory layout (default: on CUDA)")
     parser.add_argument("--graphs", action=argparse.BooleanOptionalAction, default=False, help="replay each step as one CUDA graph")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False, help="fuse the networks by torch.compile")
     return parser.parse_args(argv)
 
 
@@ -408,7 +411,7 @@ def main(args: argparse.Namespace) -> dict:
     parse_strategy(args.dsa_strategy)
     options = make_options(args)
     folder = run_path(args.results_dir, args.tag)
-    runtime = make_runtime(args.device, args.amp, args.channels_last, args.graphs)
+    runtime = make_runtime(args.device, args.amp, args.channels_last, args.graphs, args.compile)
     if runtime.world_size > 1:
         raise UsageError(f"continual.py runs as one process, found {runtime.world_size} of torchrun")
     data = load_data(args.data, args.data_dir, val_size=args.val_size, image_size=args.image_size)
@@ -439,6 +442,7 @@ def main(args: argparse.Namespace) -> dict:
         "memory_bytes": args.memory_bytes,
         "steps": lengths,
         "flags": vars(args),
+        "chosen": runtime.chosen(),
         **environment(runtime.device),
     }
     if not continual.acc:

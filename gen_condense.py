@@ -66,7 +66,8 @@ def train_gan(
     pass over `train` in whole steps, its order a function of (seed, epoch). classes (M,): those that `train` holds, None = all.
     `start` is where an earlier run of the same seed stopped. Raises UsageError where the set is smaller than a step.
     """
-    generator, discriminator = gan.generator.train(), gan.discriminator.train()
+    gan.generator.train()
+    discriminator = gan.discriminator.train()
     operations = parse_diffaug(diffaug)
 
     def step(index: Tensor) -> Losses:  # (d_steps, B)
@@ -75,9 +76,9 @@ def train_gan(
 
         # loss_g = -E[D(fake)] + CE(fake), on fakes of the real labels; CE is DiM's alone
         with runtime.autocast():
-            fake = generator.sample(y)
+            fake = gan.sample(y, runtime)
             with frozen(discriminator):
-                scores, logits = discriminator(differentiable_augment(fake, operations), y)
+                scores, logits = gan.judge(differentiable_augment(fake, operations), y, runtime)
         loss_g = generator_loss(scores, logits, y)
         gan.optim_g.zero_grad()
         loss_g.backward()
@@ -143,9 +144,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--save-interval", type=count, default=250, help="steps between checkpoints inside an epoch; 0 = only at its end")
     parser.add_argument("--print-freq", type=positive_int, default=50, help="steps between readings of the losses")
     parser.add_argument("--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--amp", action=argparse.BooleanOptionalAction, help="bf16 autocast (default: on CUDA)")
+    parser.add_argument(
+        "--amp", action=argparse.BooleanOptionalAction, help="bf16 autocast (default: where the device has bf16 instructions)"
+    )
     parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction, help="memory layout (default: on CUDA)")
     parser.add_argument("--graphs", action=argparse.BooleanOptionalAction, default=False, help="replay each step as one CUDA graph")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False, help="fuse the networks by torch.compile")
     return parser.parse_args(argv)
 
 
@@ -154,7 +158,7 @@ def main(args: argparse.Namespace) -> RunFolder:
     networks = [network_name(name) for name in args.eval_model]
     parse_diffaug(args.diffaug)
     folder = run_path(args.results_dir, args.tag)
-    runtime = make_runtime(args.device, args.amp, args.channels_last, args.graphs)
+    runtime = make_runtime(args.device, args.amp, args.channels_last, args.graphs, args.compile)
     runtime.check_batch_size(args.batch_size)
     data = load_data(args.data, args.data_dir, val_size=args.val_size, image_size=args.image_size)
     recipe = make_recipe(args.recipe, data.info.name, epochs=args.epochs_eval, mix_p=args.mix_p)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from augment import Transform
+from augment import Augmentation
 from data import DataInfo
 from losses import distillation_loss, masked_cross_entropy
 from models import Classifier, build_classifier
@@ -28,7 +28,7 @@ class Batch(NamedTuple):
     images: Tensor
     y: Tensor
     logits: Tensor | None
-    augment: Transform
+    augment: Augmentation
 
 
 @dataclass(frozen=True)
@@ -107,19 +107,15 @@ class Learner:
             self.remember()
             self.previous.load_state_dict(state["previous"])
 
-    def __call__(self, batch: Batch) -> Tensor:
-        """The network's logits (B, K)."""
+    def __call__(self, batch: Batch, model: Classifier | None = None) -> Tensor:
+        """The logits (B, K) of the network, or of another `model` that it keeps, such as a copy."""
         with self.runtime.autocast():
-            return self.model(batch.images, batch.augment)
+            return self.runtime.compiled(Classifier.forward)(model or self.model, batch.images, batch.augment)
 
 
 def joined(batches: Sequence[Batch]) -> Batch:
-    """One batch of several, each under its own draw of augmentation; stored logits are left out."""
-    lengths = [len(batch.y) for batch in batches]
-
-    def augment(images: Tensor) -> Tensor:
-        return torch.cat([batch.augment(part) for batch, part in zip(batches, images.split(lengths), strict=True)])
-
+    """One batch of several, each image under its own draw of augmentation; stored logits are left out."""
+    augment = Augmentation.joined([batch.augment for batch in batches])
     return Batch(torch.cat([batch.images for batch in batches]), torch.cat([batch.y for batch in batches]), None, augment)
 
 
@@ -162,8 +158,8 @@ def cls_loss(learner: Learner, current: Batch, replays: Sequence[Batch], weights
     """ER's + weight * MSE to the logits of whichever averaged copy is surer of the label: CLS-ER (Arani et al. 2022, arXiv:2201.12604)."""
     loss, logits = er_loss(learner, current, replays, weights)
     for replay in replays:
-        with torch.no_grad(), learner.runtime.autocast():
-            plastic, stable = (average(replay.images, replay.augment) for average in learner.averages)
+        with torch.no_grad():
+            plastic, stable = (learner(replay, average) for average in learner.averages)
         surer = (x.softmax(1).gather(1, replay.y[:, None]) for x in (stable, plastic))  # (B, 1) each
         target = torch.where(torch.gt(*surer), stable, plastic)
         loss = loss + weights.consistency * F.mse_loss(learner(replay), target)
@@ -183,8 +179,8 @@ def generative_loss(learner: Learner, current: Batch, replays: Sequence[Batch], 
         found = learner(replay)
         replay_loss = (1 - weights.distill) * F.cross_entropy(found, replay.y)
         if weights.distill:
-            with torch.no_grad(), learner.runtime.autocast():
-                target = learner.previous(replay.images, replay.augment)
+            with torch.no_grad():
+                target = learner(replay, learner.previous)
             replay_loss = replay_loss + weights.distill * distillation_loss(found, target)
         loss = weights.current * loss + (1 - weights.current) * replay_loss
     return loss, logits

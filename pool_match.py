@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import data as datasets
-from augment import Transform, choose_operations, draw_operations, parse_strategy
+from augment import Augmentation, choose_operations, draw_operations, parse_strategy
 from data import DataInfo, ImageSet, epoch_order, load_data, steps_per_epoch
 from losses import MATCH_WEIGHTS, METRICS, generator_loss, match_distributions, match_features, match_gradients, match_logits
 from models import Classifier, build_classifier, network_name, read_gan
@@ -115,7 +115,7 @@ class Pool:
         model, optim = self.networks[network]
         augment = draw_operations(operations, len(real), real.shape[-1], real.device)
         with self.runtime.autocast():
-            logits = model(real, augment)
+            logits = self.runtime.compiled(Classifier.forward)(model, real, augment)
         loss = F.cross_entropy(logits, y)
         optim.zero_grad()
         loss.backward()
@@ -146,24 +146,26 @@ def matching_loss(
     real: Tensor,
     fake: Tensor,
     y: Tensor,
-    augment: Transform | None,
+    augment: Augmentation | None,
     metric: str | None,
     bias: bool,
     fc: bool,
+    runtime: Runtime,
 ) -> Tensor:
     """The distance between real and generated images (B, C, H, W) of the same labels y as `pool_model` sees them.
 
     The two pass the network separately, in the mode it is in, under one draw of the augmentation. Gradients reach `fake`.
     """
-    if match == "grad":
+    if match == "grad":  # a gradient of a gradient, which cannot be compiled
         parameters = list(pool_model.parameters())
         real_grads = torch.autograd.grad(F.cross_entropy(pool_model(real, augment), y), parameters)
         fake_grads = torch.autograd.grad(F.cross_entropy(pool_model(fake, augment), y), parameters, create_graph=True)
         return match_gradients(real_grads, fake_grads, metric, bias=bias, fc=fc)
+    forward = runtime.compiled(Classifier.logits_and_features)
     with torch.no_grad():
-        real_logits, real_features = pool_model.logits_and_features(real, augment)
+        real_logits, real_features = forward(pool_model, real, augment)
     with frozen(pool_model):
-        fake_logits, fake_features = pool_model.logits_and_features(fake, augment)
+        fake_logits, fake_features = forward(pool_model, fake, augment)
     if match == "feat":
         return match_features(real_features, fake_features, metric)
     if match == "dist":
@@ -215,15 +217,17 @@ def train_match(
 
         # loss_g = -E[D(fake)] + CE(fake) + match_weight * distance(pool(real), pool(fake)), on fakes of the real labels; CE is DiM's alone
         with runtime.autocast():
-            fake = generator.sample(y)
+            fake = gan.sample(y, runtime)
             with frozen(discriminator):
-                scores, logits = discriminator(differentiable_augment(fake, diffaug_operations), y)
+                scores, logits = gan.judge(differentiable_augment(fake, diffaug_operations), y, runtime)
         loss_g = generator_loss(scores, logits, y)
         loss_match = torch.zeros_like(loss_g)
         if match != "none":
             augment = None if operations is None else draw_operations(operations, 1, real.shape[-1], real.device)
             with runtime.autocast():
-                loss_match = match_weight * matching_loss(match, pool.networks[network][0], real, fake, y, augment, metric, bias, fc)
+                loss_match = match_weight * matching_loss(
+                    match, pool.networks[network][0], real, fake, y, augment, metric, bias, fc, runtime
+                )
         gan.optim_g.zero_grad()
         (loss_g + loss_match).backward(inputs=list(generator.parameters()))
         runtime.update(gan.optim_g)
@@ -321,9 +325,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--save-interval", type=count, default=250, help="steps between checkpoints inside an epoch; 0 = only at its end")
     parser.add_argument("--print-freq", type=positive_int, default=50, help="steps between readings of the losses")
     parser.add_argument("--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--amp", action=argparse.BooleanOptionalAction, help="bf16 autocast (default: on CUDA)")
+    parser.add_argument(
+        "--amp", action=argparse.BooleanOptionalAction, help="bf16 autocast (default: where the device has bf16 instructions)"
+    )
     parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction, help="memory layout (default: on CUDA)")
     parser.add_argument("--graphs", action=argparse.BooleanOptionalAction, default=False, help="replay each step as one CUDA graph")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False, help="fuse the networks by torch.compile")
     return parser.parse_args(argv)
 
 
@@ -332,7 +339,7 @@ def main(args: argparse.Namespace) -> RunFolder:
     networks = [network_name(name) for name in args.eval_model]
     parse_strategy(args.match_strategy), parse_strategy(args.pool_strategy), parse_diffaug(args.diffaug)
     folder = run_path(args.results_dir, args.tag)
-    runtime = make_runtime(args.device, args.amp, args.channels_last, args.graphs)
+    runtime = make_runtime(args.device, args.amp, args.channels_last, args.graphs, args.compile)
     runtime.check_batch_size(args.batch_size)
     if args.metric and args.match in ("dist", "none"):
         raise UsageError(f"--metric {args.metric}: --match {args.match} takes none")

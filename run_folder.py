@@ -32,6 +32,7 @@ from utils import (
     read_checkpoint,
     rng_state,
     set_rng_state,
+    tell,
     write_atomic,
     write_json,
 )
@@ -52,6 +53,7 @@ FREE_FLAGS = {
         "amp",
         "channels_last",
         "graphs",
+        "compile",
         "save_interval",
         "print_freq",
         "eval_interval",
@@ -233,12 +235,14 @@ class RunFolder:
             def claim() -> None:
                 make_folder(self.folder / "outputs")
                 held.enter_context(locked(self.folder))
-                start = {"flags": self.flags, "fixed": self.fixed, **environment(self.runtime.device), "earlier": self.earlier}
+                start = {"flags": self.flags, "chosen": self.runtime.chosen(), "fixed": self.fixed}
+                start |= {**environment(self.runtime.device), "earlier": self.earlier}
                 write_json(self.folder / "args.json", start)
                 for leftover in (*self.folder.glob(".*.tmp"), *self.folder.glob("outputs/.*.tmp")):
                     leftover.unlink()
 
             self.runtime.on_main(claim)
+            tell(f"steps run on: {self.runtime.describe()}")
             yield
 
     @property

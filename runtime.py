@@ -1,13 +1,17 @@
-"""Device, precision, memory layout, CUDA graphs and ranks: how a step is executed, never what it computes."""
+"""Device, precision, memory layout, compilation, CUDA graphs and ranks: how a step is executed, never what it computes."""
 
 import argparse
 import contextlib
 import ctypes
 import datetime
 import functools
+import itertools
+import logging
 import os
+import subprocess
 import sys
 import time
+import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
@@ -16,16 +20,17 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils import AT_END, FailedRun, UsageError, derive_seed, own_rank
+from utils import AT_END, FailedRun, UsageError, derive_seed, own_rank, tell
 
 Losses = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where, in which precision and beside how many others the steps of a stage run."""
+    """Device, precision and rank of a training step, and whether it is compiled or recorded as a CUDA graph."""
 
     device: torch.device
     amp: bool = False
@@ -33,6 +38,7 @@ class Runtime:
     graphs: bool = False
     rank: int = 0
     world_size: int = 1
+    compile: bool = False
 
     @property
     def is_main(self) -> bool:
@@ -60,6 +66,21 @@ class Runtime:
             return step
         memory = torch.cuda.graph_pool_handle()  # one for all recordings of a step: they are replayed one after another
         return Graphed(step, lambda work: record_graph(work, memory, rng))
+
+    def compiled(self, forward: Callable) -> Callable:
+        """`forward`, or with --compile what torch.compile makes of it: see compile_forward."""
+        return compile_forward(forward) if self.compile else forward
+
+    def describe(self) -> str:
+        """One line for the reader: device, threads, precision, layout and how a step is run."""
+        where = f"cpu, {torch.get_num_threads()} threads" if self.device.type == "cpu" else torch.cuda.get_device_name(self.device)
+        how = ["bf16 autocast" if self.amp else "float32", *(["channels-last"] if self.channels_last else [])]
+        how += ["compiled" if self.compile else "eager", *(["CUDA graphs"] if self.graphs else [])]
+        return ", ".join([where, *how, *([f"{self.world_size} processes"] if self.world_size > 1 else [])])
+
+    def chosen(self) -> dict[str, Any]:
+        """What was chosen where flags left it open, as plain values for args.json and result rows."""
+        return {"device": str(self.device), "amp": self.amp, "channels_last": self.channels_last, "compile": self.compile}
 
     def synchronize(self) -> None:
         """Wait for the device, so that a clock read next is honest."""
@@ -353,8 +374,13 @@ def find_device(device: str, world_size: int = 1) -> torch.device:
     return torch.device(name)
 
 
-def make_runtime(device: str, amp: bool | None, channels_last: bool | None, graphs: bool | None = False) -> Runtime:
-    """Resolve --device auto|cpu|cuda[:N], --amp, --channels-last (None: on for CUDA, off for the CPU) and --graphs.
+def make_runtime(
+    device: str, amp: bool | None, channels_last: bool | None, graphs: bool | None = False, compiled: bool | None = False
+) -> Runtime:
+    """Resolve --device auto|cpu|cuda[:N], --amp, --channels-last (None: on for CUDA, off for the CPU), --graphs and --compile.
+
+    amp None: on where the device multiplies bf16 in hardware. Asked for elsewhere it stays on, with a warning. compiled stays off, with
+    a warning, where torch.compile finds no compiler.
 
     Under torchrun the process joins its job: NCCL on CUDA, a device each, gloo on the CPU; ranks other than the first are
     silent on stdout. Raises UsageError where CUDA is asked for and not there.
@@ -364,7 +390,13 @@ def make_runtime(device: str, amp: bool | None, channels_last: bool | None, grap
     on_cuda = place.type == "cuda"
     if graphs and not on_cuda:
         raise UsageError("--graphs: CUDA graphs need a CUDA device, found cpu")
-    amp = on_cuda if amp is None else amp
+    has_bf16 = multiplies_bf16(place)
+    if amp and not has_bf16:
+        tell(
+            f"warning: --amp: {place} has no bf16 instructions, so that bf16 is emulated: a 3x3 convolution takes "
+            f"{emulation_factor(place):.0f} times as long as in float32; --no-amp is faster"
+        )
+    amp = has_bf16 if amp is None else amp
     if on_cuda:
         allow_tf32(amp)  # where float32 is left beside bf16; without --amp, float32 means float32
         torch.backends.cudnn.benchmark = True  # shapes stay the same for a whole run
@@ -373,7 +405,99 @@ def make_runtime(device: str, amp: bool | None, channels_last: bool | None, grap
     keep_freed_memory()
     if world_size > 1:
         join_job(rank, place)
-    return Runtime(place, amp, on_cuda if channels_last is None else channels_last, bool(graphs), rank, world_size)
+    channels_last = on_cuda if channels_last is None else channels_last
+    return Runtime(place, amp, channels_last, bool(graphs), rank, world_size, bool(compiled) and finds_compiler(place))
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether the device has instructions for bf16 products, by what it says of itself: the same answer on the same machine.
+
+    CUDA: compute capability 8.0 (Ampere) or later. CPU: AVX512-BF16, AMX or Arm's BF16, of Linux's /proc/cpuinfo or macOS's sysctl;
+    elsewhere False.
+    """
+    if device.type == "cuda":
+        return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & cpu_features())
+
+
+@functools.lru_cache
+def cpu_features() -> frozenset[str]:
+    """The names that the CPU gives its instruction sets; empty where they cannot be read."""
+    if sys.platform == "darwin":
+        asked = subprocess.run(("sysctl", "-n", "hw.optional.arm.FEAT_BF16"), capture_output=True, text=True)
+        return frozenset({"bf16"} if asked.stdout.strip() == "1" else ())
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as cpus:
+        for line in cpus:
+            name, _, value = line.partition(":")
+            if name.strip() in ("flags", "Features"):
+                return frozenset(value.split())
+    return frozenset()
+
+
+def emulation_factor(device: torch.device) -> float:
+    """How many times as long as in float32 a small 3x3 convolution takes in bf16, with its gradients; for a warning, never a choice."""
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        images = torch.ones(8, 32, 16, 16, device=device, dtype=dtype, requires_grad=True)
+        kernel = torch.ones(32, 32, 3, 3, device=device, dtype=dtype, requires_grad=True)
+        times = []
+        for _ in range(4):  # the first allocates and chooses kernels
+            start = time.perf_counter()
+            torch.autograd.grad(F.conv2d(images, kernel, padding=1).sum(), (images, kernel))
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times.append(time.perf_counter() - start)
+        seconds[dtype] = min(times[1:])
+    return seconds[torch.bfloat16] / seconds[torch.float32]
+
+
+@functools.lru_cache
+def finds_compiler(device: torch.device) -> bool:
+    """Whether torch.compile works here; where it does not, one line says why."""
+    for name in ("torch.utils.cpp_extension", "torch._inductor"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # notes for torch's developers
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
+        return True
+    except Exception as error:  # compilers and their absence fail in any way
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        tell(f"warning: --compile: torch.compile does not work here ({reason[:200]}), so steps run eagerly")
+        return False
+
+
+COMPILED_VARIANTS = 64  # of one forward pass: networks, operations of augmentation, train and eval mode, with and without gradients
+COMPILED_BATCH = 16  # images from which on a batch is compiled for; torch would compile another variant for fewer
+
+
+@functools.lru_cache
+def compile_forward(forward: Callable) -> Callable:
+    """torch.compile of forward(module, *inputs), shared by all modules; inputs are tensors, Augmentations or None.
+
+    The first dimension of every tensor is compiled for any size, the others for the size found, so that a batch of another size compiles
+    nothing anew; modules of one architecture share their code. Batches of fewer than COMPILED_BATCH images run as they are. Random
+    numbers are drawn outside. Raises FailedRun where compiling fails.
+    """
+    limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"  # until torch 2.6
+    setattr(torch._dynamo.config, limit, COMPILED_VARIANTS)
+    fast = torch.compile(forward, dynamic=False)  # no size is guessed to change; those that do are marked below
+
+    def call(module: nn.Module, *inputs):
+        if len(inputs[0]) < COMPILED_BATCH:
+            return forward(module, *inputs)
+        for value in inputs:
+            tensors = itertools.chain(*value.parameters) if hasattr(value, "parameters") else [value] if torch.is_tensor(value) else []
+            for tensor in tensors:
+                if tensor.dim() and len(tensor) > 1:
+                    torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        try:
+            with warnings.catch_warnings():  # tracing looks at .grad of inputs that are no leaves, and warns of it
+                warnings.simplefilter("ignore", UserWarning)
+                return fast(module, *inputs)
+        except torch._dynamo.exc.BackendCompilerFailed as error:
+            reason = str(error.inner_exception).splitlines()[0]
+            raise FailedRun(f"the step could not be compiled ({reason}); --no-compile runs it as it is") from error
+
+    return call
 
 
 def allow_tf32(on: bool) -> None:

@@ -170,13 +170,14 @@ def classifier_loss(
     """
     n, side, device = len(images), images.shape[-1], images.device
     augment = draw_operations(operations, n, side, device, rng)
+    forward = runtime.compiled(Classifier.forward)
     if not mix:
         with runtime.autocast():
-            logits = classifier(images, augment)
+            logits = forward(classifier, images, augment)
         return F.cross_entropy(logits, y)
     cutmix, partner, share = draw_cutmix(n, side, device, rng)
     with runtime.autocast():
-        logits = classifier(images, lambda x: cutmix(augment(x)))
+        logits = forward(classifier, images, augment.then(cutmix))
     return share * F.cross_entropy(logits, y) + (1 - share) * F.cross_entropy(logits, y[partner])
 
 
@@ -354,9 +355,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tag", default="test", help="name of the folder under --results-dir")
     parser.add_argument("--results-dir", default="results", help="where results go")
     parser.add_argument("--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--amp", action=argparse.BooleanOptionalAction, help="bf16 autocast (default: on CUDA)")
+    parser.add_argument(
+        "--amp", action=argparse.BooleanOptionalAction, help="bf16 autocast (default: where the device has bf16 instructions)"
+    )
     parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction, help="memory layout (default: on CUDA)")
     parser.add_argument("--graphs", action=argparse.BooleanOptionalAction, default=False, help="replay each step as one CUDA graph")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False, help="fuse the networks by torch.compile")
     return parser.parse_args(argv)
 
 
@@ -470,7 +474,7 @@ def saver(folder: Path, stem: str, network: str, info: DataInfo, val_size: int) 
 @cli
 def main(args: argparse.Namespace) -> list[dict]:
     networks = list(dict.fromkeys(network_name(name) for name in args.eval_model))
-    runtime = make_runtime(args.device, args.amp, args.channels_last, args.graphs)
+    runtime = make_runtime(args.device, args.amp, args.channels_last, args.graphs, args.compile)
     folder = run_path(args.results_dir, args.tag)
     names = check_flags(args)
     data, checkpoints, sets, saved, ipcs = load_inputs(args, names)
@@ -494,6 +498,7 @@ def main(args: argparse.Namespace) -> list[dict]:
         "curve": args.curve or None,
         "save_classifiers": args.save_classifiers or None,  # rows of their own: those there kept none
         "amp": runtime.amp,
+        "compile": runtime.compile or None,  # a row without it is of eager steps, as all were once
         **environment(runtime.device),
     }
     rows, todo = [], {}
@@ -529,6 +534,8 @@ def main(args: argparse.Namespace) -> list[dict]:
             title = f"{network} on {row['source']}, ipc {row['ipc']}, {row['budget']}"
             return validate_group(network, source, data, recipe, seeds, runtime, keep, args.curve, title)
 
+        if jobs:
+            tell(f"steps run on: {runtime.describe()}")
         for first in range(0, len(jobs), runtime.world_size):  # a job for each rank, then all of them are written down
             part = jobs[first : first + runtime.world_size]
             for (same, *_), group in zip(part, runtime.spread(work, part), strict=True):

@@ -33,7 +33,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--units", type=positive_int, default=5, help="steps, epochs or whatever the part counts")
     # how
     parser.add_argument("--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--amp", action=argparse.BooleanOptionalAction, default=True, help="bf16 autocast")
+    parser.add_argument(
+        "--amp", action=argparse.BooleanOptionalAction, help="bf16 autocast (default: where the device has the instructions)"
+    )
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False, help="fuse the networks by torch.compile")
     parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction, help="memory layout (default: on CUDA)")
     parser.add_argument("--graphs", action=argparse.BooleanOptionalAction, default=False, help="CUDA graphs")
     # result
@@ -49,7 +52,7 @@ def is_kernel(event: FunctionEvent) -> bool:
 
 @cli
 def main(args: argparse.Namespace) -> None:
-    runtime = make_runtime(args.device, args.amp, args.channels_last, args.graphs)
+    runtime = make_runtime(args.device, args.amp, args.channels_last, args.graphs, args.compile)
     on_cuda = runtime.device.type == "cuda"
     unit = ROWS[args.part]("ours", runtime, args.batch_size, args.width, network_name(args.network))
     for _ in range(6 if runtime.graphs else 2):  # allocations, kernel choice, capture

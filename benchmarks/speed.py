@@ -1,23 +1,25 @@
-"""Time the parts of the three stages against two plain loops and the arithmetic limit, in alternating runs.
+"""Time the parts of the four stages, eager and compiled, against two plain loops and the arithmetic limit, in alternating runs.
 
     python benchmarks/speed.py --device cpu --out benchmarks/results/DATE_speed_cpu.json
 
-Each row is timed in one process a variant, in turn: `ours` (the flags below), `eager` (the same loop on resident tensors in
-float32, as plain PyTorch runs it, on CUDA with TF32 in convolutions) and, for steps of the stages, `loader` (that, fed by a
-DataLoader of four workers which is started again at each use, with the losses read at each step, in the manner of the
-original code). Prints a table; --out keeps it as JSON, added to after each row, so that the same command goes on. --table
-FILE prints a kept one again.
+Each row is timed in one process a variant, in turn: `ours` (the flags below, uncompiled), `compiled` (that with --compile), `eager`
+(the same loop on resident tensors in float32, as plain PyTorch runs it, on CUDA with TF32 in convolutions) and, for steps of the
+stages, `loader` (that, fed by a DataLoader of four workers which is started again at each use, with the losses read at each step, in
+the manner of the original code). Compiling is timed apart, with an empty cache and again with the cache that it left. Prints a
+table; --out keeps it as JSON, added to after each row, so that the same command goes on. --table FILE prints a kept one again.
 """
 
 import argparse
 import datetime
 import gc
 import json
+import math
 import multiprocessing
 import os
 import platform
 import statistics
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -35,12 +37,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import flop_registry
 
+import continual
 from data import DATASETS, Data, ImageSet, load_data
 from gen_condense import train_gan
+from learner import Continual
+from memory import Buffer, Memory
+from methods import METHODS, Learner
 from models import build_classifier, build_gan, network_name
 from models.gan import GAN
 from pool_match import Pool, train_match
-from runtime import Draws, Runtime, device_name, find_device, make_runtime, peak_memory
+from runtime import Draws, Runtime, device_name, find_device, make_runtime, multiplies_bf16, peak_memory
 from sources import Generated, generate
 from utils import FailedRun, Parser, UsageError, cli, environment, positive_int, tell, write_json
 from validate import RECIPES, train_steps, validate_group
@@ -165,6 +171,16 @@ def generation(variant: str, runtime: Runtime, batch_size: int, width: int, netw
     return lambda: generate(generator, labels, draws.device, runtime)
 
 
+def continual_steps(variant: str, runtime: Runtime, batch_size: int, width: int, network: str) -> Callable[[], object]:
+    """Ten steps of experience replay: `batch_size` images of the task and as many from a buffer of 500."""
+    args = continual.parse_args(["--method", "er", "--batch-size", str(batch_size), "--epochs", str(FOREVER)])
+    memory = Memory(None, Buffer(INFO, runtime.device, max_images=500), None, 0)
+    learners = [Learner(0, network, INFO, args.lr, None, 0, runtime)]
+    tasks, options = [images_on(runtime.device, 5000)], continual.make_options(args)
+    steps = Continual(METHODS["er"], options, tasks, [list(range(10))], learners, memory, INFO, 0, runtime).stream_steps(0, 0)
+    return lambda: [next(steps) for _ in range(10)]
+
+
 ROWS = {
     "stage-1 step": stage1,
     "stage-1 step, resnet": partial(stage1, gan="resnet"),
@@ -173,6 +189,7 @@ ROWS = {
     "classifier epoch": classifier_epoch,
     "validation, n = 5": validation,
     "generation": generation,
+    "ten stage-4 steps": continual_steps,
 }
 
 
@@ -193,13 +210,17 @@ class CountFlops(TorchDispatchMode):
         return out
 
 
-def serve(pipe, variant: str, row: str, size: tuple, device: str, execution: dict, threads: int | None) -> None:
-    """A process of one variant of one row: answers ("run", n) with the seconds of n units, ("flops",), ("memory",)."""
+def serve(pipe, variant: str, row: str, size: tuple, device: str, execution: dict, threads: int | None, cache: str) -> None:
+    """A process of one variant of one row: answers ("run", n) with the seconds of n units, ("flops",), ("memory",).
+
+    cache: folder for what torch.compile keeps.
+    """
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
     if threads:
         torch.set_num_threads(threads)
     torch.manual_seed(0)
-    if variant == "ours":
-        runtime = make_runtime(device, **execution)
+    if variant in ("ours", "compiled"):
+        runtime = make_runtime(device, **execution, compiled=variant == "compiled")
     else:
         runtime = Runtime(torch.device(device))
         if runtime.device.type == "cuda":
@@ -260,12 +281,22 @@ class Variant:
 
 def time_row(context, task: tuple, variants: list[str], pairs: int, least: float) -> dict:
     """Median, least and most seconds of each variant's unit over `pairs` turns, and the ratios turn by turn."""
-    started = {}
+    with tempfile.TemporaryDirectory() as cache:
+        return _time_row(context, (*task, cache), variants, pairs, least)
+
+
+def _time_row(context, task: tuple, variants: list[str], pairs: int, least: float) -> dict:
+    started, first = {}, {}
     try:
+        if "compiled" in variants:
+            cold = Variant(context, "compiled", *task)
+            first["cold"] = cold.ask("run", 1)
+            cold.end()
         for variant in variants:
             started[variant] = Variant(context, variant, *task)
-        for timed in started.values():
-            timed.ask("run", 5 if task[2].startswith("cuda") else 1)  # warm-up: allocations, kernel choice, capture
+        for variant, timed in started.items():
+            first[variant] = timed.ask("run", 1)
+            timed.ask("run", 4 if task[2].startswith("cuda") else 1)  # warm-up: allocations, kernel choice, capture
         units = {v: max(1, round(least / max(timed.ask("run", 1), 1e-9))) for v, timed in started.items()}
         seconds = {variant: [] for variant in variants}
         for _ in range(pairs):
@@ -273,6 +304,13 @@ def time_row(context, task: tuple, variants: list[str], pairs: int, least: float
                 seconds[variant].append(timed.ask("run", units[variant]) / units[variant])
         row = {"seconds": {v: spread(values) for v, values in seconds.items()}, "pairs": pairs}
         row["ratio"] = {v: spread([b / a for a, b in zip(seconds["ours"], seconds[v], strict=True)]) for v in variants if v != "ours"}
+        if "compiled" in variants:  # how many times as fast as uncompiled
+            row["ratio"]["compiled"] = spread([a / b for a, b in zip(seconds["ours"], seconds["compiled"], strict=True)])
+        if "compiled" in variants:
+            usual = row["seconds"]["compiled"]["median"]
+            gained = row["seconds"]["ours"]["median"] - usual
+            row["compile_seconds"] = {"cold": max(0.0, first["cold"] - usual), "warm": max(0.0, first["compiled"] - usual)}
+            row["pays_from_units"] = {name: math.ceil(s / gained) if gained > 0 else None for name, s in row["compile_seconds"].items()}
         row["flops"] = started["eager"].ask("flops")
         row["memory"] = {v: timed.ask("memory") for v, timed in started.items()}
         return row
@@ -325,24 +363,37 @@ def product_rate(device: str, dtype: torch.dtype, threads: int | None, seconds: 
 
 
 def print_table(record: dict) -> None:
-    """Markdown: medians, ratios with their spread, and the part of the arithmetic limit that is reached."""
-    print("| part | batch | width | ours, ms | eager / ours | loader / ours | limit, ms | memory ours / eager, MB |")
-    print("|---|---|---|---|---|---|---|---|")
+    """Markdown: medians, ratios with their spread, what compiling costs, and the share of the arithmetic limit that is reached.
+
+    The share is the limit over the faster of ours and compiled.
+    """
+    heads = ("part", "batch", "width", "ours, ms", "ours / compiled", "compiling, s, cold / warm", "pays from, cold / warm")
+    heads += ("eager / ours", "loader / ours", "limit, ms", "share", "memory ours / eager, MB")
+    print(f"| {' | '.join(heads)} |")
+    print(f"|{'---|' * len(heads)}")
     for row in record["rows"]:
         name = f"{row['part']}, {row['network']}" if row["network"] else row["part"]
-        ratios = [
+        eager, loader, compiled = (
             f"{r['median']:.2f} ({r['min']:.2f}–{r['max']:.2f})" if (r := row["ratio"].get(variant)) else ""
-            for variant in ("eager", "loader")
-        ]
+            for variant in ("eager", "loader", "compiled")
+        )
         limit = row["flops"] / row["product_flops_per_second"] * 1000
+        best = min(row["seconds"][variant]["median"] for variant in ("ours", "compiled") if variant in row["seconds"]) * 1000
+        compiling = " / ".join(f"{s:.0f}" for s in row.get("compile_seconds", {}).values())
+        pays = " / ".join("never" if n is None else f"{n:,}" for n in row.get("pays_from_units", {}).values())
         memory = " / ".join(f"{row['memory'][variant] / 1e6:,.0f}" for variant in ("ours", "eager"))
         cells = (
             name,
             row["batch_size"],
             row["width"] or "",
             f"{row['seconds']['ours']['median'] * 1000:.4g}",
-            *ratios,
+            compiled,
+            compiling,
+            pays,
+            eager,
+            loader,
             f"{limit:.3g}",
+            f"{limit / best:.0%}",
             memory,
         )
         print(f"| {' | '.join(map(str, cells))} |")
@@ -371,6 +422,7 @@ def plan(args: argparse.Namespace) -> list[tuple[str, int, int, str]]:
     rows += [("pool update", 64, 0, name) for name in dict.fromkeys([network, *POOL])]
     rows += [("classifier epoch", 128, 0, network), ("validation, n = 5", 128, args.width[0], network)]
     rows += [("generation", 500, width, "") for width in args.width]
+    rows += [("ten stage-4 steps", 32, 0, network)]
     return [row for row in rows if row[0] in args.parts]
 
 
@@ -389,7 +441,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--no-loader", action="store_true", help="leave the baseline `loader` out")
     parser.add_argument("--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--threads", type=positive_int, help="of the CPU (default: torch's)")
-    parser.add_argument("--amp", action=argparse.BooleanOptionalAction, default=True, help="of ours: bf16 autocast")
+    parser.add_argument(
+        "--amp", action=argparse.BooleanOptionalAction, help="of ours: bf16 (default: where the device has the instructions)"
+    )
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="time ours compiled, too")
     parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction, help="of ours: memory layout (default: on CUDA)")
     parser.add_argument("--graphs", action=argparse.BooleanOptionalAction, help="of ours: CUDA graphs (default: on CUDA)")
     # result
@@ -406,9 +461,10 @@ def main(args: argparse.Namespace) -> dict:
         return record
     name = str(find_device(args.device))
     on_cuda = name != "cpu"
-    execution = {"amp": args.amp, "channels_last": args.channels_last, "graphs": on_cuda if args.graphs is None else args.graphs}
+    amp = multiplies_bf16(torch.device(name)) if args.amp is None else args.amp
+    execution = {"amp": amp, "channels_last": args.channels_last, "graphs": on_cuda if args.graphs is None else args.graphs}
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pool_match"])
+    context.set_forkserver_preload(["continual"])
     settings = {
         **environment(torch.device(name)),
         "execution": execution,
@@ -420,7 +476,7 @@ def main(args: argparse.Namespace) -> dict:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         record = read_record(args.out) if args.out.exists() else record
     record["commands"] = [*record.get("commands", []), "python " + " ".join(sys.argv)]
-    precision = torch.bfloat16 if args.amp else torch.float32
+    precision = torch.bfloat16 if amp else torch.float32
     settings |= {"precision": str(precision), "product_flops_per_second": product_rate(name, precision, args.threads)}
     if not record.get("load_seconds"):
         if any(Path(args.data_dir).glob("cifar-10-batches-*")):
@@ -434,7 +490,9 @@ def main(args: argparse.Namespace) -> dict:
         key = {"part": part, "batch_size": batch, "width": width, "network": network}
         if any(all(row[k] == v for k, v in key.items()) for row in record["rows"]):
             continue
-        variants = ["ours", "eager"] + (["loader"] if part.startswith("stage") and not args.no_loader else [])
+        variants = ["ours", *(["compiled"] if args.compile and part != "generation" else []), "eager"] + (
+            ["loader"] if part.startswith("stage") and not args.no_loader else []
+        )
         task = (part, (batch, width, network), name, execution, args.threads)
         tell(f"{part}, batch {batch}, width {width}, {network}")
         try:

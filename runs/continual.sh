@@ -17,7 +17,7 @@ sweep) BYTES=${BYTES:-150000 600000 1500000 6000000 16000000} ;;
 *) BYTES=${BYTES:-600000} ;;
 esac
 METHODS=${METHODS:-finetune joint unlimited er der++ er-ace gdumb cls-er er_task er_webp er_jpeg er-ace_webp dgr dim oracle}
-COMMON=${COMMON:---pool convnet_w32 --epochs 1 --batch-size 32 --amp}
+COMMON=${COMMON:---pool convnet_w32 --epochs 1 --batch-size 32}
 GENERATOR=${GENERATOR:---gan resnet --gan-steps 600 --gan-batch-size 32}
 declare -A FLAGS=(  # of a row, with the rate that tune chose
     [finetune]="--method finetune" [joint]="--method joint" [unlimited]="--method unlimited"

@@ -10,7 +10,7 @@ EPOCHS=${EPOCHS:-7}
 MATCH_EPOCHS=${MATCH_EPOCHS:-2}
 EPOCHS_EVAL=${EPOCHS_EVAL:-500}
 DATA_DIR=${DATA_DIR:-datasets}
-SHARED="--data-dir $DATA_DIR --batch-size 64 --ema 0.999 --eval-interval 0 --amp"
+SHARED="--data-dir $DATA_DIR --batch-size 64 --ema 0.999 --eval-interval 0"
 POOL="--lr 2.5e-5 --epochs $MATCH_EPOCHS --pool convnet_w32"
 
 GAN=$($PYTHON gen_condense.py --tag "${DATA}_gan" --data "$DATA" --width 32 --lr 5e-4 --epochs "$EPOCHS" $SHARED | tee -i >(cat >&2) | tail -n 1)

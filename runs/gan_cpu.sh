@@ -19,11 +19,11 @@ declare -A RECIPE=([dim]="--lr 1e-3 --lr-d 5e-4" [resnet]="--lr 1e-3 --lr-d 1e-3
 
 train() {  # TAG FLAGS...
     $PYTHON gen_condense.py --tag "${DATA}_$1" --data "$DATA" --data-dir "$DATA_DIR" --val-size 5000 --width 32 --batch-size 64 --ema 0.999 \
-        --eval-interval 0 --amp --epochs 1 "${@:2}"
+        --eval-interval 0 --epochs 1 "${@:2}"
 }
 score() {  # TAG FLAGS...
     $PYTHON validate.py --tag "${DATA}_$1" --data-dir "$DATA_DIR" --source generator --no-real --eval-model convnet_w32 --ipc 50 --epochs-eval 60 \
-        --repeats 3 --amp "${@:2}"
+        --repeats 3 "${@:2}"
 }
 try() {  # TAG FLAGS...
     train "$@"
@@ -80,7 +80,7 @@ longer)
     longer dim_slow "${EPOCHS_DIM_SLOW:-9}" --gan dim --lr 5e-4 --lr-d 5e-4 ;;
 filter)  # the images that a teacher is sure of; its bytes count
     $PYTHON validate.py --tag "${DATA}_teacher" --data "$DATA" --data-dir "$DATA_DIR" --source real --eval-model convnet_w32 --ipc 500 \
-        --epochs-eval 10 --repeats 1 --amp --val-size 5000 --save-classifiers
+        --epochs-eval 10 --repeats 1 --val-size 5000 --save-classifiers
     TEACHER=$(ls "results/${DATA}_teacher/classifiers/"*.pth)
     score resnet_long_val --val-size 5000 --pretrain-weight "results/${DATA}_resnet_long/last.pth"
     score resnet_filter_val --val-size 5000 --pretrain-weight "results/${DATA}_resnet_long/last.pth" --filter 0.5 --teacher "$TEACHER" ;;
@@ -88,7 +88,7 @@ match)
     WEIGHT=results/${DATA}_resnet_long/last.pth
     for MATCH in none logit feat grad dist; do
         $PYTHON pool_match.py --tag "${DATA}_match_$MATCH" --data-dir "$DATA_DIR" --val-size 5000 --weight "$WEIGHT" --match $MATCH --match-aug \
-            --batch-size 128 --lr 5e-5 --epochs 1 --ema 0.999 --pool convnet_w32 --pool-size 3 --pool-steps 2 --eval-interval 0 --amp
+            --batch-size 128 --lr 5e-5 --epochs 1 --ema 0.999 --pool convnet_w32 --pool-size 3 --pool-steps 2 --eval-interval 0
         score "match_${MATCH}_val" --val-size 5000 --pretrain-weight "results/${DATA}_match_$MATCH/last.pth"
     done ;;
 *) echo "expected tune, ingredients, long, longer, filter, match or curves, found ${1:-nothing}" >&2; exit 2 ;;

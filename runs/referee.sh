@@ -23,14 +23,14 @@ TEACHER="results/${DATA}_teacher/classifiers"
 
 score() {  # TAG FLAGS...
     $PYTHON validate.py --tag "${DATA}_$1" --data "$DATA" --data-dir "$DATA_DIR" --eval-model convnet_w32 --epochs-eval 200 --repeats 3 \
-        --amp "${@:2}"
+        "${@:2}"
 }
 
 case ${1:-nothing} in
 train)
     for SEED in 0 1 2; do
         $PYTHON gen_condense.py --tag "${DATA}_$SEED" --data "$DATA" --data-dir "$DATA_DIR" --gan dim --width 32 --batch-size 64 --ema 0.999 \
-            --val-size 5000 --eval-interval 0 --amp --seed $SEED ${RECIPE[$DATA]}
+            --val-size 5000 --eval-interval 0 --seed $SEED ${RECIPE[$DATA]}
     done ;;
 table)
     BOTH="--pretrain-weight $GAN --storage fp16 --budget stream fixed"

@@ -96,7 +96,7 @@ def test_a_draw_per_image_differs_between_images(strategy):
 
 def operations_run(monkeypatch, strategy: str, composition: str) -> tuple[str, ...]:
     run = []
-    monkeypatch.setattr(augment, "_draw_operation", lambda name, *args: run.append(name) or (lambda images: images))
+    monkeypatch.setattr(augment, "_draw_operation", lambda name, *args: run.append(name) or (torch.clone, ()))
     draw_dsa(strategy, composition, 1, 32, CPU)
     return tuple(run)
 

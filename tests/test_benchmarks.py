@@ -50,7 +50,10 @@ def test_a_table_is_kept_and_gone_on_with(tmp_path, capsys):
     assert json.loads(out.read_text()) == record
     assert [row["part"] for row in record["rows"]] == ["stage-1 step", "generation"]
     first, second = record["rows"]
-    assert set(first["seconds"]) == set(second["seconds"]) == {"ours", "eager"}
+    assert set(first["seconds"]) == {"ours", "compiled", "eager"}
+    assert set(second["seconds"]) == {"ours", "eager"}  # generating is not compiled
+    assert first["ratio"]["compiled"]["min"] > 0
+    assert first["compile_seconds"]["cold"] >= 0
     for row in record["rows"]:
         assert row["ratio"]["eager"]["min"] <= row["ratio"]["eager"]["median"] <= row["ratio"]["eager"]["max"]
         assert row["flops"] > 0
