@@ -410,7 +410,7 @@ def main(args: argparse.Namespace) -> dict:
     on_cuda = name != "cpu"
     execution = {"amp": args.amp, "channels_last": args.channels_last, "graphs": on_cuda if args.graphs is None else args.graphs}
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pool_match"])
+    context.set_forkserver_preload(["pool_match"] if on_cuda else ["pool_match", "torch._dynamo"])  # the first optimiser imports it
     settings = {
         **environment(torch.device(name)),
         "execution": execution,
