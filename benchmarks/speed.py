@@ -155,11 +155,13 @@ def classifier_epoch(variant: str, runtime: Runtime, batch_size: int, width: int
     return lambda: [next(steps) for _ in range(-(-500 // batch_size))]
 
 
-def validation(variant: str, runtime: Runtime, batch_size: int, width: int, network: str) -> Callable[[], object]:
+def validation(
+    variant: str, runtime: Runtime, batch_size: int, width: int, network: str, epochs: int | None = None, ipc: int = 10, tests: int = 1000
+) -> Callable[[], object]:
     """Five classifiers of ten epochs (on CUDA a hundred) on the stream of a generator, IPC 10; ours with graphs side by side."""
-    data, generator = Data(INFO, None, None, images_on(runtime.device, 1000)), pair(width, runtime).generator
-    source = Generated(generator, 10, False, 0, runtime)
-    recipe = replace(RECIPES["dim"], epochs=100 if runtime.device.type == "cuda" else 10, batch_size=batch_size)
+    data, generator = Data(INFO, None, None, images_on(runtime.device, tests)), pair(width, runtime).generator
+    source = Generated(generator, ipc, False, 0, runtime)
+    recipe = replace(RECIPES["dim"], epochs=epochs or (100 if runtime.device.type == "cuda" else 10), batch_size=batch_size)
     groups = [range(5)] if runtime.graphs else [[seed] for seed in range(5)]
     return lambda: [validate_group(network, source, data, recipe, group, runtime) for group in groups]
 
@@ -464,7 +466,7 @@ def main(args: argparse.Namespace) -> dict:
     amp = multiplies_bf16(torch.device(name)) if args.amp is None else args.amp
     execution = {"amp": amp, "channels_last": args.channels_last, "graphs": on_cuda if args.graphs is None else args.graphs}
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["continual"])
+    context.set_forkserver_preload(["continual"] if on_cuda else ["continual", "torch._dynamo"])  # the first optimiser imports it
     settings = {
         **environment(torch.device(name)),
         "execution": execution,
@@ -477,7 +479,7 @@ def main(args: argparse.Namespace) -> dict:
         record = read_record(args.out) if args.out.exists() else record
     record["commands"] = [*record.get("commands", []), "python " + " ".join(sys.argv)]
     precision = torch.bfloat16 if amp else torch.float32
-    settings |= {"precision": str(precision), "product_flops_per_second": product_rate(name, precision, args.threads)}
+    settings |= {"precision": str(precision), "product_flops_per_second": product_rate(name, precision, args.threads, 4 * args.seconds)}
     if not record.get("load_seconds"):
         if any(Path(args.data_dir).glob("cifar-10-batches-*")):
             start = time.perf_counter()

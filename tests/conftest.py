@@ -42,7 +42,7 @@ def validate_flags(results: Path, *extra: str) -> list[str]:
     return [*flags.split(), *extra]
 
 
-GENERATES = "--width 4 --gan-steps 3 --match-steps 2 --replay-images 12 --gan-batch-size 16".split()
+GENERATES = "--width 4 --gan-steps 3 --match-steps 2 --replay-images 12 --gan-batch-size 16 --restat 2".split()
 
 
 def continual_flags(results: Path, method: str, *extra: str) -> list[str]:

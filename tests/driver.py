@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
+import torch._dynamo  # which the first optimiser would import, in two seconds of each process
 from sklearn import datasets  # noqa: F401  imported here once, for the digits
 from torch.utils import tensorboard  # noqa: F401  likewise
 

@@ -3,7 +3,9 @@
 import json
 import os
 import signal
+import sys
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,7 +19,8 @@ from data import Data, ImageSet
 from learner import Continual
 from memory import digest
 from methods import METHODS
-from models import STORAGES
+from models import NETWORKS, STORAGES
+from models.convnet import ConvNet
 from utils import UsageError
 
 # Methods and variants of ours, by the flags that make them.
@@ -48,12 +51,14 @@ def state_of(folder) -> dict:
     return {name: state[name] for name in ("learners", "memory", "acc", "counters", "position", "rng")}
 
 
-FEW = 300  # held-out images that are tested on
+# Three convolutions, their norms, a linear layer, and the images' mean and standard deviation.
+CONVNET_BYTES = 4 * (8 * 9 + 8 + 2 * (8 * 8 * 9 + 8) + 3 * 2 * 8 + 8 * 4 * 4 * 10 + 10 + 2)
+FEW = 60  # held-out images that are tested on, some of each class
 
 
 @pytest.fixture(autouse=True)
-def few_are_tested(monkeypatch):
-    """Testing on all that --val-size holds out would take longer than the training."""
+def small(monkeypatch):
+    """A narrow network, tested on few images: what --val-size holds out, and the other widths, would take most of the time."""
     load = continual.load_data
 
     def trimmed(*args, **kwargs):
@@ -61,6 +66,7 @@ def few_are_tested(monkeypatch):
         return replace(data, val=None if data.val is None else data.val[torch.arange(FEW)])
 
     monkeypatch.setattr(continual, "load_data", trimmed)
+    monkeypatch.setitem(NETWORKS, "convnet_w32", partial(ConvNet, width=8))
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +107,8 @@ def test_what_is_kept_is_what_was_asked_for(finished):
     assert finished("er")[0]["num_bytes"] == {"images": 20 * 784, "labels": 20, "total": 20 * 785}
     assert finished("der++")[0]["num_bytes"] == {"images": 20 * 784, "labels": 20, "logits": 20 * 40, "total": 20 * 825}
     assert finished("unlimited")[0]["buffer_images"] == 120
-    assert finished("cls-er")[0]["num_bytes"]["copies"] == 2 * 96_560
-    assert finished("as cls-er")[0]["num_bytes"]["copies"] == 2 * 96_560
+    assert finished("cls-er")[0]["num_bytes"]["copies"] == 2 * CONVNET_BYTES
+    assert finished("as cls-er")[0]["num_bytes"]["copies"] == 2 * CONVNET_BYTES
     assert set(finished("kept")[0]["num_bytes"]) == {"weights", "training", "total"}
     assert finished("beside a buffer")[0]["num_bytes"]["total"] <= 120_000
     assert set(finished("beside a buffer")[0]["num_bytes"]) == {"images", "labels", "weights", "total"}
@@ -247,11 +253,12 @@ def test_each_network_of_a_pool_learns_as_it_would_alone(finished, tmp_path, cap
 def test_a_pool_that_stores_logits_and_copies_pays_for_each(tmp_path):
     pool = ["--pool", "mlp_w100", "convnet_w32", "--num-tasks", "2"]
     assert run(continual, flags(tmp_path, "der++", *pool))["num_bytes"]["logits"] == 20 * 80
-    assert run(continual, flags(tmp_path, "cls-er", *pool))["num_bytes"]["copies"] == 2 * (96_560 + 358_448)
+    assert run(continual, flags(tmp_path, "cls-er", *pool))["num_bytes"]["copies"] == 2 * (CONVNET_BYTES + 358_448)
 
 
-def test_finetune_forgets_and_joint_does_not(tmp_path):
-    long = "--val-size 0 --epochs 4 --lr 0.1 --batch-size 16".split()
+def test_finetune_forgets_and_joint_does_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "FEW", 300)
+    long = "--val-size 900 --epochs 4 --lr 0.1 --batch-size 16".split()
     last = {m: run(continual, flags(tmp_path, m, *long))["networks"]["convnet_w32"]["class-il"] for m in ("finetune", "joint", "er")}
     assert last["finetune"]["average_accuracy"] == pytest.approx(20, abs=3)
     assert last["finetune"]["forgetting"] > 90
