@@ -175,10 +175,10 @@ def generation(variant: str, runtime: Runtime, batch_size: int, width: int, netw
 
 def continual_steps(variant: str, runtime: Runtime, batch_size: int, width: int, network: str) -> Callable[[], object]:
     """Ten steps of experience replay: `batch_size` images of the task and as many from a buffer of 500."""
-    args = continual.parse_args(["--method", "er", "--batch-size", str(batch_size), "--epochs", str(FOREVER)])
+    flags = continual.parse_args(["--method", "er", "--batch-size", str(batch_size), "--epochs", str(FOREVER)])
     memory = Memory(None, Buffer(INFO, runtime.device, max_images=500), None, 0)
-    learners = [Learner(0, network, INFO, args.lr, None, 0, runtime)]
-    tasks, options = [images_on(runtime.device, 5000)], continual.make_options(args)
+    learners = [Learner(0, network, INFO, flags.lr, None, 0, runtime)]
+    tasks, options = [images_on(runtime.device, 5000)], continual.make_options(flags)
     steps = Continual(METHODS["er"], options, tasks, [list(range(10))], learners, memory, INFO, 0, runtime).stream_steps(0, 0)
     return lambda: [next(steps) for _ in range(10)]
 
