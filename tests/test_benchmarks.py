@@ -16,7 +16,8 @@ from benchmarks import ddranking_check, profile, speed
 from data import DATASETS, Data, ImageSet
 
 TINY = (
-    "--device cpu --threads 1 --width 2 --batch-size 4 --pairs 2 --seconds 0.01 --network convnet_w32 --data-dir nowhere --no-loader --no-compile"
+    "--device cpu --threads 1 --width 2 --batch-size 4 --pairs 2 --seconds 0.01 --network convnet_w32 --data-dir nowhere"
+    " --no-loader --no-compile"
 ).split()
 
 
