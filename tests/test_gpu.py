@@ -135,13 +135,13 @@ class Waits(list):
     def __exit__(self, *error):
         torch.cuda.set_sync_debug_mode("default")
         self.caught.__exit__(*error)
-        self += [str(warning.message) for warning in self.found if "synchronizing" in str(warning.message)]
+        self += [str(warning.message) for warning in self.found if "called a synchronizing" in str(warning.message)]
 
 
 @pytest.mark.parametrize("graphs", [[], ["--graphs"]], ids=["eager", "graphs"])
 @pytest.mark.parametrize(("method", "pool"), [("er", ["mlp_w100"]), ("der++", ["mlp_w100", "mlp_w400"]), ("dim", ["mlp_w100"])])
 def test_the_host_does_not_wait_in_the_stream(tmp_path, monkeypatch, method, pool, graphs):
-    """But at a task's first step, and where a graph is recorded."""
+    """But at the first step of a task."""
     stream, waits = Continual.stream_steps, {}
 
     def watched(self, task, done):
