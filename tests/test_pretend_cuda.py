@@ -89,7 +89,7 @@ def names() -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in names() if name not in NOT_EMULATED])
 def test_all_of_cuda(emulated, tmp_path, name):
-    found = run_tests(emulated, tmp_path / "report.json", "-m", "gpu", "tests/test_gpu.py", "-k", name)
+    found = run_tests(emulated, tmp_path / "report.json", "-m", "gpu", f"tests/test_gpu.py::{name}")
     assert not {"faults", "races", "CPU scalars in CUDA operations"} & found.keys()
 
 
