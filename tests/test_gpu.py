@@ -22,7 +22,7 @@ from learner import Clock, Continual
 from methods import METHODS
 from models import GANS, NETWORKS, build_gan, deploy, load_generator
 from models.deploy import Filtered
-from models.gan import GAN, Generator
+from models.gan import GAN, Generator, estimate_statistics
 from pool_match import Pool
 from run_folder import RunFolder
 from runtime import Runtime, make_runtime
@@ -186,6 +186,15 @@ def test_tensors_come_to_the_host_together():
     assert same(copy, {"values": [value.cpu() for value in values], "again": (values[0].cpu(), "text", None), "here": torch.ones(2)})
     assert copy["again"][0] is copy["values"][0]
     assert same(to_host(state, chunk_bytes=100), copy)
+
+
+def test_statistics_are_estimated_without_a_wait():
+    runtime = make_runtime("cuda", False, False)
+    generator = runtime.place(build_gan({"num_classes": 10, "channels": 1, "image_size": 28, "width": 4, "z_dim": 100})[0])
+    with Waits() as waits:
+        estimate_statistics(generator, 3, 8, 0, runtime)
+    assert waits == []
+    assert not torch.equal(generator.bn0.running_mean, torch.zeros_like(generator.bn0.running_mean))
 
 
 def test_seconds_of_a_network_are_the_device_s():
