@@ -18,8 +18,8 @@ What is emulated:
 - ranks.py      Collectives of several processes, over gloo instead of NCCL.
 
 What is not: kernels and what they compute, cuDNN's choices, whether a real recording succeeds, the autograd thread, the allocator and a
-lack of memory, TF32 and tensor cores, speed, NCCL. A missing `Lanes.join` is not seen. What has passed here alone was emulated, and
-is called so.
+lack of memory, TF32 and tensor cores, speed, NCCL. A `Lanes.join` that is missing in validate.py is not seen, since the host waits for the
+whole device right after it. What has passed here alone was emulated, and is called so.
 
 It leans on private parts of torch: see TRIED.
 """

@@ -140,6 +140,20 @@ def test_lanes_without_their_first_wait(monkeypatch):
     assert work() > 0
 
 
+@pytest.mark.parametrize("joined", [True, False])
+def test_lanes_without_their_join(joined):
+    x, lanes, sums = torch.randn(8, 8, device=CUDA), Lanes(2, CUDA), []
+    for i in range(2):
+        with lanes[i]:
+            sums.append((x @ x).sum())
+    if joined:
+        lanes.join()
+    total = sums[0] + sums[1]
+    assert (REPORT.total("races") == 0) == joined
+    torch.cuda.synchronize()
+    del total
+
+
 def test_a_recording_on_the_default_stream():
     with pytest.raises(Fault, match="non-default stream"), torch.cuda.graph(torch.cuda.CUDAGraph(), None, torch.cuda.current_stream()):
         pass
