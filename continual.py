@@ -359,7 +359,7 @@ def results_of(continual: Continual, about: dict, seconds: float) -> dict:
             metrics = summary(acc, initial) if finished else dict.fromkeys(summary([initial], initial))
             networks[name][setting] = {"acc": acc, "initial": initial, **metrics}
     singles = [learner.name for learner in continual.learners]
-    for name, spent in zip(singles, continual.seconds, strict=True):
+    for name, spent in zip(singles, continual.clock.seconds, strict=True):
         networks[name]["seconds"] = round(spent, 2)
     names = [name for name, value in networks[singles[0]]["class-il"].items() if not isinstance(value, list)]
 

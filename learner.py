@@ -3,8 +3,8 @@
 The loop over tasks is continual.py's.
 """
 
+import contextlib
 import itertools
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -22,9 +22,9 @@ from models.deploy import Filtered
 from models.gan import GAN, estimate_statistics, image_grid
 from pool_match import Pool, train_match
 from run_folder import Position
-from runtime import Losses, Runtime
+from runtime import Losses, Runtime, Stopwatch
 from sources import generate
-from utils import UsageError, derive_seed, eval_mode, seeded
+from utils import UsageError, derive_seed, eval_mode, seeded, to_device
 
 
 @dataclass(frozen=True)
@@ -62,30 +62,36 @@ class Options:
 
 
 class Clock:
-    """Adds up the seconds that each of several networks takes of a step; those of a replayed graph are shared out evenly."""
+    """Adds up the seconds that the device spends on each of several networks; those of a replayed graph are shared out evenly.
 
-    def __init__(self, seconds: list[float], runtime: Runtime):
-        self.seconds, self.runtime, self.since = seconds, runtime, 0.0
-        self.even = runtime.graphs or len(seconds) == 1
+    The host waits for the device only when they are read. seconds: of an earlier start.
+    """
 
-    def start(self) -> None:
-        """Begin a step."""
-        self.since = time.perf_counter()
+    def __init__(self, seconds: Sequence[float], runtime: Runtime):
+        self.earlier, self.runtime = list(seconds), runtime
+        self.even = runtime.graphs or len(self.earlier) == 1
+        self.watches: list[Stopwatch] = []
+        self._restart()
 
-    def lap(self, number: int) -> None:
-        """The step of network `number` ends."""
-        if not self.even:
-            self.runtime.synchronize()
-            now = time.perf_counter()
-            self.seconds[number] += now - self.since
-            self.since = now
+    def _restart(self) -> None:
+        self.watches = [Stopwatch(self.runtime.device) for _ in range(1 if self.even else len(self.earlier))]
 
-    def stop(self) -> None:
-        """The step ends."""
-        if self.even:
-            share = (time.perf_counter() - self.since) / len(self.seconds)
-            for i in range(len(self.seconds)):
-                self.seconds[i] += share
+    def step(self) -> contextlib.AbstractContextManager:
+        """The block is a step of all networks."""
+        return self.watches[0] if self.even else contextlib.nullcontext()
+
+    def network(self, number: int) -> contextlib.AbstractContextManager:
+        """The block, inside of a step, is network `number`'s part."""
+        return contextlib.nullcontext() if self.even else self.watches[number]
+
+    @property
+    def seconds(self) -> list[float]:
+        """Of each network so far."""
+        found = [watch.seconds() for watch in self.watches]
+        shares = [found[0] / len(self.earlier)] * len(self.earlier) if self.even else found
+        self.earlier = [before + share for before, share in zip(self.earlier, shares, strict=True)]
+        self._restart()
+        return list(self.earlier)
 
 
 class Continual:
@@ -114,7 +120,7 @@ class Continual:
         self.replay_of = -1  # the task they were made for
         self.finished = 0  # tasks that the memory holds
         self.images_generated = 0
-        self.seconds = [0.0] * len(learners)  # of training each network
+        self.clock = Clock([0.0] * len(learners), runtime)  # of training each network
         self.acc: dict[str, dict[str, list[list[float]]]] = {}  # network -> setting -> rows of the matrix, the untrained one's first
 
     # the plan of a task
@@ -155,8 +161,8 @@ class Continual:
             self.memory.generators.keep(self.gan.deployed, held, kept if o.keep_discriminator else None)
             self.gan = self.pool = None
         if self.memory.buffer is not None and (self.options.offer == "task" or not self.lengths(task)["stream"]):
-            for index in torch.arange(len(self.tasks[task])).split(1000):
-                images, labels = self.tasks[task].images[index.to(self.runtime.device)], self.tasks[task].labels.cpu()[index]
+            offered = (self.tasks[task].images, self.tasks[task].labels.cpu())
+            for images, labels in zip(*(tensor.split(1000) for tensor in offered), strict=True):
                 self.memory.buffer.offer(images, labels, self._logits(images) if self.method.keeps_logits else None)
         for learner in self.learners:
             learner.previous = None  # it is no memory
@@ -316,8 +322,9 @@ class Continual:
             epoch, place = divmod(i, num_steps)
             if i == done or place == 0:
                 order = epoch_order(len(train), torch.device("cpu"), self.seed, "stream", task, epoch)
-            chosen = order[place * o.batch_size : (place + 1) * o.batch_size]
-            index = chosen.to(self.runtime.device)
+                order_there = to_device(order, self.runtime.device)
+            part = slice(place * o.batch_size, (place + 1) * o.batch_size)
+            chosen, index = order[part], order_there[part]
             draws = [self.draw(task) for _ in range(self.method.draws)]
             losses = step(*train.batch(index), *itertools.chain(*filter(None, draws)), operations=self._operations("stream", task, i))
             logits = losses.pop("logits")
@@ -368,22 +375,20 @@ class Continual:
             batches = [Batch(*batch, draw_operations(operations, len(batch[1]), side, device)) for batch in batches]
             losses, logits = {}, []
             for learner in self.learners:
-                loss, found = self.method.loss(learner, batches[0], batches[1:], weights)
-                learner.optim.zero_grad()
-                loss.backward()
-                learner.optim.step()
+                with self.clock.network(learner.number):
+                    loss, found = self.method.loss(learner, batches[0], batches[1:], weights)
+                    learner.optim.zero_grad()
+                    loss.backward()
+                    learner.optim.step()
                 losses[f"loss_{learner.name}"] = loss.detach()
                 logits.append(found.detach())
-                clock.lap(learner.number)
             return losses | {"logits": torch.stack(logits, 1)}
 
-        step, clock = self.runtime.graphed(step), Clock(self.seconds, self.runtime)
+        step = self.runtime.graphed(step)
 
         def timed(*tensors: Tensor, operations: tuple[str, ...]) -> Losses:
-            clock.start()
-            losses = step(*tensors, operations=operations)
-            clock.stop()
-            return losses
+            with self.clock.step():
+                return step(*tensors, operations=operations)
 
         return timed
 
@@ -395,7 +400,7 @@ class Continual:
             "learners": {learner.name: learner.state_dict() for learner in self.learners},
             "gan": self.gan and self.gan.state_dict(),
             "match_pool": self.pool and self.pool.state_dict(),
-            "counters": {"finished": self.finished, "images_generated": self.images_generated, "seconds": list(self.seconds)},
+            "counters": {"finished": self.finished, "images_generated": self.images_generated, "seconds": self.clock.seconds},
             "acc": self.acc,
             **self.memory.state_dict(),
         }
@@ -413,7 +418,7 @@ class Continual:
             self.pool = self._new_pool(task)
             self.pool.load_state_dict(state["match_pool"])
         self.finished, self.images_generated = state["counters"]["finished"], state["counters"]["images_generated"]
-        self.seconds, self.acc = list(state["counters"]["seconds"]), state["acc"]
+        self.clock, self.acc = Clock(state["counters"]["seconds"], self.runtime), state["acc"]
 
 
 def picture(continual: Continual, rows: int = 10) -> Tensor | None:

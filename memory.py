@@ -12,7 +12,7 @@ from data import DataInfo, ImageSet, to_float
 from models import build_gan, build_generator, decode
 from models.deploy import ByClass
 from storage import LENGTH_BYTES, decode_images, encode, encode_images, make_codec, num_bytes
-from utils import UsageError, seeded
+from utils import UsageError, seeded, to_device, to_host
 
 LAYOUTS = ("carried", "per-task")
 
@@ -76,12 +76,13 @@ class Buffer:
         wanted = np.flatnonzero(keys < [self.bars.get(group, np.inf) for group in groups.tolist()])
         if len(wanted) == 0:
             return
-        index = torch.from_numpy(wanted).to(images.device)
-        codes, pixels = [None] * len(wanted), images[index]
+        if logits is None:
+            logits = self.logits.new_empty(len(labels), *self.logits.shape[1:])
+        codes, rows = [None] * len(wanted), wanted  # rows: where they lie in `images`
         if self.codec is not None:
-            codes = encode_images(self.codec, pixels)
-            pixels = self._decode(codes)
-        logits = self.logits.new_empty(len(wanted), *self.logits.shape[1:]) if logits is None else logits[index]
+            index = to_device(torch.from_numpy(wanted), self.device)
+            codes, logits, rows = encode_images(self.codec, images[index]), logits[index], np.arange(len(wanted))
+            images = self._decode(codes)
         arrived = (np.concatenate([self.keys, keys[wanted]]), np.concatenate([self.groups, groups[wanted]]))
         sizes, codes = np.concatenate([self.sizes, self._sizes(codes)]), self.codes + codes
         kept = np.flatnonzero(self._fits(*arrived, sizes))
@@ -93,14 +94,19 @@ class Buffer:
             order[np.setdiff1d(order, staying)] = kept[kept >= old]
         self.keys, self.groups, self.sizes = arrived[0][order], arrived[1][order], sizes[order]
         self.codes = [codes[place] for place in order] if self.codec is not None else []
-        fresh = {"images": pixels, "labels": labels[wanted].to(self.device), "logits": logits}
-        (moved,) = np.nonzero(order[:old] != np.arange(old)) if len(kept) == old else (None,)
-        for name, tensor in fresh.items():
-            if moved is None:
-                setattr(self, name, torch.cat([getattr(self, name), tensor])[torch.from_numpy(order).to(self.device)])
-            elif len(moved):
-                places, sources = torch.from_numpy(moved), torch.from_numpy(order[moved] - old)
-                getattr(self, name)[places.to(self.device)] = tensor[sources.to(self.device)]
+        grows = len(kept) != old
+        places = staying if grows else np.flatnonzero(order != np.arange(old))  # in the tensors; what joins goes to the end, or there
+        joins = kept[kept >= old] - old if grows else order[places] - old
+        if not (grows or len(places)):
+            return
+        sent = [places, rows[joins], labels.numpy()[wanted[joins]]]  # one copy to the device, for which the host does not wait
+        places, rows, fresh_labels = to_device(torch.from_numpy(np.concatenate(sent)), self.device).split([len(part) for part in sent])
+        for name, fresh in {"images": images[rows], "labels": fresh_labels, "logits": logits[rows]}.items():
+            tensor = getattr(self, name)
+            if grows:
+                setattr(self, name, torch.cat([tensor[places], fresh]))
+            else:
+                tensor[places] = fresh
 
     def draw(self, n: int) -> Draw:
         """n of the images, all where there are fewer, none twice; drawn on the device."""
@@ -167,7 +173,7 @@ class Buffer:
         return kept
 
     def _decode(self, codes: list[bytes]) -> Tensor:
-        return decode_images(self.codec, codes, self.info).to(self.device)
+        return to_device(decode_images(self.codec, codes, self.info), self.device)
 
 
 class GeneratorMemory:
@@ -238,6 +244,7 @@ class Memory:
     def state_dict(self) -> dict:
         """What is kept, under the key "memory", with a digest."""
         parts = {name: part.state_dict() for name, part in (("buffer", self.buffer), ("generators", self.generators)) if part is not None}
+        parts = to_host(parts)
         return {"memory": parts | {"sha256": digest(parts)}}
 
     def load_state_dict(self, state: dict) -> None:

@@ -33,6 +33,7 @@ from utils import (
     rng_state,
     set_rng_state,
     tell,
+    to_host,
     write_atomic,
     write_json,
 )
@@ -331,13 +332,14 @@ class RunFolder:
         state = dict(self.header)
         for part in self.parts:
             state |= part.state_dict()
-        self._check_finite(state)
         state |= {
             "position": self.position._asdict(),
             "seconds": self.seconds,
             "best": self.best,
             "meter": self.meter.state_dict(),
         }
+        state = to_host(state)
+        self._check_finite(state)
         state["rng"], *others = self.runtime.gather(rng_state(self.runtime.device))
         if others:
             state["rng_of_ranks"] = others

@@ -501,11 +501,16 @@ def compile_forward(forward: Callable) -> Callable:
 
 
 def allow_tf32(on: bool) -> None:
-    """Round the factors of float32 products and convolutions on CUDA to TF32, or do not."""
-    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # torch 2.9 and later warn of the older names
-        torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = "tf32" if on else "ieee"
-    else:
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = on
+    """Round the factors of float32 products and convolutions on CUDA to TF32, or do not.
+
+    torch 2.9 and later have two families of names for this, and raise where the older ones are read while the two disagree.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some releases of torch warn of the older names
+        matmul.allow_tf32 = cudnn.allow_tf32 = on
+    if hasattr(matmul, "fp32_precision"):
+        matmul.fp32_precision = cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = "tf32" if on else "ieee"
 
 
 def join_job(rank: int, device: torch.device) -> None:

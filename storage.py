@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from data import DataInfo
 from models import SCALE, STORAGES, GanCheckpoint, decode
-from utils import UsageError, write_tensors
+from utils import UsageError, to_host, write_tensors
 
 BYTES = dict(zip(STORAGES, (4, 2, 1), strict=True))  # of a weight
 CODECS = ("raw", "png", "webp", "jpeg")
@@ -42,9 +42,9 @@ def encode(module: nn.Module, storage: str) -> dict[str, Tensor]:
     fp32; fp16; int8: weights as whole numbers in -127..127 and a float32 scale per output channel (under the weight's name and
     ".scale"), what has one dimension (biases, norms, statistics) as fp16. Raises UsageError where a value does not fit fp16.
     """
-    tensors = {}
-    for name, tensor, channels in _floating(module):
-        tensor = tensor.detach().cpu()
+    tensors, values = {}, to_host({name: tensor.detach() for name, tensor, _ in _floating(module)})
+    for name, _, channels in _floating(module):
+        tensor = values[name]
         if storage == "int8" and tensor.dim() > 1:
             others = [dim for dim in range(tensor.dim()) if dim != channels]
             scale = (tensor.abs().amax(others, keepdim=True) / 127).clamp(min=torch.finfo(torch.float32).tiny)

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import copy
 import errno
 import functools
 import hashlib
@@ -15,6 +16,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -184,6 +186,50 @@ def set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """`values` from the host on `device`; CUDA fetches them from pinned memory, so that the host does not wait for its work under way."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+
+
+def to_host(state: Any, chunk_bytes: int = 2**26) -> Any:
+    """Nested dicts, lists and tuples with their CUDA tensors copied to the CPU; what lies there already is left as it is.
+
+    The tensors of a type are copied together, `chunk_bytes` or a larger tensor at a time, so that the host waits a few times in all.
+    """
+    found = {id(tensor): tensor for tensor in _cuda_tensors(state)}
+    copies: dict[int, Tensor] = {}
+    for dtype in dict.fromkeys(tensor.dtype for tensor in found.values()):
+        chunk, size = [], 0
+        for tensor in [*(tensor for tensor in found.values() if tensor.dtype == dtype), None]:
+            if chunk and (tensor is None or size + tensor.nbytes > chunk_bytes):
+                flat = torch.cat([part.detach().reshape(-1) for part in chunk]).cpu()
+                for part, values in zip(chunk, flat.split([part.numel() for part in chunk]), strict=True):
+                    copies[id(part)] = values.clone().view(part.shape)
+                chunk, size = [], 0
+            if tensor is not None:
+                chunk, size = [*chunk, tensor], size + tensor.nbytes
+
+    def copied(value: Any) -> Any:
+        if isinstance(value, dict):
+            fresh = copy.copy(value)  # with the versions that a module's state_dict carries beside its entries
+            fresh.update((name, copied(inner)) for name, inner in value.items())
+            return fresh
+        if isinstance(value, list | tuple):
+            return type(value)(copied(inner) for inner in value)
+        return copies.get(id(value), value) if isinstance(value, Tensor) else value
+
+    return copied(state) if found else state
+
+
+def _cuda_tensors(state: Any) -> Iterator[Tensor]:
+    if isinstance(state, Tensor):
+        if state.is_cuda:
+            yield state
+    elif isinstance(state, dict | list | tuple):
+        for value in state.values() if isinstance(state, dict) else state:
+            yield from _cuda_tensors(value)
 
 
 @contextlib.contextmanager

@@ -183,10 +183,11 @@ def estimate_statistics(
     momenta, was_training = [norm.momentum for norm in norms], generator.training
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # a plain mean over the batches
     generator.train()
     with seeded(device, seed, "statistics"), runtime.autocast():
-        for _ in range(batches):
+        for i in range(batches):
+            for norm in norms:
+                norm.momentum = 1 / (i + 1)  # a plain mean over the batches; None is the same, but reads a count from the device
             generator.sample(uniform_labels(generator.num_classes, batch_size, device, classes))
     generator.train(was_training)
     for norm, momentum in zip(norms, momenta, strict=True):

@@ -5,10 +5,12 @@ import itertools
 import statistics
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
-from conftest import ROOT, continual_flags, gan_flags, match_flags, run, validate_flags
+from conftest import ROOT, continual_flags, gan_flags, match_flags, run, same, validate_flags
+from torch import nn
 
 import continual
 import gen_condense
@@ -16,11 +18,15 @@ import pool_match
 import validate
 from data import DATASETS, ImageSet, load_data
 from gen_condense import train_gan
+from learner import Clock, Continual
 from methods import METHODS
-from models import GANS, NETWORKS, build_gan, load_generator
-from models.gan import GAN
+from models import GANS, NETWORKS, build_gan, deploy, load_generator
+from models.deploy import Filtered
+from models.gan import GAN, Generator, estimate_statistics
 from pool_match import Pool
+from run_folder import RunFolder
 from runtime import Runtime, make_runtime
+from utils import to_host
 
 pytestmark = [
     pytest.mark.gpu,
@@ -63,16 +69,192 @@ def test_continual(tmp_path, method, graphs):
     assert set(results["networks"]) == {"convnet_w32", "resnet18_w64", "ensemble"}
 
 
+CONTROLS = {
+    "oracle": ("dim", "--oracle"),
+    "kept": ("dim", "--layout carried --keep-discriminator --memory-bytes 400000 --buffer-share 0.2"),
+    "replay-loss": ("dim", "--replay-loss er"),
+    "filter": ("dim", "--layout carried --filter 0.3 --restat 2"),
+    "retrain": ("dim", "--retrain --retrain-steps 5"),
+    "jpeg": ("er", "--codec jpeg"),
+    "png": ("der++", "--codec png --offer task"),
+    "webp": ("gdumb", "--codec webp"),
+    "densenet": ("er", "--pool densenet"),
+}
+
+
+def on_cuda(results, method: str, *extra: str) -> list[str]:
+    flags = continual_flags(results, method, *extra)
+    flags[flags.index("--device") + 1] = "cuda"
+    return flags
+
+
+@pytest.mark.parametrize("control", [pytest.param(name, marks=[pytest.mark.slow] * (name == "densenet")) for name in CONTROLS])
+@pytest.mark.parametrize("graphs", [[], ["--graphs"]], ids=["eager", "graphs"])
+def test_continual_controls(tmp_path, control, graphs):
+    method, extra = CONTROLS[control]
+    flags = on_cuda(tmp_path, method, *PLAIN, *graphs, "--num-tasks", "2", "--pool", "mlp_w100", *extra.split())
+    if "--memory-bytes" in flags:
+        del flags[flags.index("--width") : flags.index("--width") + 2]
+    assert run(continual, flags)["finished"]
+
+
+@pytest.mark.parametrize("method", ["er", "dim"])
+def test_a_continual_checkpoint_goes_through_every_way_of_executing(tmp_path, monkeypatch, method):
+    """Stopped every nine steps, each start executes in another way."""
+    operations, starts = (
+        Continual._operations,
+        itertools.cycle((["--device", "cpu"], ["--device", "cuda", *PLAIN], ["--device", "cuda", "--graphs"])),
+    )
+    calls = itertools.count(1)
+
+    def stop(*args):
+        if next(calls) % 9 == 0:
+            raise KeyboardInterrupt
+        return operations(*args)
+
+    monkeypatch.setattr(Continual, "_operations", stop)
+    for start in itertools.islice(starts, 12):
+        try:
+            results = run(continual, [*continual_flags(tmp_path, method, "--save-interval", "4", "--pool", "mlp_w100"), *start])
+            break
+        except SystemExit as stopped:
+            assert stopped.code != 1  # noqa: PT017
+    assert results["finished"]
+
+
+class Waits(list):
+    """What made the host wait in a block, as torch tells of it."""
+
+    def __enter__(self):
+        self.caught = warnings.catch_warnings(record=True)
+        self.found = self.caught.__enter__()
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        return self
+
+    def __exit__(self, *error):
+        torch.cuda.set_sync_debug_mode("default")
+        self.caught.__exit__(*error)
+        self += [str(warning.message) for warning in self.found if "called a synchronizing" in str(warning.message)]
+
+
+@pytest.mark.parametrize("graphs", [[], ["--graphs"]], ids=["eager", "graphs"])
+@pytest.mark.parametrize(("method", "pool"), [("er", ["mlp_w100"]), ("der++", ["mlp_w100", "mlp_w400"]), ("dim", ["mlp_w100"])])
+def test_the_host_does_not_wait_in_the_stream(tmp_path, monkeypatch, method, pool, graphs):
+    """But at the first step of a task."""
+    stream, waits = Continual.stream_steps, {}
+
+    def watched(self, task, done):
+        steps = stream(self, task, done)
+        for i in itertools.count():
+            with Waits() as found:
+                losses = next(steps, None)
+            if losses is None:
+                return
+            waits[task, i] = list(found)
+            yield losses
+
+    monkeypatch.setattr(Continual, "stream_steps", watched)
+    run(continual, on_cuda(tmp_path, method, *PLAIN, *graphs, "--pool", *pool, "--num-tasks", "2", "--epochs", "2"))
+    assert len(waits) > 20
+    assert {key: found for key, found in waits.items() if found and key[1] > 0} == {}
+
+
+def test_a_save_waits_for_a_few_copies(tmp_path, monkeypatch):
+    save, waits = RunFolder.save, []
+
+    def watched(self, *args):
+        with Waits() as found:
+            save(self, *args)
+        waits.append(len(found))
+
+    monkeypatch.setattr(RunFolder, "save", watched)
+    run(gen_condense, gan_flags(tmp_path, "--device", "cuda", *PLAIN, "--ema", "0.9", "--epochs", "1"))
+    run(continual, on_cuda(tmp_path, "dim", *PLAIN, "--num-tasks", "2", "--pool", "mlp_w100", "mlp_w400"))
+    assert len(waits) == 5
+    assert max(waits) <= 12
+
+
+def test_tensors_come_to_the_host_together():
+    values = [torch.randn(3, 4, 5, 5, device="cuda").to(memory_format=torch.channels_last), torch.tensor(2.5, device="cuda")]
+    values += [torch.arange(7, device="cuda"), torch.rand(4, device="cuda") < 0.5, torch.empty(0, 3, device="cuda")]
+    state = {"values": values, "again": (values[0], "text", None), "here": torch.ones(2)}
+    with Waits() as waits:
+        copy = to_host(state)
+    assert len(waits) == 3  # types
+    assert [value.device.type for value in copy["values"]] == ["cpu"] * 5
+    assert same(copy, {"values": [value.cpu() for value in values], "again": (values[0].cpu(), "text", None), "here": torch.ones(2)})
+    assert copy["again"][0] is copy["values"][0]
+    assert same(to_host(state, chunk_bytes=100), copy)
+
+
+def test_statistics_are_estimated_without_a_wait():
+    runtime = make_runtime("cuda", False, False)
+    generator = runtime.place(build_gan({"num_classes": 10, "channels": 1, "image_size": 28, "width": 4, "z_dim": 100})[0])
+    with Waits() as waits:
+        estimate_statistics(generator, 3, 8, 0, runtime)
+    assert waits == []
+    assert not torch.equal(generator.bn0.running_mean, torch.zeros_like(generator.bn0.running_mean))
+
+
+def test_seconds_of_a_network_are_the_device_s():
+    for runtime, networks in ((make_runtime("cuda", False, False), 2), (make_runtime("cuda", False, False, True), 1)):
+        clock, x = Clock([1.0] * networks, runtime), torch.ones(2000, 2000, device="cuda")
+        with Waits() as waits:
+            for _ in range(3):
+                with clock.step():
+                    for number in range(networks):
+                        with clock.network(number):
+                            x = x @ x
+        assert waits == []
+        assert all(seconds > 1 for seconds in clock.seconds)
+        assert clock.seconds == clock.seconds  # read again, no more is added
+
+
+class Latents(nn.Module):
+    """A generator whose images are its latents; it notes the sizes of its batches."""
+
+    num_classes, z_dim = 10, 784
+
+    def __init__(self):
+        super().__init__()
+        self.made = []
+
+    def forward(self, z, y):
+        self.made.append(len(z))
+        return z.view(-1, 1, 28, 28)
+
+    sample = Generator.sample
+
+
+def test_redrawn_images_are_made_in_a_few_batch_sizes(monkeypatch):
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(784, 10, bias=False)).eval().cuda()
+    with torch.no_grad():
+        teacher[1].weight.copy_(torch.randn(10, 784, generator=torch.Generator().manual_seed(0)))  # sure of a class, whichever
+    y = torch.arange(10, device="cuda").repeat(7)
+
+    def sample():
+        generator = Latents().eval()
+        images = Filtered(generator, teacher, 0.5).sample(y, torch.Generator("cuda").manual_seed(0))
+        return images, set(generator.made[1:])
+
+    padded, sizes = sample()
+    assert sizes <= {16, 32, 64, 128}
+    monkeypatch.setattr(deploy, "padded_size", lambda n: n)
+    plain, sizes = sample()
+    assert torch.equal(padded, plain)
+    assert len(sizes) > 4
+
+
 @pytest.mark.parametrize("method", ["er", "der++", "dim"])
 def test_continual_graphs_compute_what_eager_steps_do(tmp_path, method):
     def last(*extra):
-        flags = continual_flags(tmp_path / str(len(extra)), method, *PLAIN, "--epochs", "4", *extra)
-        flags[flags.index("--device") + 1] = "cuda"
-        run(continual, flags)
+        run(continual, on_cuda(tmp_path / str(len(extra)), method, *PLAIN, "--epochs", "4", *extra))
         return torch.load(tmp_path / str(len(extra)) / method / "last.pth", map_location="cpu")["learners"]["convnet_w32"]["model"]
 
-    for name, value in last().items():
-        assert torch.allclose(value, last("--graphs")[name], rtol=1e-3, atol=1e-4), name
+    eager, graphs = last(), last("--graphs")
+    for name, value in eager.items():
+        assert torch.allclose(value, graphs[name], rtol=1e-3, atol=1e-4), name
 
 
 def test_a_cpu_run_continues_on_cuda_and_back(tmp_path):
@@ -99,12 +281,14 @@ def test_resume_inside_an_epoch_goes_on_from_the_saved_step(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_pool_update_of_every_network(name):
-    runtime = make_runtime("cuda", None, None)
+@pytest.mark.parametrize("graphs", [False, True], ids=["eager", "graphs"])
+def test_a_pool_update_of_every_network(name, graphs):
+    runtime = make_runtime("cuda", None, None, graphs)
     pool = Pool([name], DATASETS["cifar10"].info, 0.01, "color_crop", 0, runtime)
     pool.turn(0, 0, 1)
     images = ImageSet(torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8), torch.arange(8)).to(runtime.device)
-    pool.train_step(images, torch.arange(8, device=runtime.device), torch.Generator())
+    for _ in range(5 if graphs else 1):  # three as they are, a recording and its replays
+        pool.train_step(images, torch.arange(8, device=runtime.device), torch.Generator())
     assert all(torch.isfinite(p).all() for p in pool.model.parameters())
 
 
@@ -226,6 +410,7 @@ def test_gradients_of_one_step_agree_with_the_cpu(monkeypatch):
     """
     config = {"num_classes": 10, "channels": 1, "image_size": 28, "width": 16, "z_dim": 100}
     train = load_data("digits", "").train
+    torch.manual_seed(0)  # else the pair and its 60 steps depend on the tests before this one
     gan = GAN(*build_gan(config), 1e-3)
     list(itertools.islice(train_gan(gan, train, epochs=10, batch_size=32, gp_weight=10, seed=0, runtime=Runtime(torch.device("cpu"))), 60))
     state = gan.state_dict()

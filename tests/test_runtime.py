@@ -27,7 +27,7 @@ from models import build_gan
 from models.gan import GAN
 from pool_match import Pool, train_match
 from run_folder import LossMeter, Step
-from runtime import Graphed, Lanes, Runtime, Stopwatch, keep_freed_memory, load_optimizer, make_adam, make_runtime, set_rate
+from runtime import Graphed, Lanes, Runtime, Stopwatch, allow_tf32, keep_freed_memory, load_optimizer, make_adam, make_runtime, set_rate
 from utils import UsageError, derive_seed, locked
 
 CPU = Runtime(torch.device("cpu"))
@@ -319,6 +319,26 @@ def test_lanes_and_watch_on_the_cpu():
     lanes.join()
     assert lanes.overlap == 1
     assert 0.03 <= watch.seconds() < 1
+
+
+@pytest.fixture
+def tf32():
+    yield
+    allow_tf32(False)
+    torch.backends.cudnn.allow_tf32 = True  # torch's default
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_both_families_of_tf32_settings_agree(tf32, on):
+    allow_tf32(not on)
+    allow_tf32(on)
+    assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == on
+    assert torch.get_float32_matmul_precision() == ("high" if on else "highest")
+    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        expected = "tf32" if on else "ieee"
+        assert torch.backends.cuda.matmul.fp32_precision == torch.backends.cudnn.conv.fp32_precision == expected
+    with torch.backends.cudnn.flags(enabled=False):
+        assert torch.backends.cudnn.allow_tf32
 
 
 # ranks
