@@ -110,7 +110,7 @@ class Learner:
     def __call__(self, batch: Batch, model: Classifier | None = None) -> Tensor:
         """The logits (B, K) of the network, or of another `model` that it keeps, such as a copy."""
         with self.runtime.autocast():
-            return self.runtime.compiled(Classifier.forward)(model or self.model, batch.images, batch.augment)
+            return self.runtime.call(model or self.model, batch.images, batch.augment)
 
 
 def joined(batches: Sequence[Batch]) -> Batch:

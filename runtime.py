@@ -67,9 +67,13 @@ class Runtime:
         memory = torch.cuda.graph_pool_handle()  # one for all recordings of a step: they are replayed one after another
         return Graphed(step, lambda work: record_graph(work, memory, rng))
 
-    def compiled(self, forward: Callable) -> Callable:
-        """`forward`, or with --compile what torch.compile makes of it: see compile_forward."""
-        return compile_forward(forward) if self.compile else forward
+    def call(self, module: nn.Module, *inputs: Any) -> Any:
+        """module(*inputs), with --compile through what torch.compile makes of its forward pass: see compile_forward."""
+        return compile_forward(type(module).forward)(module, *inputs) if self.compile else module(*inputs)
+
+    def compiled(self, method: Callable) -> Callable:
+        """A method of modules, or with --compile what torch.compile makes of it: see compile_forward."""
+        return compile_forward(method) if self.compile else method
 
     def describe(self) -> str:
         """One line for the reader: device, threads, precision, layout and how a step is run."""

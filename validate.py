@@ -170,14 +170,13 @@ def classifier_loss(
     """
     n, side, device = len(images), images.shape[-1], images.device
     augment = draw_operations(operations, n, side, device, rng)
-    forward = runtime.compiled(Classifier.forward)
     if not mix:
         with runtime.autocast():
-            logits = forward(classifier, images, augment)
+            logits = runtime.call(classifier, images, augment)
         return F.cross_entropy(logits, y)
     cutmix, partner, share = draw_cutmix(n, side, device, rng)
     with runtime.autocast():
-        logits = forward(classifier, images, augment.then(cutmix))
+        logits = runtime.call(classifier, images, augment.then(cutmix))
     return share * F.cross_entropy(logits, y) + (1 - share) * F.cross_entropy(logits, y[partner])
 
 

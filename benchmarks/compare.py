@@ -25,7 +25,21 @@ from utils import Parser, UsageError, cli, write_json
 PAIRED = "dataset split tested_on val_size recipe epochs batch_size lr decay lr_decay decay_at_half dsa_strategy dsa_composition".split()
 PAIRED += "mix_p ema budget ipc classifier seed".split()
 # What is told of a pair where it differs, of hashes but a generator's only where both have one.
-COMPARED = ("source", "trained", "storage", "filter", "labels", "temperature", "file", "set", "match_bytes", "quality", "amp", "device")
+COMPARED = (
+    "source",
+    "trained",
+    "storage",
+    "filter",
+    "labels",
+    "temperature",
+    "file",
+    "set",
+    "match_bytes",
+    "quality",
+    "amp",
+    "compile",
+    "device",
+)
 HASHES = ("checkpoint_sha256", "file_sha256", "teacher_sha256", "drawn_from")
 ASIDE = (*RESULTS, *TRAININGS, "generator_bytes", "curve", "save_classifiers", "commit", "torch", "device")
 RESAMPLES, FEW = 10_000, 5

@@ -131,7 +131,7 @@ class GAN:
     def sample(self, y: Tensor, runtime: Runtime) -> Tensor:
         """A generated image (B, C, H, W) for each label of y (B,), of the generator as it is, compiled where the runtime compiles."""
         z = torch.randn(len(y), self.generator.z_dim, device=y.device)
-        return runtime.compiled(type(self.generator).forward)(self.generator, z, y)
+        return runtime.call(self.generator, z, y)
 
     def judge(self, images: Tensor, y: Tensor, runtime: Runtime) -> tuple[Tensor, Tensor | None]:
         """The discriminator's scores (B,) and class logits of images (B, C, H, W) of labels y (B,).
@@ -139,8 +139,7 @@ class GAN:
         Compiled where the runtime compiles, but for spectral normalisation, whose power iteration keeps state of its own. The gradient
         penalty takes a gradient of a gradient and calls the discriminator itself.
         """
-        forward = type(self.discriminator).forward
-        return (runtime.compiled(forward) if self.discriminator.compiles else forward)(self.discriminator, images, y)
+        return runtime.call(self.discriminator, images, y) if self.discriminator.compiles else self.discriminator(images, y)
 
     def update_ema(self) -> None:
         """Move the average towards the generator by one step. BatchNorm's statistics are copied."""

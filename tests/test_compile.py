@@ -44,7 +44,7 @@ def gradients(runtime: Runtime, classifier: Classifier, n: int, operations: tupl
     return torch.cat([loss[None], *(grad.flatten() for grad in torch.autograd.grad(loss, list(classifier.parameters())))])
 
 
-QUICK = ("convnet_w32", "mlp_w100", "resnet10", "dim", "er", "feat")  # tracing the others takes minutes in all
+QUICK = ("convnet_w32", "mlp_w100", "resnet10", "dim", "er")  # tracing the others takes minutes in all
 
 
 def slow_but(*names: str) -> list:

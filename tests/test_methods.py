@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from augment import Augmentation
 from data import DATASETS
 from losses import distillation_loss, masked_cross_entropy
 from methods import METHODS, Batch, Ensemble, Learner, Weights, joined
@@ -25,11 +26,18 @@ class Echo:
         self.averages = [lambda x, augment: augment(x) + 1, lambda x, augment: augment(x) * 2]
         self.previous = lambda x, augment: augment(x) * 3
 
-    def __call__(self, batch):
-        return batch.augment(batch.images)
+    def __call__(self, batch, model=lambda x, augment: augment(x)):
+        return model(batch.images, batch.augment)
 
 
-def batch(logits, y, stored=None, augment=lambda x: x):
+NONE = Augmentation()
+
+
+def shift(x: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
+    return x + by
+
+
+def batch(logits, y, stored=None, augment=NONE):
     return Batch(torch.tensor(logits), torch.tensor(y), stored if stored is None else torch.tensor(stored), augment)
 
 
@@ -93,9 +101,12 @@ def test_distillation_and_masked_cross_entropy():
 
 
 def test_each_of_joined_batches_keeps_its_augmentation():
-    both = joined([batch([[1.0]], [0], augment=lambda x: x + 1), batch([[1.0], [2.0]], [1, 2], augment=lambda x: x * 5)])
-    assert both.augment(both.images).flatten().tolist() == [2, 5, 10]
+    first, second = (Augmentation((shift,), ((torch.tensor(by),),)) for by in ([[1.0]], [[5.0], [7.0]]))
+    both = joined([batch([[1.0]], [0], augment=first), batch([[1.0], [2.0]], [1, 2], augment=second)])
+    assert both.augment(both.images).flatten().tolist() == [2, 6, 9]
     assert both.y.tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match="different operations"):
+        joined([batch([[1.0]], [0], augment=first), batch([[1.0]], [1])])
 
 
 def learner(decay: float | None = None) -> Learner:

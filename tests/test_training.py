@@ -184,12 +184,12 @@ def test_matching_pulls_generated_images_alone(match, metric, network):
     real, y = torch.rand(6, 1, 28, 28) * 2 - 1, torch.arange(6)
     fake = (torch.rand(6, 1, 28, 28) * 2 - 1).requires_grad_(True)
     augment = draw_dsa("color_crop_cutout", "dim", 1, 28, CPU.device)
-    loss = pool_match.matching_loss(match, model, real, fake, y, augment, metric, True, True)
+    loss = pool_match.matching_loss(match, model, real, fake, y, augment, metric, True, True, CPU)
     loss.backward()
     assert loss > 0
     assert fake.grad.abs().sum() > 0
     # without biases: those before a norm have no gradient but rounding, of any direction
-    equal = pool_match.matching_loss(match, model, real, real.clone().requires_grad_(True), y, augment, metric, False, True)
+    equal = pool_match.matching_loss(match, model, real, real.clone().requires_grad_(True), y, augment, metric, False, True, CPU)
     assert equal < 1e-2 * loss
     if match != "grad":
         assert all(p.grad is None for p in model.parameters())
@@ -208,14 +208,14 @@ def test_matching_distributions_pulls_generated_images_alone(network):
     real, y = torch.rand(8, 1, 28, 28) * 0.5, torch.arange(8) % 2
     fake = (torch.rand(8, 1, 28, 28) * 0.5 - 1).requires_grad_(True)
     augment = draw_dsa("color_crop_cutout", "dim", 1, 28, CPU.device)
-    loss = pool_match.matching_loss("dist", model, real, fake, y, augment, None, False, False)
+    loss = pool_match.matching_loss("dist", model, real, fake, y, augment, None, False, False, CPU)
     loss.backward()
     assert loss > 1
     assert fake.grad.abs().sum() > 0
     assert all(p.grad is None for p in model.parameters())
-    assert pool_match.matching_loss("dist", model, real, real.clone(), y, augment, None, False, False) <= 1e-6
-    others = pool_match.matching_loss("dist", model, real, real, y.flip(0), augment, None, False, False)
-    assert pool_match.matching_loss("dist", model, real, fake, torch.arange(8), augment, None, False, False) == 0  # no pairs
+    assert pool_match.matching_loss("dist", model, real, real.clone(), y, augment, None, False, False, CPU) <= 1e-6
+    others = pool_match.matching_loss("dist", model, real, real, y.flip(0), augment, None, False, False, CPU)
+    assert pool_match.matching_loss("dist", model, real, fake, torch.arange(8), augment, None, False, False, CPU) == 0  # no pairs
     assert others <= 1e-6
 
 
