@@ -66,8 +66,7 @@ def train_gan(
     pass over `train` in whole steps, its order a function of (seed, epoch). classes (M,): those that `train` holds, None = all.
     `start` is where an earlier run of the same seed stopped. Raises UsageError where the set is smaller than a step.
     """
-    gan.generator.train()
-    discriminator = gan.discriminator.train()
+    generator, discriminator = gan.generator.train(), gan.discriminator.train()
     operations = parse_diffaug(diffaug)
 
     def step(index: Tensor) -> Losses:  # (d_steps, B)
@@ -76,9 +75,9 @@ def train_gan(
 
         # loss_g = -E[D(fake)] + CE(fake), on fakes of the real labels; CE is DiM's alone
         with runtime.autocast():
-            fake = gan.sample(y, runtime)
+            fake = generator.sample(y)
             with frozen(discriminator):
-                scores, logits = gan.judge(differentiable_augment(fake, operations), y, runtime)
+                scores, logits = discriminator(differentiable_augment(fake, operations), y)
         loss_g = generator_loss(scores, logits, y)
         gan.optim_g.zero_grad()
         loss_g.backward()
@@ -149,7 +148,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction, help="memory layout (default: on CUDA)")
     parser.add_argument("--graphs", action=argparse.BooleanOptionalAction, default=False, help="replay each step as one CUDA graph")
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False, help="fuse the networks by torch.compile")
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=False, help="fuse classifiers and pool networks by torch.compile"
+    )
     return parser.parse_args(argv)
 
 

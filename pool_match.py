@@ -217,9 +217,9 @@ def train_match(
 
         # loss_g = -E[D(fake)] + CE(fake) + match_weight * distance(pool(real), pool(fake)), on fakes of the real labels; CE is DiM's alone
         with runtime.autocast():
-            fake = gan.sample(y, runtime)
+            fake = generator.sample(y)
             with frozen(discriminator):
-                scores, logits = gan.judge(differentiable_augment(fake, diffaug_operations), y, runtime)
+                scores, logits = discriminator(differentiable_augment(fake, diffaug_operations), y)
         loss_g = generator_loss(scores, logits, y)
         loss_match = torch.zeros_like(loss_g)
         if match != "none":
@@ -330,7 +330,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction, help="memory layout (default: on CUDA)")
     parser.add_argument("--graphs", action=argparse.BooleanOptionalAction, default=False, help="replay each step as one CUDA graph")
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False, help="fuse the networks by torch.compile")
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=False, help="fuse classifiers and pool networks by torch.compile"
+    )
     return parser.parse_args(argv)
 
 

@@ -359,7 +359,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction, help="memory layout (default: on CUDA)")
     parser.add_argument("--graphs", action=argparse.BooleanOptionalAction, default=False, help="replay each step as one CUDA graph")
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False, help="fuse the networks by torch.compile")
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=False, help="fuse classifiers and pool networks by torch.compile"
+    )
     return parser.parse_args(argv)
 
 

@@ -183,6 +183,7 @@ def continual_steps(variant: str, runtime: Runtime, batch_size: int, width: int,
     return lambda: [next(steps) for _ in range(10)]
 
 
+COMPILED = ("stage-2 step", "pool update", "classifier epoch", "validation, n = 5", "ten stage-4 steps")  # the rest has nothing to compile
 ROWS = {
     "stage-1 step": stage1,
     "stage-1 step, resnet": partial(stage1, gan="resnet"),
@@ -492,7 +493,7 @@ def main(args: argparse.Namespace) -> dict:
         key = {"part": part, "batch_size": batch, "width": width, "network": network}
         if any(all(row[k] == v for k, v in key.items()) for row in record["rows"]):
             continue
-        variants = ["ours", *(["compiled"] if args.compile and part != "generation" else []), "eager"] + (
+        variants = ["ours", *(["compiled"] if args.compile and part in COMPILED else []), "eager"] + (
             ["loader"] if part.startswith("stage") and not args.no_loader else []
         )
         task = (part, (batch, width, network), name, execution, args.threads)

@@ -65,7 +65,6 @@ class Discriminator(nn.Module):
     """x (B, C, H, W) in [-1, 1] -> (scores (B,), class logits (B, K)), both float32."""
 
     STRIDES = (1, 2, 1, 2, 1, 1, 1, 2)
-    compiles = True  # by torch.compile
 
     def __init__(self, num_classes: int, channels: int = 3, image_size: int = 32, width: int = 196):
         super().__init__()
@@ -127,19 +126,6 @@ class GAN:
         """Let both Adams step at `factor` times their rates."""
         for name, lr in self.rates.items():
             set_rate(getattr(self, name), lr * factor)
-
-    def sample(self, y: Tensor, runtime: Runtime) -> Tensor:
-        """A generated image (B, C, H, W) for each label of y (B,), of the generator as it is, compiled where the runtime compiles."""
-        z = torch.randn(len(y), self.generator.z_dim, device=y.device)
-        return runtime.call(self.generator, z, y)
-
-    def judge(self, images: Tensor, y: Tensor, runtime: Runtime) -> tuple[Tensor, Tensor | None]:
-        """The discriminator's scores (B,) and class logits of images (B, C, H, W) of labels y (B,).
-
-        Compiled where the runtime compiles, but for spectral normalisation, whose power iteration keeps state of its own. The gradient
-        penalty takes a gradient of a gradient and calls the discriminator itself.
-        """
-        return runtime.call(self.discriminator, images, y) if self.discriminator.compiles else self.discriminator(images, y)
 
     def update_ema(self) -> None:
         """Move the average towards the generator by one step. BatchNorm's statistics are copied."""
@@ -217,9 +203,9 @@ def discriminator_step(
     fake_y = uniform_labels(gan.generator.num_classes, len(y), y.device, classes)
     with runtime.autocast():
         with torch.no_grad():
-            fake = gan.sample(fake_y, runtime)
+            fake = gan.generator.sample(fake_y)
         images = differentiable_augment(torch.cat([real, fake]), diffaug)
-        scores, logits = gan.judge(images, torch.cat([y, fake_y]), runtime)  # (2B,), (2B, K) or None
+        scores, logits = discriminator(images, torch.cat([y, fake_y]))  # (2B,), (2B, K) or None
     n = len(real)
     if logits is None:
         loss = hinge_loss(scores[:n], scores[n:])

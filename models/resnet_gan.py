@@ -118,8 +118,6 @@ class ResNetDiscriminator(nn.Module):
     narrow network may reach the hinge's margin (docs/LOG.md).
     """
 
-    compiles = False  # by torch.compile: the power iteration changes buffers under a cache
-
     def __init__(self, num_classes: int, channels: int = 3, image_size: int = 32, width: int = 224):
         super().__init__()
         check_sizes(image_size, width)

@@ -93,7 +93,7 @@ def test_stages_1_and_2_take_the_steps_that_eager_takes(gan, tmp_path):
         run(pool_match, match_flags(tmp_path / folder, found.best_path, "--no-amp", flag))
         for stage in ("gan", "match"):
             assert json.loads((tmp_path / folder / stage / "args.json").read_text())["chosen"]["compile"] == (folder == "compiled")
-    assert counters["stats"]["unique_graphs"] > 3
+    assert counters["stats"]["unique_graphs"] >= 3
     for stage in ("gan", "match"):
         eager, compiled = (torch.load(tmp_path / folder / stage / "last.pth", weights_only=True) for folder in ("eager", "compiled"))
         assert torch.equal(eager["rng"]["cpu"], compiled["rng"]["cpu"])  # the same random numbers were drawn
