@@ -22,7 +22,10 @@ torch.set_num_threads(1)  # the tests' networks are too small to share out, and 
 ROOT = Path(__file__).resolve().parent.parent
 
 
+# The same bits whether this CPU has bf16 instructions or not; a --amp that comes after wins, and on CUDA it is on.
+PRECISION = [] if torch.cuda.is_available() else ["--no-amp"]
 TINY = "--val-size 1180 --batch-size 64 --epochs 2 --eval-interval 0 --device cpu".split()  # leaves 320 images: 5 steps an epoch
+TINY += PRECISION
 
 
 def gan_flags(results: Path, *extra: str) -> list[str]:
@@ -39,7 +42,7 @@ def match_flags(results: Path, weight: Path, *extra: str) -> list[str]:
 def validate_flags(results: Path, *extra: str) -> list[str]:
     """A stage-3 command of four epochs for each classifier."""
     flags = f"--tag test --results-dir {results} --eval-model convnet_w32 --ipc 3 --epochs-eval 4 --repeats 2 --device cpu --no-real"
-    return [*flags.split(), *extra]
+    return [*flags.split(), *PRECISION, *extra]
 
 
 GENERATES = "--width 4 --gan-steps 3 --match-steps 2 --replay-images 12 --gan-batch-size 16 --restat 2".split()
@@ -50,7 +53,7 @@ def continual_flags(results: Path, method: str, *extra: str) -> list[str]:
     flags = f"--tag {method} --data digits --results-dir {results} --method {method} --pool convnet_w32 --batch-size 8 --epochs 1"
     flags += " --val-size 1380 --device cpu --save-interval 0"
     sizes = GENERATES if method in ("dim", "dgr") else ["--buffer-size", "20"] if METHODS[method].memory and method != "unlimited" else []
-    return flags.split() + sizes + list(extra)
+    return flags.split() + PRECISION + sizes + list(extra)
 
 
 def run(script, flags: list[str]):
