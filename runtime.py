@@ -23,7 +23,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils import AT_END, FailedRun, UsageError, derive_seed, own_rank, tell
+from utils import AT_END, FailedRun, UsageError, derive_seed, describe_device, own_rank, tell
 
 Losses = dict[str, Tensor]
 
@@ -77,10 +77,9 @@ class Runtime:
 
     def describe(self) -> str:
         """One line for the reader: device, threads, precision, layout and how a step is run."""
-        where = f"cpu, {torch.get_num_threads()} threads" if self.device.type == "cpu" else torch.cuda.get_device_name(self.device)
         how = ["bf16 autocast" if self.amp else "float32", *(["channels-last"] if self.channels_last else [])]
         how += ["compiled" if self.compile else "eager", *(["CUDA graphs"] if self.graphs else [])]
-        return ", ".join([where, *how, *([f"{self.world_size} processes"] if self.world_size > 1 else [])])
+        return ", ".join([describe_device(self.device), *how, *([f"{self.world_size} processes"] if self.world_size > 1 else [])])
 
     def chosen(self) -> dict[str, Any]:
         """What was chosen where flags left it open, as plain values for args.json and result rows."""

@@ -381,7 +381,11 @@ def commit() -> str:
         return "unknown"
 
 
+def describe_device(device: torch.device) -> str:
+    """The GPU's name, or "cpu" with the number of threads."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+
+
 def environment(device: torch.device) -> dict[str, str]:
     """What a result depends on besides its flags: commit, torch, device."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-    return {"commit": commit(), "torch": torch.__version__, "device": name}
+    return {"commit": commit(), "torch": torch.__version__, "device": describe_device(device)}
