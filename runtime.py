@@ -15,7 +15,7 @@ import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -482,16 +482,22 @@ def compile_forward(forward: Callable) -> Callable:
     """
     limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"  # until torch 2.6
     setattr(torch._dynamo.config, limit, COMPILED_VARIANTS)
-    fast = torch.compile(forward, dynamic=False)  # no size is guessed to change; those that do are marked below
+
+    def rebuilt(module: nn.Module, *inputs):
+        return forward(module, *(value[0](*value[1:]) if isinstance(value, tuple) else value for value in inputs))
+
+    fast = torch.compile(rebuilt, dynamic=False)  # no size is guessed to change; those that do are marked below
 
     def call(module: nn.Module, *inputs):
         if len(inputs[0]) < COMPILED_BATCH:
             return forward(module, *inputs)
         for value in inputs:
-            tensors = itertools.chain(*value.parameters) if hasattr(value, "parameters") else [value] if torch.is_tensor(value) else []
+            tensors = itertools.chain(*value.parameters) if is_dataclass(value) else [value] if torch.is_tensor(value) else []
             for tensor in tensors:
                 if tensor.dim() and len(tensor) > 1:
                     torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        # A dataclass goes in by its type and its fields: torch 2.6 takes each instance for another constant, and compiles for each anew.
+        inputs = [(type(value), *vars(value).values()) if is_dataclass(value) else value for value in inputs]
         try:
             with warnings.catch_warnings():  # tracing looks at .grad of inputs that are no leaves, and warns of it
                 warnings.simplefilter("ignore", UserWarning)
