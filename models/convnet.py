@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.layers import average_pool
+
 
 class ConvNet(nn.Module):
     """`depth` blocks of 3x3 conv, InstanceNorm (as GroupNorm(C, C)), ReLU and 2x2 average pool, then a linear layer.
@@ -25,7 +27,7 @@ class ConvNet(nn.Module):
         """The output (B, width, h, w) of each block."""
         outputs = []
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = F.avg_pool2d(F.relu(norm(conv(x))), 2)
+            x = average_pool(F.relu(norm(conv(x))))
             outputs.append(x)
         return outputs
 

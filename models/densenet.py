@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.layers import average_pool
 from models.resnet import Staged
 
 
@@ -31,7 +32,7 @@ class Transition(nn.Module):
         self.conv = nn.Conv2d(in_width, width, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.avg_pool2d(self.conv(F.relu(self.norm(x))), 2)
+        return average_pool(self.conv(F.relu(self.norm(x))))
 
 
 class DenseNet(Staged):

@@ -7,6 +7,8 @@ arXiv:2205.14959); width 64 with BatchNorm is the network of the continual-learn
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.layers import AveragePool
+
 
 def make_norm(norm: str, width: int) -> nn.Module:
     """ "instance" (as GroupNorm(C, C)) or "batch"."""
@@ -19,7 +21,7 @@ class BasicBlock(nn.Module):
     def __init__(self, in_width: int, width: int, stride: int, norm: str, pool: bool):
         super().__init__()
         conv_stride = 1 if pool else stride
-        self.halve = nn.AvgPool2d(2) if pool and stride == 2 else nn.Identity()
+        self.halve = AveragePool() if pool and stride == 2 else nn.Identity()
         self.conv1 = nn.Conv2d(in_width, width, 3, stride=conv_stride, padding=1, bias=False)
         self.norm1 = make_norm(norm, width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)

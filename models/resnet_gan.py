@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 
 from models.gan import check_sizes, check_z_dim
+from models.layers import average_pool
 
 
 class ConditionalBatchNorm2d(nn.Module):
@@ -107,7 +108,7 @@ class DownBlock(nn.Module):
         out = F.relu(self.conv1(x if self.first else F.relu(x)))
         if not self.halve:
             return self.conv2(out) + self.shortcut(x)
-        return conv_pool(out, self.conv2) + self.shortcut(F.avg_pool2d(x, 2))
+        return conv_pool(out, self.conv2) + self.shortcut(average_pool(x))
 
 
 class ResNetDiscriminator(nn.Module):

@@ -90,7 +90,7 @@ def test_another_batch_size_or_another_classifier_compiles_nothing_anew():
 def test_stages_1_and_2_take_the_steps_that_eager_takes(gan, tmp_path):
     for folder, flag in (("eager", "--no-compile"), ("compiled", "--compile")):
         found = run(gen_condense, gan_flags(tmp_path / folder, "--gan", gan, "--no-amp", flag))
-        run(pool_match, match_flags(tmp_path / folder, found.best_path, "--no-amp", flag))
+        run(pool_match, match_flags(tmp_path / folder, found.best_path, "--pool", "mlp_w100", "--no-amp", flag))
         for stage in ("gan", "match"):
             assert json.loads((tmp_path / folder / stage / "args.json").read_text())["chosen"]["compile"] == (folder == "compiled")
     assert counters["stats"]["unique_graphs"] >= 3

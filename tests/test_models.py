@@ -10,6 +10,7 @@ from augment import draw_dsa
 from data import DATASETS, DataInfo
 from models import NETWORKS, Classifier, build_classifier, build_gan, load_generator, network_name, read_gan
 from models.gan import GAN, sample_grid
+from models.layers import _HalveOnCPU, average_pool
 from utils import UsageError, file_hash, seeded
 
 INFOS = [*(row.info for row in DATASETS.values()), DataInfo("folder", 3, 28, 3, ("a", "b", "c"), (0.5,) * 3, (0.2,) * 3)]
@@ -129,6 +130,24 @@ def test_resnet_ap_pools_where_the_other_strides():
     x = torch.randn(2, 3, 32, 32)
     assert [f.shape for f in plain.features(x)] == [f.shape for f in pooled.features(x)]
     assert not torch.allclose(plain.features(x)[-1], pooled.features(x)[-1])
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 8, 6), (2, 1, 7, 7), (1, 3, 2, 2)])
+def test_average_pool_equals_torch_s_own(shape):
+    x, grad = torch.randn(shape, requires_grad=True), torch.randn(*shape[:2], shape[2] // 2, shape[3] // 2)
+    found, expected = average_pool(x), nn.functional.avg_pool2d(x, 2)
+    assert torch.allclose(found, expected, atol=1e-6)
+    for y in (found, expected):
+        assert (y.grad_fn.name() == "_HalveOnCPUBackward") == (y is found and shape[3] % 2 == 0)
+    assert torch.allclose(*(torch.autograd.grad(y, x, grad)[0] for y in (found, expected)), atol=1e-6)
+    for other in (x.double(), x.to(memory_format=torch.channels_last), x.bfloat16()):
+        assert torch.equal(average_pool(other), nn.functional.avg_pool2d(other, 2))
+
+
+def test_average_pool_is_differentiable_twice():
+    x = torch.randn(2, 1, 4, 4, dtype=torch.double, requires_grad=True)
+    assert torch.autograd.gradgradcheck(_HalveOnCPU.apply, x)
+    assert torch.autograd.gradcheck(_HalveOnCPU.apply, x)
 
 
 def test_moving_average_of_the_generator():

@@ -1,6 +1,7 @@
 """How steps are executed: recordings, precision, memory, and several ranks; never what is computed."""
 
 import copy
+import functools
 import itertools
 import json
 import os
@@ -114,11 +115,11 @@ def test_the_stages_are_the_same_when_recorded(tmp_path, monkeypatch, trained):
 # precision: bf16 and the channels-last layout against plain float32, on the same weights and random numbers
 
 
-@pytest.fixture(scope="module", params=[28, 32])
-def trained_a_little(request) -> tuple[dict, ImageSet]:
+@functools.lru_cache
+def trained_a_little(size: int) -> tuple[dict, ImageSet]:
     """A pair after 60 steps, and the images that it saw. (To a fresh one the places of an image look alike, so that its max-pool
     chooses among near equals, by rounding.)"""
-    size, train = request.param, load_data("digits", "").train
+    train = load_data("digits", "").train
     if size == 32:
         train = ImageSet(torch.nn.functional.pad(train.images, (2, 2, 2, 2)).repeat(1, 3, 1, 1), train.labels)
     torch.manual_seed(0)
@@ -127,10 +128,10 @@ def trained_a_little(request) -> tuple[dict, ImageSet]:
     return gan.state_dict(), train
 
 
-def one_step(trained_a_little, runtime: Runtime, seed: int) -> list[tuple[float, torch.Tensor]]:
+def one_step(size: int, runtime: Runtime, seed: int) -> list[tuple[float, torch.Tensor]]:
     """(loss, its gradient) of the generator and of the discriminator at a step of stage 1."""
-    state, train = trained_a_little
-    size, channels = train.images.shape[-1], train.images.shape[1]
+    state, train = trained_a_little(size)
+    channels = train.images.shape[1]
     players = build_gan(CONFIG | {"width": 16, "z_dim": 100, "image_size": size, "channels": channels})
     gan = GAN(*(runtime.place(player) for player in players), 1e-4)
     gan.load_state_dict(copy.deepcopy(state))
@@ -151,29 +152,30 @@ def one_step(trained_a_little, runtime: Runtime, seed: int) -> list[tuple[float,
 SEEDS = 3
 
 
-@pytest.fixture(scope="module")
-def plain_steps(trained_a_little) -> list[list[tuple[float, torch.Tensor]]]:
+@functools.lru_cache
+def plain_steps(size: int) -> list[list[tuple[float, torch.Tensor]]]:
     """one_step in plain float32 from each seed."""
-    return [one_step(trained_a_little, CPU, seed) for seed in range(SEEDS)]
+    return [one_step(size, CPU, seed) for seed in range(SEEDS)]
 
 
-def compare(trained_a_little, plain_steps, **execution) -> list[tuple[float, float, float]]:
+def compare(size: int, **execution) -> list[tuple[float, float, float]]:
     """For both players: (relative difference of the losses, of the gradients, cosine of the gradients), medians of the seeds.
 
     Medians, because an activation within rounding of a kink (ReLU, max-pool) falls on its other side now and then and takes
     its whole gradient along.
     """
     found = [[], []]
-    for seed, plain in enumerate(plain_steps):
-        other_step = one_step(trained_a_little, Runtime(CPU.device, **execution), seed)
+    for seed, plain in enumerate(plain_steps(size)):
+        other_step = one_step(size, Runtime(CPU.device, **execution), seed)
         for player, ((loss, grad), (other_loss, other)) in enumerate(zip(plain, other_step, strict=True)):
             relative = ((grad - other).norm() / grad.norm()).item()
             found[player].append((abs(loss - other_loss) / abs(loss), relative, torch.cosine_similarity(grad, other, dim=0).item()))
     return [tuple(map(statistics.median, zip(*rows, strict=True))) for rows in found]
 
 
-def test_channels_last_agrees_with_plain_float32(trained_a_little, plain_steps):
-    for loss, _, cosine in compare(trained_a_little, plain_steps, channels_last=True):
+@pytest.mark.parametrize("variant", [28, 32])
+def test_channels_last_agrees_with_plain_float32(variant):
+    for loss, _, cosine in compare(variant, channels_last=True):
         assert loss < 1e-3
         assert 1 - cosine < 1e-4
 
@@ -197,11 +199,12 @@ def test_the_layouts_compute_the_same_but_for_rounding(size):
     assert (found[0] - found[1]).norm() / found[0].norm() < 1e-6
 
 
+@pytest.mark.parametrize("variant", [28, 32])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_bf16_agrees_in_the_losses_and_in_the_direction_of_the_gradients(trained_a_little, plain_steps, channels_last):
+def test_bf16_agrees_in_the_losses_and_in_the_direction_of_the_gradients(variant, channels_last):
     """Eight bits a product move one activation in some hundred over its kink, so that gradients differ by several percent in
     norm whatever is done in float32 around them; what must not differ is where they point."""
-    for loss, _, cosine in compare(trained_a_little, plain_steps, amp=True, channels_last=channels_last):
+    for loss, _, cosine in compare(variant, amp=True, channels_last=channels_last):
         assert loss < 1e-2
         assert cosine > 0.99
 
@@ -248,11 +251,11 @@ def test_freed_memory_is_kept():
 import resource, sys, torch
 from runtime import keep_freed_memory
 sys.argv[1] == "keep" and keep_freed_memory()
-for _ in range(8):
+for _ in range(3):
     [torch.ones(9_000_000) for _ in range(5)]
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 before = faults()
-for _ in range(20):
+for _ in range(5):
     [torch.ones(9_000_000) for _ in range(5)]
 print(faults() - before)
 """

@@ -49,12 +49,12 @@ def rows(results) -> list[dict]:
 
 def test_table_and_rows(trained, tmp_path, capsys):
     weight = trained / "match" / "last.pth"
-    run(validate, validate_flags(tmp_path, "--pretrain-weight", str(weight), "--eval-model", "convnet_w32", "convnet", "--ipc", "2", "3"))
+    run(validate, validate_flags(tmp_path, "--pretrain-weight", str(weight), "--eval-model", "convnet_w32", "mlp_w100", "--ipc", "2", "3"))
     out = capsys.readouterr().out
     found = rows(tmp_path)
     sources = ("generator", "random-real", "real")
     assert [(r["classifier"], r["ipc"], r["source"]) for r in found] == [
-        (network, ipc, source) for network in ("convnet_w32", "convnet") for ipc in (2, 3) for source in sources
+        (network, ipc, source) for network in ("convnet_w32", "mlp_w100") for ipc in (2, 3) for source in sources
     ]
     row = found[0]
     assert (row["dataset"], row["split"], row["budget"], row["recipe"], row["n"]) == ("digits", "test", "stream", "dim", 2)
