@@ -199,8 +199,10 @@ def test_the_layouts_compute_the_same_but_for_rounding(size):
     assert (found[0] - found[1]).norm() / found[0].norm() < 1e-6
 
 
-@pytest.mark.parametrize("variant", [28, 32])
-@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(
+    ("variant", "channels_last"),
+    [(28, False), (32, True), *(pytest.param(*other, marks=pytest.mark.slow) for other in ((28, True), (32, False)))],
+)
 def test_bf16_agrees_in_the_losses_and_in_the_direction_of_the_gradients(variant, channels_last):
     """Eight bits a product move one activation in some hundred over its kink, so that gradients differ by several percent in
     norm whatever is done in float32 around them; what must not differ is where they point."""

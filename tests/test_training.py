@@ -389,10 +389,12 @@ class Interrupt:
         monkeypatch.setattr(script, "discriminator_step", wrapped)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("at", [1, 3, STEPS, STEPS + 2])
+STOPS = [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 3), (signal.SIGINT, 130, STEPS), (signal.SIGTERM, 143, STEPS + 2)]
+
+
+@pytest.mark.parametrize(("number", "code", "at"), STOPS)
 @pytest.mark.parametrize("stage", ["gan", "match"])
-def test_a_stop_saves_and_the_same_command_ends_with_the_same_bits(trained, tmp_path, monkeypatch, capsys, stage, at, number, code):
+def test_a_stop_saves_and_the_same_command_ends_with_the_same_bits(trained, tmp_path, monkeypatch, capsys, stage, number, code, at):
     before = signal.getsignal(signal.SIGINT)
     script, flags = gen_condense, gan_flags(tmp_path)
     if stage == "match":
