@@ -45,8 +45,8 @@ NOT_EMULATED = {
 # What the default run takes: every way of executing a step, at the smallest sizes.
 CHUNKS = {
     "steps and saves": "resume_inside or step_recorded or come_to_the_host or seconds_of or redrawn or save_waits or statistics_are",
-    "waits of stage 4": "does_not_wait and (er-pool0 or pool1 or pool2-graphs)",
-    "controls of stage 4": "controls and (graphs-kept or graphs-oracle or graphs-jpeg or eager-webp or eager-filter)",
+    "stage 4": "(does_not_wait and (er-pool0 or pool1 or pool2-graphs)) or "
+    "(controls and (graphs-kept or graphs-oracle or graphs-jpeg or eager-webp or eager-filter))",
 }
 
 

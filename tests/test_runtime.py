@@ -144,7 +144,7 @@ def one_step(size: int, runtime: Runtime, seed: int) -> list[tuple[float, torch.
     torch.manual_seed(seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Runtime, "update", keep)
-        steps = train_gan(gan, train.to(runtime.device), epochs=1, batch_size=128, gp_weight=10, seed=seed, runtime=runtime)
+        steps = train_gan(gan, train.to(runtime.device), epochs=1, batch_size=64, gp_weight=10, seed=seed, runtime=runtime)
         losses = next(steps).losses
     return list(zip((losses["loss_g"].item(), losses["loss_d"].item()), grads, strict=True))
 
