@@ -1,8 +1,9 @@
 """Differentiable siamese augmentation (DSA, Zhao & Bilen 2021, arXiv:2102.08259) and CutMix (Yun et al. 2019, arXiv:1905.04899).
 
-Images are (B, C, H, W), normalised: DSA's brightness step and its zero fill are in those units. Operations are pure
-functions of the images and of parameters with leading dimension n, either 1 (one draw for the batch, "siamese") or B
-(one per image). They are drawn once, on the device; the Augmentation that applies them is returned.
+Images are (B, C, H, W). Those of a classifier are normalised, and DSA's brightness shift and zero fill are in these units; those of a
+discriminator are in [-1, 1]. Operations are pure functions of the images and of parameters with leading dimension n: 1 (one draw for the
+batch, "siamese") or B (one draw for each image). Parameters are drawn once, on the device, and kept in an Augmentation, which applies the
+operations.
 """
 
 import math
@@ -20,7 +21,7 @@ Transform = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Operations in their order, each with the parameters that were drawn for it: operation(images, *parameters)."""
+    """Operations in order, each with the parameters drawn for it: operation(images, *parameters)."""
 
     operations: tuple[Callable[..., Tensor], ...] = ()
     parameters: tuple[tuple[Tensor, ...], ...] = ()
@@ -37,7 +38,10 @@ class Augmentation:
 
     @staticmethod
     def joined(parts: Sequence["Augmentation"]) -> "Augmentation":
-        """Of batches that are put together one after another: the same operations, drawn for each image of each batch."""
+        """One augmentation for concatenated batches, from those of the batches, whose parameters are drawn for each image.
+
+        Raises ValueError if their operations differ.
+        """
         operations = parts[0].operations
         if any(part.operations != operations for part in parts):
             raise ValueError("batches under different operations cannot be augmented as one")
@@ -52,8 +56,8 @@ COMPOSITIONS = ("dim", "dc")
 BRIGHTNESS = 1.0  # width of the uniform shift, centred on 0
 SATURATION = 2.0
 CONTRAST = 0.5
-CROP = 0.125  # of the side
-CUTOUT = 0.5  # of the side
+CROP = 0.125  # largest shift, as a share of the side
+CUTOUT = 0.5  # side of the square, as a share of the image's
 SCALE = 1.2
 ROTATION = 15.0  # degrees
 
@@ -86,7 +90,7 @@ def color(images: Tensor, shift: Tensor, colour: Tensor, stretch: Tensor) -> Ten
 
 
 def crop(images: Tensor, shift: Tensor) -> Tensor:
-    """Translate by `shift` (n, 2) whole pixels (rows, columns); what comes in from outside is zero."""
+    """Translate by `shift` (n, 2) whole pixels: pixel (i, j) comes from (i + shift[0], j + shift[1]), or is zero if that is outside."""
     batch, channels, height, width = images.shape
     shift = shift.expand(batch, 2)
     rows = torch.arange(height, device=images.device) + shift[:, :1]  # (B, H): the source row of each row
@@ -98,7 +102,7 @@ def crop(images: Tensor, shift: Tensor) -> Tensor:
 
 
 def cutout(images: Tensor, centre: Tensor) -> Tensor:
-    """Zero a square of half the side about `centre` (n, 2) (row, column), which may reach over the border."""
+    """Zero a square of half the side, centred on `centre` (n, 2) (row, column). The square may cross the border."""
     height, width = images.shape[2:]
     size = int(height * CUTOUT + 0.5)
 
@@ -117,7 +121,7 @@ def affine(images: Tensor, theta: Tensor) -> Tensor:
 
 
 def cutmix(images: Tensor, box: Tensor, partner: Tensor) -> Tensor:
-    """Take what lies in `box` (1, 1, H, W) from each image's partner (B,)."""
+    """Take the pixels where `box` (1, 1, H, W) is true from each image's partner (B,)."""
     return torch.where(box, images[partner], images)
 
 
@@ -131,10 +135,10 @@ def parse_strategy(strategy: str) -> tuple[str, ...]:
 
 
 def choose_operations(strategy: str, composition: str, rng: torch.Generator | None = None) -> tuple[str, ...]:
-    """The operations of one batch, in their order; what is launched hangs on them, so they are drawn on the host.
+    """Draw the operations of one batch, in order, on the host, since they determine which kernels are launched.
 
-    composition "dim": flip, the three colour steps, *one* of crop, scale and rotate, then cutout, each if named.
-    composition "dc": *one* of the operations named, for the whole batch.
+    composition "dim": flip, the three colour steps, *one* of crop, scale and rotate, then cutout; each only if `strategy` names it.
+    composition "dc": *one* of the named operations, for the whole batch.
     """
     names = parse_strategy(strategy)
     if composition == "dc":

@@ -14,8 +14,15 @@ from torch import Tensor
 
 import data as datasets
 from data import ImageSet, epoch_order, load_data, steps_per_epoch
+from engine.files import run_path
+from engine.graphs import Losses
+from engine.run_folder import RunFolder
+from engine.runtime import Runtime, add_execution_flags, make_runtime
+from engine.seeds import seeded
+from engine.steps import START, Position, Step
+from engine.tensors import frozen
 from losses import generator_loss
-from models import GANS, build_gan, network_name
+from models import GANS, build_gan, describe_networks, network_name
 from models.gan import (
     GAN,
     LR_DECAYS,
@@ -27,22 +34,9 @@ from models.gan import (
     rate_factor,
     sample_grid,
 )
-from run_folder import START, Position, RunFolder, Step, run_path
-from runtime import Losses, Runtime, device_name, make_runtime
-from utils import (
-    Parser,
-    cli,
-    count,
-    decay,
-    frozen,
-    nonnegative,
-    positive,
-    positive_int,
-    probability_or_off,
-    seeded,
-    two_or_more,
-)
-from validate import BUDGETS, RECIPES, evaluate_generator, make_recipe
+from scoring.evaluation import BUDGETS, evaluate_generator
+from scoring.recipes import RECIPES, make_recipe
+from utils import Parser, cli, count, decay, nonnegative, positive, positive_int, probability_or_off, two_or_more
 
 
 def train_gan(
@@ -105,35 +99,37 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__.splitlines()[0])
     # data
     parser.add_argument("--data", choices=datasets.NAMES, default="cifar10", help="image set")
-    parser.add_argument("--data-dir", default="datasets", help="where its files lie or are downloaded to; for folder, PATH")
-    parser.add_argument("--image-size", type=int, choices=(28, 32), help="pixels of --data folder (default 32)")
-    parser.add_argument("--val-size", type=count, default=0, help="training images held out, class-balanced, to choose best.pth by")
+    parser.add_argument("--data-dir", default="datasets", help="where the set lies or is downloaded to (--data folder: train/ and test/)")
+    parser.add_argument("--image-size", type=int, choices=(28, 32), help="side of the images of --data folder in pixels (default 32)")
+    parser.add_argument("--val-size", type=count, default=0, help="held-out training images, class-balanced, that choose best.pth")
     # networks
-    parser.add_argument("--gan", choices=GANS, default="dim", help="DiM's pair, or a residual one with a projection discriminator")
-    parser.add_argument("--width", type=positive_int, help="channels of both players (default: 196 for dim, 224 for resnet)")
-    parser.add_argument("--z-dim", type=positive_int, help="latent size (default 100, or twice the classes if that is more)")
+    parser.add_argument(
+        "--gan", choices=GANS, default="dim", help="dim: the networks of DiM; resnet: residual networks with a projection discriminator"
+    )
+    parser.add_argument("--width", type=positive_int, help="channels of both networks (default: 196 for dim, 224 for resnet)")
+    parser.add_argument("--z-dim", type=positive_int, help="latent size (default 100, or twice the number of classes if more)")
     # training
-    parser.add_argument("--epochs", type=positive_int, default=150, help="passes over the set; more continue a finished run")
-    parser.add_argument("--batch-size", type=two_or_more, default=128, help="real images a step")
-    parser.add_argument("--d-steps", type=positive_int, default=1, help="discriminator updates a step, each on real images of its own")
-    parser.add_argument("--lr", type=positive, default=1e-4, help="Adam's rate for both players")
-    parser.add_argument("--lr-d", type=positive, help="its rate for the discriminator (default: the generator's)")
-    parser.add_argument("--lr-decay", choices=LR_DECAYS, default="none", help="linear: towards zero over all --epochs")
+    parser.add_argument("--epochs", type=positive_int, default=150, help="passes over the set; a larger number continues a finished run")
+    parser.add_argument("--batch-size", type=two_or_more, default=128, help="real images per step")
+    parser.add_argument("--d-steps", type=positive_int, default=1, help="discriminator updates per step, each on its own real images")
+    parser.add_argument("--lr", type=positive, default=1e-4, help="learning rate of Adam for generator and discriminator")
+    parser.add_argument("--lr-d", type=positive, help="learning rate of the discriminator (default: the generator's)")
+    parser.add_argument("--lr-decay", choices=LR_DECAYS, default="none", help="linear: decay of both rates to zero over --epochs")
     parser.add_argument("--gp-weight", type=nonnegative, default=10.0, help="weight of DiM's gradient penalty")
-    parser.add_argument("--diffaug", default="none", help="DiffAugment of both sides, such as color_crop_cutout")
+    parser.add_argument("--diffaug", default="none", help="DiffAugment of real and generated images, such as color_crop_cutout")
     parser.add_argument("--ema", type=decay, default=0.0, help="decay of the generator's moving average; 0 = off")
     parser.add_argument(
-        "--restat", type=count, default=0, help="batches to estimate BatchNorm's statistics from at an epoch's end; 0 = off"
+        "--restat", type=count, default=0, help="batches for estimating BatchNorm's statistics at the end of an epoch; 0 = off"
     )
-    parser.add_argument("--seed", type=count, default=0, help="of everything random")
+    parser.add_argument("--seed", type=count, default=0, help="seed of all random numbers")
     # evaluation
     parser.add_argument("--eval-interval", type=count, default=10, help="epochs between evaluations; 0 = never")
     parser.add_argument("--eval-model", nargs="+", default=["convnet"], help="networks to train on generated images")
     parser.add_argument(
-        "--budget", choices=BUDGETS, default="stream", help="fixed: ipc images a class, drawn once; stream: fresh at each epoch"
+        "--budget", choices=BUDGETS, default="stream", help="fixed: ipc images per class, drawn once; stream: drawn anew at each epoch"
     )
-    parser.add_argument("--ipc", type=positive_int, default=50, help="images per class and epoch of a classifier")
-    parser.add_argument("--repeats", type=positive_int, default=1, help="classifiers at each evaluation")
+    parser.add_argument("--ipc", type=positive_int, default=50, help="images per class in an epoch of a classifier")
+    parser.add_argument("--repeats", type=positive_int, default=1, help="number of classifiers at each evaluation")
     parser.add_argument("--recipe", choices=RECIPES, default="dim", help="how a classifier is trained")
     parser.add_argument("--epochs-eval", type=positive_int, default=1000, help="epochs of a classifier")
     parser.add_argument("--mix-p", type=probability_or_off, help="probability of CutMix for a batch; -1 = never (default: the recipe's)")
@@ -142,15 +138,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--results-dir", default="results", help="where results go")
     parser.add_argument("--save-interval", type=count, default=250, help="steps between checkpoints inside an epoch; 0 = only at its end")
     parser.add_argument("--print-freq", type=positive_int, default=50, help="steps between readings of the losses")
-    parser.add_argument("--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument(
-        "--amp", action=argparse.BooleanOptionalAction, help="bf16 autocast (default: where the device has bf16 instructions)"
-    )
-    parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction, help="memory layout (default: on CUDA)")
-    parser.add_argument("--graphs", action=argparse.BooleanOptionalAction, default=False, help="replay each step as one CUDA graph")
-    parser.add_argument(
-        "--compile", action=argparse.BooleanOptionalAction, default=False, help="fuse classifiers and pool networks by torch.compile"
-    )
+    add_execution_flags(parser)
     return parser.parse_args(argv)
 
 
@@ -194,7 +182,9 @@ def main(args: argparse.Namespace) -> RunFolder:
         runtime=runtime,
         start=run.position,
     )
-    for epoch, values in run.epochs(steps, args.print_freq, args.save_interval):
+    players = {"generator": gan.generator, "discriminator": gan.discriminator}
+    first_lines = [data.describe(), describe_networks([], data.info, **players)]
+    for epoch, values in run.epochs(steps, args.print_freq, args.save_interval, first_lines):
         if args.restat:
             estimate_statistics(gan.deployed, args.restat, args.batch_size, args.seed, runtime)
         if args.eval_interval and epoch % args.eval_interval == 0:

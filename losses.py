@@ -10,10 +10,11 @@ from utils import UsageError
 
 
 def generator_loss(scores: Tensor, logits: Tensor | None, y: Tensor) -> Tensor:
-    """-E[D(fake)] + CE(fake): be taken for real, and for the class asked for; without class logits -E[D(fake, y)].
+    """-E[D(fake)] + CE(fake), or -E[D(fake, y)] if the discriminator has no class logits.
 
-    scores (B,) and logits (B, K) of generated images, y (B,) their labels. Wasserstein loss of Arjovsky et al. 2017
-    (arXiv:1701.07875) with the class head of Odena et al. 2017 (arXiv:1610.09585); the hinge game's is the same without the head.
+    scores (B,) and logits (B, K) are of generated images, y (B,) are the labels asked for. Wasserstein loss of Arjovsky et al. 2017
+    (arXiv:1701.07875) with the class head of Odena et al. 2017 (arXiv:1610.09585). With the hinge loss the generator's loss is the same,
+    without the head.
     """
     return -scores.mean() if logits is None else -scores.mean() + F.cross_entropy(logits, y)
 
@@ -27,7 +28,7 @@ def discriminator_loss(
 
 
 def hinge_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
-    """E[relu(1 - D(real))] + E[relu(1 + D(fake))] of scores (B,): the discriminator's side of the hinge game.
+    """E[relu(1 - D(real))] + E[relu(1 + D(fake))] of scores (B,): the discriminator's hinge loss.
 
     Lim & Ye 2017 (arXiv:1705.02894); Miyato et al. 2018 (arXiv:1802.05957), Eq. 16.
     """
@@ -69,37 +70,37 @@ def cos(a: Tensor, b: Tensor) -> Tensor:
 
 
 METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"l1": l1, "mse": mse, "l1_mean": l1_mean, "cos": cos}
-# How much a matching term weighs in the generator's loss where --match-weight is not given (arXiv:2303.04707 and its code; dist is ours).
-MATCH_WEIGHTS = {"logit": 0.01, "feat": 0.001, "grad": 0.001, "dist": 1.0, "none": 0.0}
 
 
 def get_metric(name: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """The distance called `name`, or UsageError."""
+    """The distance called `name`. Raises UsageError if there is none."""
     if name not in METRICS:
         raise UsageError(f"--metric {name}: unknown, expected one of {', '.join(METRICS)}")
     return METRICS[name]
 
 
 def match_logits(real: Tensor, fake: Tensor, metric: str | None = None) -> Tensor:
-    """mean((log_softmax(real) - log_softmax(fake))^2) over logits (B, K), or their distance by `metric` if given."""
+    """mean((log_softmax(real) - log_softmax(fake))^2) over logits (B, K); with `metric`, that distance between the log-softmaxes."""
     real, fake = F.log_softmax(real, dim=1), F.log_softmax(fake, dim=1)
     return F.mse_loss(fake, real) if metric is None else get_metric(metric)(fake, real)
 
 
 def match_features(real: Sequence[Tensor], fake: Sequence[Tensor], metric: str | None = None) -> Tensor:
-    """Sum over layers of the distance (default l1) between features (B, ...) averaged over the batch."""
+    """Sum over layers of the distance (default l1) between the batch means of real and fake features (B, ...)."""
     distance = get_metric(metric or "l1")
     return torch.stack([distance(f.float().mean(0), r.float().mean(0)) for r, f in zip(real, fake, strict=True)]).sum()
 
 
 def match_distributions(real: Sequence[Tensor], fake: Sequence[Tensor], y: Tensor) -> Tensor:
-    """Energy distance between the real and the generated images of each class, averaged over layers.
+    """Energy distance between the real and the generated images of each class, averaged over classes and layers.
 
-    real, fake: features (B, D) of each layer, of images of the same labels y (B,). For each class
-    2 E|f - r| - E|f - f'| - E|r - r'| over pairs of distinct images; class c of n_c images weighs n_c (n_c - 1), its number of pairs.
-    The unit is the mean distance of real images, of all classes. It is the distance between characteristic functions with the weight of
-    Szekely & Rizzo 2013 (doi:10.1016/j.jspi.2013.03.018), up to its unit an unbiased estimate of it: unlike a distance between
-    paired images or between means of few, it does not pull a class's images to their mean, since |f - f'| counts for the generator.
+    real, fake: features (B, D) of each layer, of images with the same labels y (B,). The distance of a class is
+        2 E|f - r| - E|f - f'| - E|r - r'|
+    over pairs of distinct images. A class of n_c images has the weight n_c (n_c - 1), its number of pairs. The unit is the mean distance
+    between real images of all classes.
+    The energy distance is a distance between characteristic functions with the weight of Szekely & Rizzo 2013
+    (doi:10.1016/j.jspi.2013.03.018); apart from the unit, this is an unbiased estimate of it. A distance between paired images, or between
+    means of few images, pulls the images of a class to their mean. This one does not, since |f - f'| rewards generated images that differ.
     """
     same = (y[:, None] == y).float()  # (B, B)
     count = same.sum(1, keepdim=True)
@@ -117,22 +118,22 @@ def match_distributions(real: Sequence[Tensor], fake: Sequence[Tensor], y: Tenso
 def distillation_loss(logits: Tensor, target_logits: Tensor, temperature: float = 2.0) -> Tensor:
     """T^2 KL(softmax(target / T) || softmax(logits / T)) of logits (B, K), averaged over images.
 
-    Hinton et al. 2015 (arXiv:1503.02531); as generative replay uses it, van de Ven & Tolias 2018 (arXiv:1809.10635).
+    Hinton et al. 2015 (arXiv:1503.02531); used for generative replay by van de Ven & Tolias 2018 (arXiv:1809.10635).
     """
     target = F.log_softmax(target_logits / temperature, dim=1)
     return temperature**2 * F.kl_div(F.log_softmax(logits / temperature, dim=1), target, reduction="batchmean", log_target=True)
 
 
 def masked_cross_entropy(logits: Tensor, y: Tensor, classes: Tensor) -> Tensor:
-    """Cross-entropy of logits (B, K) among the `classes` (K,) that are true; those of y (B,) must be.
+    """Cross-entropy of logits (B, K) over the classes for which `classes` (K,) is true; it must be true for those in y (B,).
 
-    ER-ACE's on the current images (Caccia et al. 2022, arXiv:2104.05025).
+    ER-ACE's loss on the current images (Caccia et al. 2022, arXiv:2104.05025).
     """
     return F.cross_entropy(logits.masked_fill(~classes, -torch.inf), y)
 
 
 def _distances(a: Tensor, b: Tensor) -> Tensor:
-    """Euclidean distances (B, B) of rows, to float32's precision also between equal ones."""
+    """Euclidean distances (B, B) between rows, with float32's precision even if the rows are equal."""
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
 
 
@@ -141,7 +142,7 @@ def match_gradients(
 ) -> Tensor:
     """Sum over layers of the distance (default l1) between parameter gradients; gradient matching of DC (arXiv:2006.05929).
 
-    bias: take in the parameters of one dimension (biases and norms). fc: take in those of two (the last layer).
+    bias: include parameters of one dimension (biases and norms). fc: include those of two (the last layer).
     """
     distance = get_metric(metric or "l1")
     kept = [(r, f) for r, f in zip(real, fake, strict=True) if (r.dim() != 1 or bias) and (r.dim() != 2 or fc)]

@@ -7,17 +7,23 @@ command continues.
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import data as datasets
-from augment import Augmentation, choose_operations, draw_operations, parse_strategy
-from data import DataInfo, ImageSet, epoch_order, load_data, steps_per_epoch
-from losses import MATCH_WEIGHTS, METRICS, generator_loss, match_distributions, match_features, match_gradients, match_logits
-from models import Classifier, build_classifier, network_name, read_gan
+from augment import choose_operations, draw_operations, parse_strategy
+from data import ImageSet, epoch_order, load_data, steps_per_epoch
+from engine.files import file_hash, run_path
+from engine.graphs import Losses
+from engine.run_folder import RunFolder
+from engine.runtime import Runtime, add_execution_flags, make_runtime
+from engine.seeds import derive_seed
+from engine.steps import START, Position, Step
+from engine.tensors import frozen
+from losses import METRICS, generator_loss
+from models import describe_networks, network_name, read_gan
 from models.gan import (
     GAN,
     LR_DECAYS,
@@ -29,156 +35,22 @@ from models.gan import (
     rate_factor,
     sample_grid,
 )
-from run_folder import START, Position, RunFolder, Step, run_path
-from runtime import Losses, Runtime, device_name, fused, load_optimizer, make_runtime
+from models.matching import MATCH_WEIGHTS, matching_loss
+from models.pool import Pool
+from scoring.evaluation import BUDGETS, evaluate_generator, warn_of_seen_images
+from scoring.recipes import RECIPES, make_recipe
 from utils import (
     Parser,
     UsageError,
     cli,
     count,
     decay,
-    derive_seed,
-    file_hash,
-    frozen,
     nonnegative,
     positive,
     positive_int,
     probability_or_off,
-    seeded,
     two_or_more,
 )
-from validate import BUDGETS, RECIPES, evaluate_generator, make_recipe, warn_of_seen_images
-
-
-class Pool:
-    """Networks trained by SGD on real images between generator steps; `size` of them take turns, a step each.
-
-    Each is drawn anew once an epoch; of several the births lie evenly over the epoch, so that they differ in age, and each takes
-    its share of the SGD steps. Networks are built once and put back to a fresh initialisation in place, so that their place in
-    memory stays.
-    """
-
-    def __init__(self, names: Sequence[str], info: DataInfo, lr: float, strategy: str, seed: int, runtime: Runtime, size: int = 1):
-        self.names, self.size = [network_name(name) for name in names], size
-        self.info, self.lr, self.strategy, self.seed, self.runtime = info, lr, strategy, seed, runtime
-        self.networks: dict[tuple[int, str], tuple[Classifier, torch.optim.SGD]] = {}
-        self.drawn: dict[int, tuple[str, int]] = {}  # slot -> the name of its network, and the number of its drawing
-        self.slot = 0  # whose turn it is
-        self.update = runtime.graphed(self._update)
-
-    def turn(self, epoch: int, step: int, num_steps: int) -> None:
-        """Put the network of this step of an epoch of `num_steps` in use, freshly initialised from (seed, drawing) if it is due."""
-        self.slot = step % self.size
-        drawing = epoch if step >= self.slot * num_steps // self.size else epoch - 1
-        if self.slot in self.drawn and self.drawn[self.slot][1] == drawing:
-            return
-        slot = (self.slot,) if self.slot else ()
-        with seeded(self.runtime.device, self.seed, "pool", drawing, *slot):
-            name = self.names[int(torch.randint(len(self.names), ()))]
-            fresh = build_classifier(name, self.info)
-        self._use(self.slot, name, drawing)
-        self.model.load_state_dict(fresh.state_dict())
-        for state in self.optim.state.values():
-            state["momentum_buffer"].zero_()
-
-    def _use(self, slot: int, name: str, drawing: int) -> None:
-        if (slot, name) not in self.networks:
-            with seeded(self.runtime.device, "any"):  # weights that are overwritten at once must not cost random numbers
-                model = self.runtime.place(build_classifier(name, self.info)).train()
-            parameters = list(model.parameters())
-            self.networks[slot, name] = model, torch.optim.SGD(parameters, self.lr, momentum=0.9, weight_decay=5e-4, **fused(parameters))
-        self.drawn[slot] = name, drawing
-
-    @property
-    def key(self) -> tuple[int, str]:
-        """Where the network in use is found in `networks`."""
-        return self.slot, self.drawn[self.slot][0]
-
-    @property
-    def model(self) -> Classifier:
-        """The network in use."""
-        return self.networks[self.key][0]
-
-    @property
-    def optim(self) -> torch.optim.SGD:
-        """Its optimiser."""
-        return self.networks[self.key][1]
-
-    def train_step(self, train: ImageSet, index: Tensor, choices: torch.Generator) -> None:
-        """One SGD step on the real images at `index` (B,), each augmented with its own parameters.
-
-        choices: what is drawn on the host, the operations.
-        """
-        self.update(*train.batch(index), network=self.key, operations=choose_operations(self.strategy, "dim", choices))
-
-    def _update(self, real: Tensor, y: Tensor, network: tuple[int, str], operations: tuple[str, ...]) -> Losses:
-        model, optim = self.networks[network]
-        augment = draw_operations(operations, len(real), real.shape[-1], real.device)
-        with self.runtime.autocast():
-            logits = self.runtime.call(model, real, augment)
-        loss = F.cross_entropy(logits, y)
-        optim.zero_grad()
-        loss.backward()
-        self.runtime.update(optim)
-        return {}
-
-    def state_dict(self) -> dict:
-        """The networks drawn, under the key "pool"."""
-        networks = []
-        for slot, (name, drawing) in self.drawn.items():
-            model, optim = self.networks[slot, name]
-            values = {"slot": slot, "name": name, "drawing": drawing, "model": model.state_dict(), "optim": optim.state_dict()}
-            networks.append(values)
-        return {"pool": networks}
-
-    def load_state_dict(self, state: dict) -> None:
-        """Go on from state_dict()."""
-        for network in state["pool"]:
-            self._use(network["slot"], network["name"], network["drawing"])
-            model, optim = self.networks[network["slot"], network["name"]]
-            model.load_state_dict(network["model"])
-            load_optimizer(optim, network["optim"])
-
-
-def matching_loss(
-    match: str,
-    pool_model: Classifier,
-    real: Tensor,
-    fake: Tensor,
-    y: Tensor,
-    augment: Augmentation | None,
-    metric: str | None,
-    bias: bool,
-    fc: bool,
-    runtime: Runtime,
-) -> Tensor:
-    """The distance between real and generated images (B, C, H, W) of the same labels y as `pool_model` sees them.
-
-    The two pass the network separately, in the mode it is in, under one draw of the augmentation. Gradients reach `fake`.
-    """
-    if match == "grad":  # a gradient of a gradient, which cannot be compiled
-        parameters = list(pool_model.parameters())
-        real_grads = torch.autograd.grad(F.cross_entropy(pool_model(real, augment), y), parameters)
-        fake_grads = torch.autograd.grad(F.cross_entropy(pool_model(fake, augment), y), parameters, create_graph=True)
-        return match_gradients(real_grads, fake_grads, metric, bias=bias, fc=fc)
-    forward = runtime.compiled(Classifier.logits_and_features)
-    with torch.no_grad():
-        real_logits, real_features = forward(pool_model, real, augment)
-    with frozen(pool_model):
-        fake_logits, fake_features = forward(pool_model, fake, augment)
-    if match == "feat":
-        return match_features(real_features, fake_features, metric)
-    if match == "dist":
-        layers = (
-            [*(pooled(f) for f in features), logits] for features, logits in ((real_features, real_logits), (fake_features, fake_logits))
-        )
-        return match_distributions(*layers, y)
-    return match_logits(real_logits, fake_logits, metric)
-
-
-def pooled(features: Tensor) -> Tensor:
-    """Features (B, C, h, w) averaged over 4 x 4 patches, (B, D)."""
-    return F.adaptive_avg_pool2d(features, min(4, features.shape[-1])).flatten(1)
 
 
 def train_match(
@@ -274,48 +146,48 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--weight", required=True, help="checkpoint of gen_condense.py, pool_match.py or the reference code")
     # data
     parser.add_argument("--data", choices=datasets.NAMES, help="image set (default: the checkpoint's, or cifar10)")
-    parser.add_argument("--data-dir", default="datasets", help="where its files lie or are downloaded to; for folder, PATH")
-    parser.add_argument("--image-size", type=int, choices=(28, 32), help="pixels of --data folder (default 32)")
-    parser.add_argument("--val-size", type=count, default=0, help="training images held out, class-balanced, to choose best.pth by")
+    parser.add_argument("--data-dir", default="datasets", help="where the set lies or is downloaded to (--data folder: train/ and test/)")
+    parser.add_argument("--image-size", type=int, choices=(28, 32), help="side of the images of --data folder in pixels (default 32)")
+    parser.add_argument("--val-size", type=count, default=0, help="held-out training images, class-balanced, that choose best.pth")
     # training
-    parser.add_argument("--epochs", type=positive_int, default=100, help="passes over the set; more continue a finished run")
-    parser.add_argument("--batch-size", type=two_or_more, default=64, help="real images a step")
-    parser.add_argument("--lr", type=positive, default=5e-6, help="Adam's rate for both players")
-    parser.add_argument("--lr-d", type=positive, help="its rate for the discriminator (default: the generator's)")
-    parser.add_argument("--lr-decay", choices=LR_DECAYS, default="none", help="linear: towards zero over all --epochs")
+    parser.add_argument("--epochs", type=positive_int, default=100, help="passes over the set; a larger number continues a finished run")
+    parser.add_argument("--batch-size", type=two_or_more, default=64, help="real images per step")
+    parser.add_argument("--lr", type=positive, default=5e-6, help="learning rate of Adam for generator and discriminator")
+    parser.add_argument("--lr-d", type=positive, help="learning rate of the discriminator (default: the generator's)")
+    parser.add_argument("--lr-decay", choices=LR_DECAYS, default="none", help="linear: decay of both rates to zero over --epochs")
     parser.add_argument("--gp-weight", type=nonnegative, default=10.0, help="weight of DiM's gradient penalty")
-    parser.add_argument("--diffaug", default="none", help="DiffAugment of both sides, such as color_crop_cutout")
+    parser.add_argument("--diffaug", default="none", help="DiffAugment of real and generated images, such as color_crop_cutout")
     parser.add_argument("--ema", type=decay, default=0.0, help="decay of the generator's moving average; 0 = off")
     parser.add_argument(
-        "--restat", type=count, default=0, help="batches to estimate BatchNorm's statistics from at an epoch's end; 0 = off"
+        "--restat", type=count, default=0, help="batches for estimating BatchNorm's statistics at the end of an epoch; 0 = off"
     )
-    parser.add_argument("--seed", type=count, default=0, help="of everything random")
+    parser.add_argument("--seed", type=count, default=0, help="seed of all random numbers")
     # matching
-    parser.add_argument("--match", choices=MATCH_WEIGHTS, default="logit", help="what is matched; none: go on as a GAN, a control")
-    parser.add_argument("--metric", choices=METRICS, help="distance (default: mean square for logit, l1 for feat and grad)")
+    parser.add_argument("--match", choices=MATCH_WEIGHTS, default="logit", help="what is matched; none: GAN training alone, as a control")
+    parser.add_argument("--metric", choices=METRICS, help="distance to match by (default: mean square for logit, l1 for feat and grad)")
     parser.add_argument(
         "--match-weight",
         type=nonnegative,
         help="weight of the matching term (default: 0.01 for logit, 0.001 for feat and grad, 1 for dist)",
     )
-    parser.add_argument("--match-aug", action="store_true", help="match under --match-strategy, one draw for both sides")
+    parser.add_argument("--match-aug", action="store_true", help="match under --match-strategy, one draw for real and generated images")
     parser.add_argument("--match-strategy", default="color_crop_cutout", help="DSA operations of --match-aug")
-    parser.add_argument("--bias", action="store_true", help="--match grad: biases and norms too")
-    parser.add_argument("--fc", action="store_true", help="--match grad: the last layer too")
+    parser.add_argument("--bias", action="store_true", help="--match grad: include biases and normalisation layers")
+    parser.add_argument("--fc", action="store_true", help="--match grad: include the last layer")
     pool = ["convnet", "resnet10", "resnet18_w32", "resnet10_ap", "resnet18_ap"]
-    parser.add_argument("--pool", nargs="+", default=pool, help="networks, one drawn and freshly initialised an epoch")
-    parser.add_argument("--pool-size", type=positive_int, default=1, help="networks in use, of different ages, taking turns")
+    parser.add_argument("--pool", nargs="+", default=pool, help="networks; each epoch draws one and initialises it anew")
+    parser.add_argument("--pool-size", type=positive_int, default=1, help="networks in use at once, of different ages, which take turns")
     parser.add_argument("--pool-steps", type=count, default=16, help="SGD steps of the pool network before each generator step")
-    parser.add_argument("--pool-lr", type=positive, default=0.01, help="its rate")
-    parser.add_argument("--pool-strategy", default="color_crop", help="DSA operations of its training, or none")
+    parser.add_argument("--pool-lr", type=positive, default=0.01, help="learning rate of the pool network")
+    parser.add_argument("--pool-strategy", default="color_crop", help="DSA operations in training the pool network, or none")
     # evaluation
     parser.add_argument("--eval-interval", type=count, default=10, help="epochs between evaluations; 0 = never")
     parser.add_argument("--eval-model", nargs="+", default=["convnet"], help="networks to train on generated images")
     parser.add_argument(
-        "--budget", choices=BUDGETS, default="stream", help="fixed: ipc images a class, drawn once; stream: fresh at each epoch"
+        "--budget", choices=BUDGETS, default="stream", help="fixed: ipc images per class, drawn once; stream: drawn anew at each epoch"
     )
-    parser.add_argument("--ipc", type=positive_int, default=50, help="images per class and epoch of a classifier")
-    parser.add_argument("--repeats", type=positive_int, default=1, help="classifiers at each evaluation")
+    parser.add_argument("--ipc", type=positive_int, default=50, help="images per class in an epoch of a classifier")
+    parser.add_argument("--repeats", type=positive_int, default=1, help="number of classifiers at each evaluation")
     parser.add_argument("--recipe", choices=RECIPES, default="dim", help="how a classifier is trained")
     parser.add_argument("--epochs-eval", type=positive_int, default=1000, help="epochs of a classifier")
     parser.add_argument("--mix-p", type=probability_or_off, help="probability of CutMix for a batch; -1 = never (default: the recipe's)")
@@ -324,15 +196,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--results-dir", default="results", help="where results go")
     parser.add_argument("--save-interval", type=count, default=250, help="steps between checkpoints inside an epoch; 0 = only at its end")
     parser.add_argument("--print-freq", type=positive_int, default=50, help="steps between readings of the losses")
-    parser.add_argument("--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument(
-        "--amp", action=argparse.BooleanOptionalAction, help="bf16 autocast (default: where the device has bf16 instructions)"
-    )
-    parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction, help="memory layout (default: on CUDA)")
-    parser.add_argument("--graphs", action=argparse.BooleanOptionalAction, default=False, help="replay each step as one CUDA graph")
-    parser.add_argument(
-        "--compile", action=argparse.BooleanOptionalAction, default=False, help="fuse classifiers and pool networks by torch.compile"
-    )
+    add_execution_flags(parser)
     return parser.parse_args(argv)
 
 
@@ -382,7 +246,9 @@ def main(args: argparse.Namespace) -> RunFolder:
         runtime=runtime,
         start=run.position,
     )
-    for epoch, values in run.epochs(steps, args.print_freq, args.save_interval):
+    players = {"generator": gan.generator, "discriminator": gan.discriminator}
+    first_lines = [data.describe(), describe_networks(pool.names, data.info, **players)]
+    for epoch, values in run.epochs(steps, args.print_freq, args.save_interval, first_lines):
         if args.restat:
             estimate_statistics(gan.deployed, args.restat, args.batch_size, args.seed, runtime)
         if args.eval_interval and epoch % args.eval_interval == 0:

@@ -10,358 +10,99 @@ on with the classifiers it was at.
 
 import argparse
 import contextlib
-import copy
 import hashlib
 import itertools
 import json
 import math
-import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from tqdm import tqdm
 
 import data as datasets
-from augment import COMPOSITIONS, choose_operations, draw_cutmix, draw_operations, parse_strategy
-from data import DATASETS, Data, DataInfo, ImageSet, fingerprint, load_data
-from distilled import RANGES, DistilledSet, read_distilled
-from models import (
-    Classifier,
-    GanCheckpoint,
-    SavedClassifier,
-    build_classifier,
-    network_name,
-    read_classifier,
-    read_gan,
-    save_classifier,
-)
-from results import RESULTS, Cost, Outcome, ResultsFile, print_table
-from run_folder import make_folder, run_path
-from runtime import Draws, Lanes, Losses, Runtime, Stopwatch, device_name, make_runtime, make_sgd, set_rate
-from sources import Generated, Real, Teacher
-from storage import BYTES
-from table import LABELS, Deployed, Table, export, keep_samples
-from utils import (
-    Parser,
-    UsageError,
-    cli,
-    count,
-    derive_seed,
-    environment,
-    eval_mode,
-    follow,
-    jpeg_quality,
-    locked,
-    positive,
-    positive_int,
-    probability,
-    probability_or_off,
-    seeded,
-    tell,
-)
-
-SOURCES = ("generator", "real", "random-real", "herding", "file")
-BUDGETS = ("stream", "fixed")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a classifier is trained: SGD with momentum 0.9 and weight decay 5e-4 on augmented batches."""
-
-    epochs: int
-    batch_size: int
-    lr: float
-    lr_decay: str  # none; half: x 0.1 after half of the epochs; cosine: to 0
-    dsa_strategy: str
-    dsa_composition: str
-    mix_p: float  # probability of CutMix for a batch; -1 = never
-    ema: float = 0.0  # decay of the average of the weights that is tested; 0 = the weights themselves
-
-    def rate(self, epoch: int) -> float:
-        """The learning rate of an epoch."""
-        if self.lr_decay == "cosine":
-            return self.lr * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
-        return self.lr * (0.1 if self.lr_decay == "half" and epoch >= self.epochs // 2 else 1)
-
-
-RECIPES = {
-    # arXiv:2303.04707 and its code
-    "dim": Recipe(1000, 128, 0.01, "none", "color_crop", "dim", -1.0),
-    # what the condensation papers evaluate with since DSA (arXiv:2102.08259)
-    "dc": Recipe(1000, 256, 0.01, "half", "color_crop_cutout_flip_scale_rotate", "dc", -1.0),
-    # what classifiers are trained with today; it flips where that leaves the class as it is
-    "strong": Recipe(1000, 128, 0.01, "cosine", "flip_color_crop", "dim", 0.5, 0.99),
-}
-
-
-def make_recipe(name: str, dataset: str, **given) -> Recipe:
-    """The recipe of that name for the images of `dataset`, with the values that are given and not None in its place."""
-    recipe = RECIPES[name]
-    if name == "strong" and not (dataset in DATASETS and DATASETS[dataset].flip):
-        recipe = replace(recipe, dsa_strategy=recipe.dsa_strategy.removeprefix("flip_"))
-    recipe = replace(recipe, **{name: value for name, value in given.items() if value is not None})
-    parse_strategy(recipe.dsa_strategy)
-    return recipe
-
-
-def train_steps(
-    classifier: Classifier,
-    epochs_of_images: Iterator[tuple[Tensor, Tensor]],
-    recipe: Recipe,
-    draws: Draws,
-    runtime: Runtime,
-    after_epoch: Callable[[int, nn.Module, Cost], None] | None = None,
-) -> Iterator[Cost]:
-    """Train `classifier` in place for recipe.epochs passes, each over the next epoch of images; one yield a step.
-
-    Batches are min(batch size, images available); the last partial batch is used. Yields the cost so far, in which
-    seconds_train is left to the caller. after_epoch(epochs done, what would be tested, cost) is not part of the training. Raises ValueError
-    for zero steps.
-    """
-    parameters = list(classifier.parameters())
-    optimizer = make_sgd(parameters, recipe.lr)
-    average = copy.deepcopy(classifier).requires_grad_(False) if recipe.ema else None
-    averaged_steps = torch.zeros((), device=parameters[0].device)
-
-    def step(images: Tensor, y: Tensor, operations: tuple[str, ...], mix: bool) -> Losses:
-        loss = classifier_loss(classifier, images, y, operations, mix, draws.device, runtime)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if average is not None:
-            follow(average, classifier, averaged_steps, recipe.ema)
-        return {}
-
-    step = runtime.graphed(step, draws.device)
-    cost, generating, testing = Cost(), Stopwatch(runtime.device), Stopwatch(runtime.device)
-    classifier.train()
-    for epoch in range(recipe.epochs):
-        set_rate(optimizer, recipe.rate(epoch))
-        with generating:
-            images, labels = next(epochs_of_images)
-        for index in torch.randperm(len(labels), device=labels.device, generator=draws.device).split(recipe.batch_size):
-            operations = choose_operations(recipe.dsa_strategy, recipe.dsa_composition, draws.host)
-            mix = recipe.mix_p > 0 and float(torch.rand((), generator=draws.host)) < recipe.mix_p
-            step(images[index], labels[index], operations=operations, mix=mix)
-            cost.steps += 1
-            cost.images_seen += len(index)
-            yield cost
-        if after_epoch is not None:
-            with testing:
-                after_epoch(epoch + 1, classifier if average is None else average, cost)
-    if cost.steps == 0:
-        raise ValueError("a classifier was trained for zero steps")
-    if average is not None:
-        classifier.load_state_dict(average.state_dict())
-    cost.seconds_generate, cost.seconds_test = generating.seconds(), testing.seconds()
-
-
-def classifier_loss(
-    classifier: Classifier, images: Tensor, y: Tensor, operations: tuple[str, ...], mix: bool, rng: torch.Generator, runtime: Runtime
-) -> Tensor:
-    """Cross-entropy on an augmented batch (B, C, H, W) of labels y (B,) or soft (B, K), each image with its own parameters of `operations`.
-
-    mix: CutMix after them.
-    """
-    n, side, device = len(images), images.shape[-1], images.device
-    augment = draw_operations(operations, n, side, device, rng)
-    if not mix:
-        with runtime.autocast():
-            logits = runtime.call(classifier, images, augment)
-        return F.cross_entropy(logits, y)
-    cutmix, partner, share = draw_cutmix(n, side, device, rng)
-    with runtime.autocast():
-        logits = runtime.call(classifier, images, augment.then(cutmix))
-    return share * F.cross_entropy(logits, y) + (1 - share) * F.cross_entropy(logits, y[partner])
-
-
-def train_together(trainings: Sequence[Iterator[Cost]], total_steps: int, runtime: Runtime, title: str = "") -> list[Cost]:
-    """Drive several train_steps in turn, a step of each, so that a device with room to spare works on all of them at once.
-
-    Each draws its own random numbers, so that none depends on the others. Seconds are the group's, divided by its size.
-    """
-    lanes = Lanes(len(trainings), runtime.device)
-    costs: list[Cost] = []
-    start = time.perf_counter()
-    bar = tqdm(total=total_steps, desc=title, unit="step", leave=False, disable=None if runtime.is_main else True, dynamic_ncols=True)
-    with bar:
-        while True:
-            costs, last = [], costs
-            for i, training in enumerate(trainings):
-                with lanes[i]:
-                    costs += itertools.islice(training, 1)
-            if not costs:
-                break
-            bar.update()
-    lanes.join()
-    runtime.synchronize()
-    seconds = (time.perf_counter() - start) / len(trainings)
-    for cost in last:
-        cost.seconds_generate, cost.seconds_test = cost.seconds_generate / lanes.overlap, cost.seconds_test / lanes.overlap
-        cost.seconds_train = max(0.0, seconds - cost.seconds_generate - cost.seconds_test)
-    return last
-
-
-@torch.no_grad()
-def confusion_matrix(classifier: nn.Module, images: ImageSet, num_classes: int, batch_size: int = 1000) -> Tensor:
-    """How many images of class i are taken for class j, (K, K), in eval mode."""
-    counts = torch.zeros(num_classes * num_classes, dtype=torch.long, device=images.labels.device)
-    with eval_mode(classifier):
-        for index in torch.arange(len(images), device=images.labels.device).split(batch_size):
-            x, y = images.batch(index)
-            counts += torch.bincount(y * num_classes + classifier(x).argmax(1), minlength=len(counts))
-    return counts.view(num_classes, num_classes)
-
-
-def accuracy(confusion: Tensor) -> float:
-    """Percent classified right."""
-    return 100 * confusion.trace().item() / confusion.sum().item()
-
-
-def curve_epochs(epochs: int, points: int) -> list[int]:
-    """Up to `points` numbers of epochs after which a curve is tested, evenly spaced in their logarithm, the last epoch among them."""
-    return sorted({round(epochs ** (i / points)) for i in range(1, points + 1)})
-
-
-def validate_group(
-    network: str,
-    source,
-    data: Data,
-    recipe: Recipe,
-    seeds: Sequence[int],
-    runtime: Runtime,
-    keep: Callable[[Classifier, int], None] | None = None,
-    curve: int = 0,
-    title: str = "",
-) -> list[Outcome]:
-    """Train a fresh classifier on `source` (see sources.py) from each seed, side by side, and test it on data.referee.
-
-    keep(classifier, seed) is called with each when it is trained. curve: how often it is tested on the way. A result depends on its seed
-    alone. The surrounding random numbers stay as they were, so that evaluating more often does not change a training. Sources
-    share the initialisation of their classifiers.
-    """
-    num_classes, tested = data.info.num_classes, curve_epochs(recipe.epochs, curve) if curve else []
-    classifiers, trainings, outcomes = [], [], []
-
-    def test(classifier: nn.Module) -> Tensor:
-        return confusion_matrix(classifier, data.referee[1], num_classes)
-
-    def on_the_way(outcome: Outcome) -> Callable[[int, nn.Module, Cost], None]:
-        def after_epoch(epoch: int, classifier: nn.Module, cost: Cost) -> None:
-            if epoch in tested:
-                outcome.curve.append((cost.images_seen, accuracy(test(classifier))))
-
-        return after_epoch
-
-    for seed in seeds:
-        with seeded(runtime.device, seed, "init"):
-            classifiers.append(runtime.place(build_classifier(network, data.info)))
-        draws = Draws.seeded(seed, runtime.device)
-        epochs, num_images, stored = source.open(seed, draws)
-        outcomes.append(Outcome(0.0, Cost(), num_images=num_images, num_bytes=stored))
-        trainings.append(train_steps(classifiers[-1], epochs, recipe, draws, runtime, on_the_way(outcomes[-1]) if curve else None))
-    total_steps = recipe.epochs * math.ceil(source.per_epoch / recipe.batch_size)
-    costs = train_together(trainings, total_steps, runtime, title=title or network)
-    for classifier, seed, outcome, cost in zip(classifiers, seeds, outcomes, costs, strict=True):
-        if keep is not None:
-            keep(classifier, seed)
-        confusion = test(classifier)
-        outcome.accuracy, outcome.cost, outcome.confusion = accuracy(confusion), cost, confusion.tolist()
-    return outcomes
-
-
-def seed_groups(seed: int, network: str, ipc: int, first: int, repeats: int, together: int | None, runtime: Runtime) -> list[list[int]]:
-    """The seeds of classifiers number `first` to `repeats` - 1, in the groups in which they are trained side by side.
-
-    together: how many are; None: with CUDA graphs all that fall to a rank, else one.
-    """
-    seeds = [derive_seed(seed, network, ipc, i) for i in range(first, repeats)]
-    size = together or (max(1, math.ceil(len(seeds) / runtime.world_size)) if runtime.graphs else 1)
-    return [seeds[i : i + size] for i in range(0, len(seeds), size)]
-
-
-def evaluate_generator(
-    generator: nn.Module, data: Data, networks: list[str], budget: str, ipc: int, repeats: int, recipe: Recipe, seed: int, runtime: Runtime
-) -> dict[str, float]:
-    """The evaluation of stages 1 and 2: {"val_accuracy" or "test_accuracy": mean percent}, and each network's if several."""
-    runtime.share_buffers(generator)
-    source = Generated(generator, ipc, budget == "fixed", 0, runtime)
-    jobs = [(network, seeds) for network in networks for seeds in seed_groups(seed, network, ipc, 0, repeats, None, runtime)]
-    groups = runtime.spread(lambda job: validate_group(job[0], source, data, recipe, job[1], runtime), jobs)
-    name = f"{data.referee[0]}_accuracy"
-    means = {}
-    for network in networks:
-        accs = [outcome.accuracy for job, group in zip(jobs, groups, strict=True) if job[0] == network for outcome in group]
-        means[f"{name}_{network}"] = statistics.mean(accs)
-    return {name: statistics.mean(means.values())} | (means if len(means) > 1 else {})
+from augment import COMPOSITIONS
+from data import Data, DataInfo, fingerprint, load_data
+from engine.environment import environment
+from engine.files import locked, make_folder, run_path
+from engine.runtime import Runtime, add_execution_flags, make_runtime
+from engine.seeds import derive_seed
+from models import Classifier, GanCheckpoint, SavedClassifier, describe_networks, network_name, read_classifier, read_gan, save_classifier
+from scoring.distilled import RANGES, DistilledSet, read_distilled
+from scoring.evaluation import BUDGETS, seed_groups, validate_group, warn_of_seen_images
+from scoring.recipes import RECIPES, Recipe, make_recipe
+from scoring.results import RESULTS, Outcome, ResultsFile, print_table
+from scoring.sources import Real, Teacher
+from scoring.storage import BYTES
+from scoring.table import LABELS, SOURCES, Deployed, Table, export, keep_samples
+from utils import Parser, UsageError, cli, count, jpeg_quality, positive, positive_int, probability, probability_or_off, tell
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__.splitlines()[0])
     # what is trained on
-    parser.add_argument("--source", nargs="+", choices=SOURCES, default=["generator", "random-real", "real"], help="rows of the table")
-    parser.add_argument("--real", action=argparse.BooleanOptionalAction, default=True, help="always add the row of real images")
+    parser.add_argument("--source", nargs="+", choices=SOURCES, default=["generator", "random-real", "real"], help="images to train on")
     parser.add_argument(
-        "--pretrain-weight", nargs="+", help="checkpoints of stage 1 or 2, of the reference code, or .safetensors; each has rows of its own"
+        "--real", action=argparse.BooleanOptionalAction, default=True, help="add the row of real images even if --source does not name it"
     )
-    parser.add_argument("--mixture", action="store_true", help="several --pretrain-weight are one source, each makes a share")
-    parser.add_argument("--file", nargs="+", help="distilled sets of --source file: .pt, or a folder with a folder of pictures per class")
-    parser.add_argument("--image-range", choices=RANGES, help="of the values in --file, where they do not tell")
-    parser.add_argument("--match-bytes", action="store_true", help="add real images, as many as fit the generator's bytes: raw, webp, jpeg")
-    parser.add_argument("--quality", type=jpeg_quality, default=75, help="of the jpeg")
-    parser.add_argument("--herding-epochs", type=positive_int, default=10, help="passes of the network that --source herding chooses by")
+    parser.add_argument(
+        "--pretrain-weight", nargs="+", help="checkpoints of stage 1 or 2, of the reference code, or .safetensors; each gets its own rows"
+    )
+    parser.add_argument("--mixture", action="store_true", help="use all --pretrain-weight as one source; each generates an equal share")
+    parser.add_argument("--file", nargs="+", help="distilled sets for --source file: .pt, or a folder with a picture folder per class")
+    parser.add_argument("--image-range", choices=RANGES, help="range of the values in --file, if the values do not determine it")
+    parser.add_argument(
+        "--match-bytes", action="store_true", help="add as many real images as fit into the generator's bytes: raw, webp, jpeg"
+    )
+    parser.add_argument("--quality", type=jpeg_quality, default=75, help="JPEG quality of --match-bytes")
+    parser.add_argument("--herding-epochs", type=positive_int, default=10, help="training epochs of the network of --source herding")
     parser.add_argument(
         "--budget",
         nargs="+",
         choices=BUDGETS,
         default=["stream"],
-        help="fixed: ipc images a class, drawn once; stream: fresh ones",
+        help="fixed: ipc images per class, drawn once; stream: drawn anew at each epoch",
     )
-    parser.add_argument("--ipc", nargs="+", type=positive_int, help="images per class and epoch (default: those of --file, else 50)")
-    parser.add_argument("--labels", nargs="+", choices=LABELS, help="soft: those of --teacher, rows of their own (default: as they come)")
-    parser.add_argument("--teacher", help="classifier of --save-classifiers, for --labels soft and --filter")
-    parser.add_argument("--temperature", type=positive, default=1.0, help="the teacher's logits are divided by it")
+    parser.add_argument(
+        "--ipc", nargs="+", type=positive_int, help="images per class in an epoch of a classifier (default: as in --file, else 50)"
+    )
+    parser.add_argument("--labels", nargs="+", choices=LABELS, help="soft: rows with labels of --teacher (default: the images' own labels)")
+    parser.add_argument("--teacher", help="file of a classifier, from --save-classifiers, for --labels soft and --filter")
+    parser.add_argument("--temperature", type=positive, default=1.0, help="divisor of the logits of --teacher")
     # how the generator is deployed
-    parser.add_argument("--storage", choices=BYTES, help="precision that it is stored, measured and scored at (default: the file's)")
-    parser.add_argument("--export", help="folder to write the generator to, at --storage, and the sets drawn from it that are scored")
-    parser.add_argument("--filter", type=probability, default=0.0, help="redraw images that --teacher gives their class less than this")
+    parser.add_argument(
+        "--storage", choices=BYTES, help="precision at which the generator is stored, measured and scored (default: the file's)"
+    )
+    parser.add_argument("--export", help="folder for the generator at --storage and for the scored sets drawn from it")
+    parser.add_argument(
+        "--filter", type=probability, default=0.0, help="redraw an image if --teacher gives its class less than this probability"
+    )
     # data
     parser.add_argument("--data", choices=datasets.NAMES, help="image set (default: the checkpoint's, or cifar10)")
-    parser.add_argument("--data-dir", default="datasets", help="where its files lie or are downloaded to; for folder, PATH")
-    parser.add_argument("--image-size", type=int, choices=(28, 32), help="pixels of --data folder (default 32)")
+    parser.add_argument("--data-dir", default="datasets", help="where the set lies or is downloaded to (--data folder: train/ and test/)")
+    parser.add_argument("--image-size", type=int, choices=(28, 32), help="side of the images of --data folder in pixels (default 32)")
     parser.add_argument("--val-size", type=count, default=0, help="test on this many held-out training images instead of the test set")
     # classifiers
     parser.add_argument("--eval-model", nargs="+", default=["convnet"], help="networks to train")
-    parser.add_argument("--repeats", type=positive_int, default=5, help="classifiers for each row")
-    parser.add_argument("--together", type=positive_int, help="trained side by side (default: all of a row with --graphs, else 1)")
-    parser.add_argument("--recipe", choices=RECIPES, default="dim", help="sets those of the flags below that are not given")
+    parser.add_argument("--repeats", type=positive_int, default=5, help="number of classifiers for each row")
+    parser.add_argument(
+        "--together", type=positive_int, help="classifiers trained side by side (default: all of a row with --graphs, else 1)"
+    )
+    parser.add_argument("--recipe", choices=RECIPES, default="dim", help="how a classifier is trained; flags below override it")
     parser.add_argument("--epochs-eval", type=positive_int, help="epochs of a classifier (default: the recipe's, 1000)")
-    parser.add_argument("--batch-size", type=positive_int, help="(default: the recipe's, 128 or 256)")
+    parser.add_argument("--batch-size", type=positive_int, help="images per step (default: the recipe's, 128 or 256)")
     parser.add_argument("--lr", type=positive, help="learning rate (default: the recipe's, 0.01)")
     parser.add_argument("--mix-p", type=probability_or_off, help="probability of CutMix for a batch; -1 = never (default: the recipe's)")
     parser.add_argument("--dsa-strategy", help="augmentation, such as color_crop, or none (default: the recipe's)")
     parser.add_argument("--dsa-composition", choices=COMPOSITIONS, help="how its operations combine (default: the recipe's)")
-    parser.add_argument("--seed", type=count, default=0, help="of classifiers and image draws")
-    parser.add_argument("--curve", type=count, default=0, help="test this often on the way, for a curve against images seen")
+    parser.add_argument("--seed", type=count, default=0, help="seed of the classifiers and of the images drawn")
+    parser.add_argument("--curve", type=count, default=0, help="number of tests during training, for a curve against images seen")
     # run
-    parser.add_argument("--samples", type=count, default=5, help="images of each class that are kept to be looked at")
+    parser.add_argument("--samples", type=count, default=5, help="example images of each class kept in the results")
     parser.add_argument("--save-classifiers", action="store_true", help="keep the classifiers, in results/TAG/classifiers/")
     parser.add_argument("--tag", default="test", help="name of the folder under --results-dir")
     parser.add_argument("--results-dir", default="results", help="where results go")
-    parser.add_argument("--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument(
-        "--amp", action=argparse.BooleanOptionalAction, help="bf16 autocast (default: where the device has bf16 instructions)"
-    )
-    parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction, help="memory layout (default: on CUDA)")
-    parser.add_argument("--graphs", action=argparse.BooleanOptionalAction, default=False, help="replay each step as one CUDA graph")
-    parser.add_argument(
-        "--compile", action=argparse.BooleanOptionalAction, default=False, help="fuse classifiers and pool networks by torch.compile"
-    )
+    add_execution_flags(parser)
     return parser.parse_args(argv)
 
 
@@ -453,13 +194,6 @@ def herding_network(network: str, recipe: Recipe, data: Data, folder: Path, val_
     return path
 
 
-def warn_of_seen_images(checkpoint: GanCheckpoint, val_size: int) -> None:
-    """Say so where the images now held out were trained on when the checkpoint was made."""
-    if val_size > (checkpoint.val_size or 0):
-        seen = "unknown, taken as 0" if checkpoint.val_size is None else checkpoint.val_size
-        tell(f"warning: --val-size {val_size}: {checkpoint.path} was trained with --val-size {seen}: it has seen images held out now")
-
-
 def row_hash(row: dict) -> str:
     """A short name of a row's settings, so that the classifiers of two rows are never taken for each other."""
     settings = {name: value for name, value in row.items() if name not in RESULTS}
@@ -536,6 +270,12 @@ def main(args: argparse.Namespace) -> list[dict]:
             return validate_group(network, source, data, recipe, seeds, runtime, keep, args.curve, title)
 
         if jobs:
+            steps = sum(recipe.epochs * math.ceil(source.per_epoch / recipe.batch_size) * len(seeds) for _, source, seeds in jobs)
+            generators = {f"generator {i}": one.generator for i, one in enumerate(deployed, 1)}
+            number = sum(len(seeds) for *_, seeds in jobs)
+            tell(data.describe())
+            tell(describe_networks(networks, data.info, **generators))
+            tell(f"steps: {steps:,} in all, {number:,} classifiers of {recipe.epochs:,} epochs")
             tell(f"steps run on: {runtime.describe()}")
         for first in range(0, len(jobs), runtime.world_size):  # a job for each rank, then all of them are written down
             part = jobs[first : first + runtime.world_size]

@@ -1,11 +1,11 @@
-"""Our continual learners beside those of avalanche-lib 0.6.0 on the same stream, networks, memory and seeds.
+"""Compare our continual learners with those of avalanche-lib 0.6.0 on the same stream, networks, memory and seeds.
 
     pip install -r benchmarks/requirements-avalanche.txt
     python benchmarks/avalanche_check.py --data mnist --network mlp_w100 --out results/avalanche_mnist.json
 
-Prints final average accuracy, class-incremental, mean and sample standard deviation over seeds of both, and their difference. Both start
-from the same initial weights and go over the same tasks in natural order with plain SGD; batches, draws and buffers are each
-library's own. --out keeps the rows, and the same command goes on with those that are missing.
+Prints the final class-incremental average accuracy of both, as mean and sample standard deviation over seeds, and their difference. Both
+start from the same initial weights and train on the same tasks in natural order with plain SGD. Batches, random draws and buffers are each
+library's own. --out keeps the rows, and the same command continues with those that are missing.
 """
 
 import argparse
@@ -29,15 +29,17 @@ from torch.utils.data import TensorDataset
 
 import continual
 import data as datasets
-from continual import split_classes
 from data import Data, load_data, to_float
-from methods import Learner
-from metrics import accuracies, average_accuracy
+from engine.environment import environment
+from engine.files import write_json
+from engine.runtime import make_runtime
 from models import network_name
-from runtime import make_runtime
-from utils import Parser, UsageError, cli, count, environment, positive, positive_int, write_json
+from replay.learner import Learner
+from replay.metrics import accuracies, average_accuracy
+from replay.tasks import split_classes
+from utils import Parser, UsageError, cli, count, positive, positive_int
 
-# Theirs by our name.
+# Our name of a method -> the name of Avalanche's strategy.
 STRATEGIES = {"finetune": "Naive", "joint": "JointTraining", "er": "Replay", "der++": "DER", "er-ace": "ER_ACE", "gdumb": "GDumb"}
 ALPHA, BETA = 0.5, 0.5  # of DER++
 
@@ -54,7 +56,7 @@ def avalanche_accuracy(method: str, args: argparse.Namespace, data: Data, seed: 
     def dataset(images):
         tensors = TensorDataset(to_float(images.images), images.labels)
         labels = DataAttribute(images.labels.tolist(), "targets")
-        tasks = DataAttribute([0] * len(images), "targets_task_labels", use_in_getitem=True)  # its DER and ER-ACE unpack it
+        tasks = DataAttribute([0] * len(images), "targets_task_labels", use_in_getitem=True)  # DER and ER-ACE of Avalanche unpack it
         return make_avalanche_dataset(tensors, data_attributes=[labels, tasks])
 
     classes = split_classes(data.info.num_classes, args.num_tasks, None)
@@ -86,7 +88,7 @@ def avalanche_accuracy(method: str, args: argparse.Namespace, data: Data, seed: 
 
 
 def our_accuracy(method: str, args: argparse.Namespace, data: Data, seed: int) -> float:
-    """Final average accuracy of ours."""
+    """Final average accuracy of our method."""
     with tempfile.TemporaryDirectory() as folder:
         flags = f"--tag run --results-dir {folder} --data {args.data} --data-dir {args.data_dir} --num-tasks {args.num_tasks} --device cpu"
         flags += f" --method {method} --pool {args.network} --lr {args.lr} --batch-size {args.batch_size} --epochs {args.epochs}"
@@ -107,15 +109,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", choices=datasets.NAMES, default="digits", help="image set")
     parser.add_argument("--data-dir", default="datasets", help="where its files lie or are downloaded to")
     parser.add_argument("--num-tasks", type=positive_int, default=5, help="parts that the classes are split into")
-    parser.add_argument("--methods", nargs="+", choices=STRATEGIES, default=list(STRATEGIES), help="ours by name")
-    parser.add_argument("--network", default="mlp_w100", help="what is trained")
+    parser.add_argument("--methods", nargs="+", choices=STRATEGIES, default=list(STRATEGIES), help="methods to compare, by our names")
+    parser.add_argument("--network", default="mlp_w100", help="network to train")
     parser.add_argument("--buffer-size", type=positive_int, default=200, help="images in memory")
-    parser.add_argument("--batch-size", type=positive_int, default=32, help="images of the stream and of memory at a step")
+    parser.add_argument("--batch-size", type=positive_int, default=32, help="images of the stream, and as many of the memory, in each step")
     parser.add_argument("--epochs", type=positive_int, default=5, help="passes over a task")
     parser.add_argument("--gdumb-epochs", type=positive_int, default=50, help="passes of GDumb over its buffer")
-    parser.add_argument("--lr", type=positive, default=0.03, help="SGD's rate")
-    parser.add_argument("--repeats", type=positive_int, default=5, help="seeds")
-    parser.add_argument("--seed", type=count, default=0, help="the first of them")
+    parser.add_argument("--lr", type=positive, default=0.03, help="SGD's learning rate")
+    parser.add_argument("--repeats", type=positive_int, default=5, help="number of seeds")
+    parser.add_argument("--seed", type=count, default=0, help="the first seed")
     parser.add_argument("--out", help="JSON file to keep the rows in")
     return parser.parse_args(argv)
 
@@ -139,7 +141,7 @@ def main(args: argparse.Namespace) -> list[dict]:
             rows.append(row)
         for seed in range(args.seed + len(row["accs"]), args.seed + args.repeats):
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the other library's
+                warnings.simplefilter("ignore")  # warnings of the other library
                 row["avalanche_accs"].append(round(avalanche_accuracy(method, args, data, seed), 4))
             row["accs"].append(round(our_accuracy(method, args, data, seed), 4))
             row["n"] = len(row["accs"])

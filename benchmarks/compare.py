@@ -2,8 +2,9 @@
 
     python benchmarks/compare.py results/test results/test --a source=generator storage=int8 --b source=random-real
 
-Two rows are a pair where they agree in data, recipe, budget, ipc, classifier and seed: accs[i] of both come from one classifier seed.
-Prints the mean difference A - B in points with its 95 % bootstrap interval over classifiers, and over several generators in A.
+Two rows are a pair if they agree in data, recipe, budget, ipc, classifier and seed, so that accs[i] of both come from one classifier seed.
+Prints the mean difference A - B in percentage points with its 95 % bootstrap interval over classifiers, and over generators if A has
+several.
 """
 
 import argparse
@@ -18,13 +19,14 @@ if __name__ == "__main__":
 import numpy as np
 from scipy.stats import bootstrap
 
-from results import RESULTS, TRAININGS
-from utils import Parser, UsageError, cli, write_json
+from engine.files import write_json
+from scoring.results import RESULTS, TRAININGS
+from utils import Parser, UsageError, cli
 
-# In what the rows of a pair agree; what an older row does not say is None.
+# Settings in which the rows of a pair agree; one that an older row does not have counts as None.
 PAIRED = "dataset split tested_on val_size recipe epochs batch_size lr decay lr_decay decay_at_half dsa_strategy dsa_composition".split()
 PAIRED += "mix_p ema budget ipc classifier seed".split()
-# What is told of a pair where it differs, of hashes but a generator's only where both have one.
+# Settings that are printed if a pair differs in them. A hash other than the generator's is printed only if both rows have one.
 COMPARED = (
     "source",
     "trained",
@@ -46,7 +48,10 @@ RESAMPLES, FEW = 10_000, 5
 
 
 def read_rows(path: str) -> list[dict]:
-    """The rows with a result of a results.json, of its folder, or of a record. Raises UsageError where it is something else."""
+    """The rows with results of a results.json, given as the file or its folder, or of a record.
+
+    Raises UsageError if it is something else.
+    """
     file = Path(path) / "results.json" if Path(path).is_dir() else Path(path)
     try:
         found = json.loads(file.read_text())
@@ -60,17 +65,21 @@ def read_rows(path: str) -> list[dict]:
 
 
 def identity(row: dict) -> str:
-    """A row's settings, without which training of the generator or set of the file it is, where it ran and what else it kept."""
+    """A row's settings as text.
+
+    Rows have the same text if they differ only in their results, the training of the generator, the set of the file, where they ran, or
+    what else was kept.
+    """
     return json.dumps({name: value for name, value in row.items() if name not in ASIDE and value is not None}, sort_keys=True)
 
 
 def text(value) -> str:
-    """A value as it stands in a filter."""
+    """A value as it is written in NAME=VALUE."""
     return "none" if value is None else str(value)
 
 
 def choose(path: str, flag: str, filters: list[str]) -> list[dict]:
-    """The rows for which every NAME=VALUE holds. Raises UsageError where there is none."""
+    """The rows for which every NAME=VALUE holds. Raises UsageError if there is none."""
     rows = read_rows(path)
     for given in filters:
         name, equals, value = given.partition("=")
@@ -82,7 +91,10 @@ def choose(path: str, flag: str, filters: list[str]) -> list[dict]:
 
 
 def pairs_of(rows_a: list[dict], rows_b: list[dict]) -> list[tuple[dict, dict]]:
-    """Each row of A with each other of B that agrees with it. Raises UsageError naming where the nearest two differ if none do."""
+    """Each row of A with each other row of B that agrees with it.
+
+    Raises UsageError if there is none; the error names a setting in which the two most similar rows differ.
+    """
     pairs = [(a, b) for a in rows_a for b in rows_b if a != b]
     if not pairs:
         raise UsageError("A and B are one and the same row, expected two")
@@ -94,14 +106,14 @@ def pairs_of(rows_a: list[dict], rows_b: list[dict]) -> list[tuple[dict, dict]]:
 
 
 def differing(a: dict, b: dict) -> str:
-    """In what A and B differ, in short: "source generator / random-real, storage int8 / none"."""
+    """The settings in which A and B differ, in short: "source generator / random-real, storage int8 / none"."""
     parts = [f"{name} {text(a.get(name))} / {text(b.get(name))}" for name in COMPARED if a.get(name) != b.get(name)]
     hashes = [name for name in HASHES if a.get(name) != b.get(name) and (name == HASHES[0] or None not in (a.get(name), b.get(name)))]
     return ", ".join(parts + [f"{name} {text(a.get(name)):.8} / {text(b.get(name)):.8}" for name in hashes]) or "no setting"
 
 
 def compare(a: dict, b: dict) -> dict:
-    """The difference over the classifiers that both rows have, position by position; low and high are None of one."""
+    """The difference over the classifiers that both rows have, position by position; low and high are None for one classifier."""
     n = min(len(a["accs"]), len(b["accs"]))
     accs_a, accs_b = np.array(a["accs"][:n]), np.array(b["accs"][:n])
     differences = accs_a - accs_b
@@ -115,9 +127,10 @@ def compare(a: dict, b: dict) -> dict:
 
 
 def over_generators(singles: list[dict]) -> dict:
-    """The difference over generators beside one row of B, over the classifiers that all of them have.
+    """The difference between several generators in A and one row of B, over the classifiers that all of them have.
 
-    Draws generators and classifier seeds with replacement, the same seeds for each generator, since B's part is common to all of them.
+    The bootstrap draws generators and classifier seeds with replacement. It draws the same seeds for each generator, since B's part is
+    common to all of them.
     """
     n, rng = min(single["n"] for single in singles), np.random.default_rng(0)
     differences = np.array([single["differences"][:n] for single in singles])  # (generators, classifiers)
@@ -130,7 +143,7 @@ def over_generators(singles: list[dict]) -> dict:
 
 
 def lines_of(found: dict) -> str:
-    """What is compared; the means, their difference in points, its interval, and what there is to beware of."""
+    """Two lines: what is compared; then the means, their difference in points, its interval, and a caveat if needed."""
     n, low, high = found["n"], found["low"], found["high"]
     counts = " (of {} and {})".format(*found["of"]) if len(set(found.get("of", []))) > 1 else ""
     verdict = "no interval of one" if low is None else "includes 0" if low <= 0 <= high else "excludes 0"
@@ -143,8 +156,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__.splitlines()[0])
     parser.add_argument("results_a", metavar="A", help="folder of validate.py, its results.json, or a record of such rows")
     parser.add_argument("results_b", metavar="B", help="likewise; may be the same")
-    parser.add_argument("--a", nargs="+", default=[], metavar="NAME=VALUE", help="rows of A, by their settings, none for null")
-    parser.add_argument("--b", nargs="+", default=[], metavar="NAME=VALUE", help="rows of B, likewise")
+    parser.add_argument("--a", nargs="+", default=[], metavar="NAME=VALUE", help="choose rows of A by their settings; none stands for null")
+    parser.add_argument("--b", nargs="+", default=[], metavar="NAME=VALUE", help="choose rows of B, likewise")
     parser.add_argument("--out", help="JSON file to keep the comparisons in")
     return parser.parse_args(argv)
 

@@ -1,15 +1,16 @@
-"""The scores of ddranking 0.2.0 on an exported CIFAR-10 set, beside the same formulas on fractions, fixed seeds and the last epoch.
+"""Compare the scores that ddranking 0.2.0 gives an exported CIFAR-10 set with those of our own evaluation by the same formulas.
 
     pip install -r benchmarks/requirements-ddranking.txt    # in an environment of its own: it needs numpy < 2
     python benchmarks/ddranking_check.py --set results/cifar10_export/ipc10.pt --out results/ddranking.json
 
-DD-Ranking (Li et al. 2025, arXiv:2505.13300), with hard labels: from accuracies of ConvNet-3 (width 128) on the set (syn), on as many
-random real images (random), and on all real images (full: given, not trained here), with score(x) = (e^x - e^-1) / (e - e^-1),
+DD-Ranking (Li et al. 2025, arXiv:2505.13300) with hard labels takes the accuracies of ConvNet-3 (width 128) trained on the set (syn), on as
+many random real images (random), and on all real images (full: given, not trained here). With score(x) = (e^x - e^-1) / (e - e^-1),
     label-robust score         LRS = score(lambda (syn - random) - (1 - lambda) (full - syn))
     augmentation-robust score  ARS = score(lambda (syn - random) + (1 - lambda) (syn' - random')), ' = without augmentation
-and lambda = 1/2. Of fractions a score lies in 0..1; the package puts percent into e^x. It draws its seed from the clock, looks at the test
-set on the way and reports the best epoch there, and gives the random images the best of five rates there. Ours: seeds of --seed, the last
-epoch, one rate for both. The package trains each set anew for each score; ours takes the trainings with augmentation for both scores.
+and lambda = 1/2. If accuracies are fractions, a score lies in 0..1; the package puts percentages into e^x. The package draws its seed from
+the clock, tests on the test set during training and reports the best epoch there, and gives the random images the best of five learning
+rates there. Ours uses the seeds of --seed, the last epoch, and one learning rate for both. The package trains on each set anew for each
+score; ours uses the trainings with augmentation for both scores.
 """
 
 import argparse
@@ -37,14 +38,18 @@ from PIL import Image
 from torch import Tensor
 
 from data import Data, ImageSet, load_data, to_float
-from distilled import read_distilled
-from runtime import make_runtime
-from sources import Fixed, Real
-from utils import Parser, UsageError, cli, count, derive_seed, environment, number, positive, positive_int, write_json
-from validate import Recipe, validate_group
+from engine.environment import environment
+from engine.files import write_json
+from engine.runtime import make_runtime
+from engine.seeds import derive_seed
+from scoring.distilled import read_distilled
+from scoring.evaluation import validate_group
+from scoring.recipes import Recipe
+from scoring.sources import Fixed, Real
+from utils import Parser, UsageError, cli, count, number, positive, positive_int
 
 FULL = 84.8  # ConvNet-3 on all of CIFAR-10, as the condensation papers report it (DC, arXiv:2006.05929, and those after it)
-STRATEGY = "color_crop_cutout_flip_scale_rotate"  # one of them for a batch: what its DSA does
+STRATEGY = "color_crop_cutout_flip_scale_rotate"  # one of them for each batch, as in the package's DSA
 DSA = {"flip": 0.5, "brightness": 1.0, "saturation": 2.0, "contrast": 0.5, "crop": 0.125, "cutout": 0.5, "scale": 1.2, "rotate": 15.0}
 MEAN, STD = (torch.tensor(values).view(1, 3, 1, 1) for values in ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)))  # the package's
 PATCHED = (
@@ -56,7 +61,7 @@ PATCHED = (
     "both: fewer test images, as --test-images says, the same for ours",
     "LabelRobustScoreHard: the accuracy of the whole set, which its cache lacks, is --full-accuracy",
 )
-TRAININGS = {  # which method of the package's finds which accuracies, in its order: the LRS's one, the ARS's two
+TRAININGS = {  # method of the package -> the accuracies that its calls return, in their order; one method for LRS, two for ARS
     "_compute_hard_label_metrics_helper": ("syn", "random"),
     "_compute_with_aug_metrics_helper": ("syn_aug", "random_aug"),
     "_compute_without_aug_metrics_helper": ("syn_plain", "random_plain"),
@@ -70,13 +75,16 @@ def score(x: float) -> float:
 
 
 def scores(accs: dict[str, float], full: float, weight: float = 0.5) -> dict[str, float]:
-    """LRS and ARS of accuracies in one unit, fractions or percent: syn, random with augmentation, syn_plain, random_plain without."""
+    """LRS and ARS from accuracies in one unit, fractions or percent.
+
+    accs: syn and random with augmentation, syn_plain and random_plain without. full: accuracy on all real images. weight: lambda.
+    """
     gain, plain = accs["syn"] - accs["random"], accs["syn_plain"] - accs["random_plain"]
     return {"lrs": score(weight * gain - (1 - weight) * (full - accs["syn"])), "ars": score(weight * gain + (1 - weight) * plain)}
 
 
 class Binary(torch.utils.data.Dataset):
-    """What torchvision's CIFAR10 is to the package, from images that are there already."""
+    """A replacement for torchvision's CIFAR10 that serves images already in memory."""
 
     data: Data
 
@@ -93,7 +101,7 @@ class Binary(torch.utils.data.Dataset):
 
 @contextlib.contextmanager
 def quiet_folder():
-    """Run where the package may write, without its output and warnings."""
+    """Run the block in a temporary folder where the package may write, and hide its output and warnings."""
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -106,7 +114,7 @@ def quiet_folder():
 
 
 def listen(scorer, heard: dict[str, list[float]]) -> None:
-    """Put the accuracies that each method of TRAININGS finds down in `heard`; what `scorer` does stays as it is."""
+    """Record in `heard` the accuracies that each method of TRAININGS returns; `scorer` otherwise works as before."""
 
     def listening(name: str, method):
         def call(**given):
@@ -121,7 +129,7 @@ def listen(scorer, heard: dict[str, list[float]]) -> None:
 
 
 def package_scores(images: Tensor, data: Data, args: argparse.Namespace) -> dict[str, list[float]]:
-    """The package's own runs on images uint8 (N, 3, 32, 32), sorted by class: each accuracy and score of each run."""
+    """Run the package on images uint8 (N, 3, 32, 32), sorted by class; return each accuracy and score of each run."""
     try:
         from ddranking import metrics
         from ddranking.metrics import aug_robust, hard_label
@@ -132,7 +140,7 @@ def package_scores(images: Tensor, data: Data, args: argparse.Namespace) -> dict
     found: dict[str, list[float]] = {name: [] for name in (*RUNS, "lrs", "ars")}
     draw = hard_label.get_random_data_tensors
     common = {"ipc": len(images) // 10, "data_aug_func": "dsa", "num_eval": 1, "num_epochs": args.epochs, "device": "cpu", "num_workers": 0}
-    common |= {"lr_scheduler": "cosineannealing", "random_data_format": "tensor"}  # the ARS hands its default, step, no step_size
+    common |= {"lr_scheduler": "cosineannealing", "random_data_format": "tensor"}  # the ARS's default, step, is called without a step_size
     normal = (images.float() / 255 - MEAN) / STD
     patches = (mock.patch.object(datasets, "CIFAR10", Binary), mock.patch.object(hard_label, "save_results"))
     patches += (mock.patch.dict(hard_label.REAL_DATA_ACC_CACHE, {"CIFAR10-ConvNet-3": args.full_accuracy}),)
@@ -158,7 +166,7 @@ def package_scores(images: Tensor, data: Data, args: argparse.Namespace) -> dict
 
 
 def our_scores(images: Tensor, labels: Tensor, data: Data, args: argparse.Namespace) -> dict[str, list[float]]:
-    """Ours: accuracies in percent, scores of fractions, of each seed."""
+    """Our evaluation: for each seed the accuracies in percent and the scores of fractions."""
     runtime = make_runtime("cpu", False, False)
     recipe = Recipe(args.epochs, 256, args.lr, "cosine", STRATEGY, "dc", -1.0)
     plain = Recipe(args.epochs, 256, args.lr, "cosine", "none", "dc", -1.0)
@@ -176,15 +184,15 @@ def our_scores(images: Tensor, labels: Tensor, data: Data, args: argparse.Namesp
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__.splitlines()[0])
-    parser.add_argument("--set", required=True, help="ipcN.pt of validate.py --export, of CIFAR-10")
+    parser.add_argument("--set", required=True, help="CIFAR-10 set to score: an ipcN.pt that validate.py --export wrote")
     parser.add_argument("--data-dir", default="datasets", help="where CIFAR-10 lies, in any of its versions")
-    parser.add_argument("--epochs", type=positive_int, default=300, help="of each network")
-    parser.add_argument("--test-interval", type=positive_int, default=20, help="epochs between the package's looks at the test set")
-    parser.add_argument("--test-images", type=positive_int, default=10_000, help="of the test set, the first of it")
-    parser.add_argument("--lr", type=positive, default=0.01, help="SGD's rate, of ours and of the package on the set")
-    parser.add_argument("--full-accuracy", type=number(float, 0, 100), default=FULL, help="percent, of ConvNet-3 on all real images")
-    parser.add_argument("--repeats", type=positive_int, default=5, help="runs of each")
-    parser.add_argument("--seed", type=count, default=0, help="of ours")
+    parser.add_argument("--epochs", type=positive_int, default=300, help="epochs of each network")
+    parser.add_argument("--test-interval", type=positive_int, default=20, help="epochs between the package's tests on the test set")
+    parser.add_argument("--test-images", type=positive_int, default=10_000, help="test images to use, the first of the test set")
+    parser.add_argument("--lr", type=positive, default=0.01, help="SGD's learning rate in our runs, and in the package's on the set")
+    parser.add_argument("--full-accuracy", type=number(float, 0, 100), default=FULL, help="accuracy of ConvNet-3 on all real images, %%")
+    parser.add_argument("--repeats", type=positive_int, default=5, help="runs of each evaluation")
+    parser.add_argument("--seed", type=count, default=0, help="seed of our runs")
     parser.add_argument("--out", help="JSON file to keep the rows in")
     return parser.parse_args(argv)
 
@@ -197,7 +205,7 @@ def main(args: argparse.Namespace) -> list[dict]:
     found = read_distilled(args.set, data.info)[0]
     if found.soft:
         raise UsageError(f"{args.set}: holds soft labels, expected hard ones")
-    order = found.labels.argsort(stable=True)  # the package takes labels from the order
+    order = found.labels.argsort(stable=True)  # the package infers labels from the order
     images, labels = ((found.images[order] + 1) * 127.5).round().clamp(0, 255).byte(), found.labels[order]
     data = Data(data.info, data.train, None, ImageSet(data.test.images[: args.test_images], data.test.labels[: args.test_images]))
     start, rows = time.perf_counter(), []
@@ -216,7 +224,7 @@ def main(args: argparse.Namespace) -> list[dict]:
 
 
 def report(rows: list[dict], full: float) -> None:
-    """Print both side by side, the package's formulas on fractions as well, and what was patched."""
+    """Print both side by side, also the scores of the package's accuracies as fractions, and what was patched."""
     theirs, ours = (row["runs"] for row in rows)
 
     def cell(values: list[float] | None) -> str:

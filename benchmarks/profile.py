@@ -11,26 +11,26 @@ import time
 from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not this folder, whose profile.py is not Python's
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not this folder, whose profile.py would hide Python's
 
 from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.speed import POOL, ROWS
+from benchmarks.parts import POOL, ROWS
+from engine.runtime import make_runtime
 from models import network_name
-from runtime import device_name, make_runtime
-from utils import Parser, cli, positive_int
+from utils import Parser, cli, device_name, positive_int
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__.splitlines()[0])
     # what
-    parser.add_argument("--part", choices=ROWS, default="stage-1 step", help="of which stage")
+    parser.add_argument("--part", choices=ROWS, default="stage-1 step", help="part of the stages to profile")
     parser.add_argument("--batch-size", type=positive_int, default=64, help="real images a step")
     parser.add_argument("--width", type=positive_int, default=64, help="channels of both players")
-    parser.add_argument("--network", default=POOL[0], help="of stage 2's pool and of the classifiers")
-    parser.add_argument("--units", type=positive_int, default=5, help="steps, epochs or whatever the part counts")
+    parser.add_argument("--network", default=POOL[0], help="network of stage 2's pool and of the classifiers")
+    parser.add_argument("--units", type=positive_int, default=5, help="units of work to profile: steps, epochs or whatever the part counts")
     # how
     parser.add_argument("--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument(
@@ -48,7 +48,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def is_kernel(event: FunctionEvent) -> bool:
-    """Whether the device did it, and it is not a range that the host marked."""
+    """Whether the event is work of the device, not a range that the host marked."""
     return event.device_type == DeviceType.CUDA and not getattr(event, "is_user_annotation", False)
 
 
@@ -78,7 +78,7 @@ def main(args: argparse.Namespace) -> None:
     if on_cuda:
         kernels = sorted((e.time_range.start, e.time_range.end) for e in profiler.events() if is_kernel(e))
         busy = reached = 0.0
-        for begin, end in kernels:  # of overlapping kernels the union
+        for begin, end in kernels:  # overlapping kernels count once
             busy += max(0.0, end - max(begin, reached))
             reached = max(reached, end)
         print(

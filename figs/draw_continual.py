@@ -2,10 +2,10 @@
 
     python figs/draw_continual.py results/mnist_* --out figs/split_mnist --record benchmarks/results/DATE_split_mnist.json
 
-Runs that differ in their seed alone are one row, named by their folder's name without data set, bytes and seed. Prints a
-Markdown table; with --out draws FOLDER/bytes.png (accuracy against stored bytes, mean and sample standard deviation), matrices.png,
-tasks.png (accuracy on each task after each task) and samples.png (what the generators make after every task); with --record
-keeps the rows. --from RECORD prints and draws a kept record again, but for the samples.
+Runs that differ only in their seed are one row, named by their folder without data set, bytes and seed. Prints a Markdown table. --out
+draws FOLDER/bytes.png (accuracy against stored bytes, mean and sample standard deviation), matrices.png, tasks.png (accuracy on each task
+after each task) and samples.png (what the generators make after every task). --record keeps the rows. --from RECORD prints and draws a kept
+record again, except for the samples.
 """
 
 import argparse
@@ -25,16 +25,16 @@ import numpy as np
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from methods import METHODS
-from run_folder import make_folder
-from utils import Parser, UsageError, cli, write_atomic, write_json
+from engine.files import make_folder, write_atomic, write_json
+from replay.methods import METHODS
+from utils import Parser, UsageError, cli
 
 OWN = ("tag", "seed", "results_dir", "data_dir", "save_interval", "print_freq", "device")  # flags in which runs of one row may differ
 SHARED = ("method", "data", "split", "track", "num_tasks", "classes", "memory_bytes", "steps", "commit", "torch", "device", "generator")
 
 
 def read_runs(folders: list[str]) -> list[dict]:
-    """The results of each finished run, with its folder. Raises UsageError where there is none."""
+    """The results of each finished run, with its folder. Raises UsageError if there is none."""
     runs = []
     for folder in map(Path, folders):
         path = folder / "results.json"
@@ -56,17 +56,20 @@ def read_runs(folders: list[str]) -> list[dict]:
 
 
 def label_of(run: dict) -> str:
-    """A row's name: the folder's, without data set, bytes and seed where they are part of it."""
+    """The name of a run's row: that of the folder, without data set, bytes and seed if they are part of it."""
     return re.sub(rf"^{run['data']}_(\d+_)?|_{run['seed']}$", "", run["folder"].name)
 
 
 def spread(values: list[float]) -> float | None:
-    """Sample standard deviation; None of one value."""
+    """Sample standard deviation; None for a single value."""
     return stdev(values) if len(values) > 1 else None
 
 
 def row_of(runs: list[dict]) -> dict:
-    """One row of runs that differ in their seed: means over seeds, of the mean over the networks of a pool."""
+    """One row for runs that differ only in their seed. Raises UsageError if a seed occurs twice.
+
+    Values are means over seeds; the value of a seed is the mean over the networks of the pool.
+    """
 
     def of(metric: str, setting: str = "class-il") -> list[float] | None:
         values = [run["mean"][setting][metric] for run in runs]
@@ -98,10 +101,10 @@ def row_of(runs: list[dict]) -> dict:
 
 
 def rows_of(runs: list[dict]) -> list[dict]:
-    """A row for each group of runs that differ in their seed alone, in the order in which they were given."""
+    """A row for each group of runs that differ only in their seed, in the order in which they were given."""
     groups: dict[str, list[dict]] = {}
     for run in runs:
-        # a flag that is not set says what a run says that is older than the flag
+        # a flag that is not set counts as missing, as in runs that are older than the flag
         flags = {name: value for name, value in run["flags"].items() if name not in OWN and value is not None}
         groups.setdefault(json.dumps([label_of(run), flags], sort_keys=True), []).append(run)
     return [row_of(group) for group in groups.values()]
@@ -115,7 +118,7 @@ def plus_minus(value: float | None, deviation: float | None) -> str:
 
 
 def table(rows: list[dict], record: str | None = None) -> list[str]:
-    """The rows as Markdown, best first within a budget."""
+    """The rows as Markdown, best first within a data set."""
     heads = ["data", "method", "kept, bytes", "images kept", "class-il", "task-il", "forgetting", "seconds", "n"] + ["record, rows"] * bool(
         record
     )
@@ -136,7 +139,10 @@ def save(figure, path: Path) -> None:
 
 
 def draw_bytes(rows: list[dict], path: Path) -> None:
-    """Final average accuracy against the budget, a line for each method, those of one budget side by side; what has none as a level."""
+    """Draw final average accuracy against the budget, a line for each method.
+
+    Points of one budget stand side by side. A method without a budget is a horizontal line.
+    """
     figure, axes = plt.subplots(figsize=(9, 5.5))
     best = {label: max(row["mean"] for row in rows if row["label"] == label) for label in {row["label"] for row in rows}}
     labels, colors = sorted(best, key=lambda label: -best[label]), plt.get_cmap("tab20").colors
@@ -167,13 +173,13 @@ def draw_bytes(rows: list[dict], path: Path) -> None:
 
 
 def title(rows: list[dict]) -> str:
-    """What all rows share."""
+    """The title of a figure: what all rows share."""
     numbers = sorted({row["n"] for row in rows})
     return f"{rows[0]['data']}, {rows[0]['num_tasks']} tasks, {rows[0]['track']}, n = {'/'.join(map(str, numbers))}"
 
 
 def panels(number: int, width: float = 3.2, height: float = 2.9) -> tuple:
-    """A figure with that many axes of so many inches, and the axes."""
+    """A figure with `number` axes of width x height inches each, and these axes."""
     columns = min(4, number)
     rows = -(-number // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
@@ -183,7 +189,7 @@ def panels(number: int, width: float = 3.2, height: float = 2.9) -> tuple:
 
 
 def draw_matrices(rows: list[dict], path: Path) -> None:
-    """acc[i, j] of each row as a heat map."""
+    """Draw acc[i, j] of each row as a heat map."""
     figure, axes = panels(len(rows))
     for ax, row in zip(axes, rows, strict=False):
         acc = np.array(row["acc"])
@@ -198,7 +204,7 @@ def draw_matrices(rows: list[dict], path: Path) -> None:
 
 
 def draw_tasks(rows: list[dict], path: Path) -> None:
-    """Accuracy on each task after each task, from the one that brought it on."""
+    """Draw the accuracy on each task after each task, from the task itself on."""
     rows = [row for row in rows if len(row["acc"]) == row["num_tasks"]]
     if not rows:
         return
@@ -214,7 +220,10 @@ def draw_tasks(rows: list[dict], path: Path) -> None:
 
 
 def draw_samples(runs: list[dict], path: Path) -> None:
-    """What the generators of each row's first seed make after every task (do they forget?); without any, what the buffers hold."""
+    """Draw what the generators of each row's first seed make after every task, which shows whether they forget.
+
+    If no run has a generator, draw what the buffers hold.
+    """
     runs = [run for run in runs if run["generator"]] or runs
     first = {label_of(run): run for run in reversed(runs)}
     pictures = {label: sorted((run["folder"] / "outputs").glob("img_*.png")) for label, run in first.items()}
@@ -235,8 +244,8 @@ def draw_samples(runs: list[dict], path: Path) -> None:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="*", default=[], help="folders of continual.py; what is not finished is left out")
-    parser.add_argument("--from", dest="kept", help="a record of --record instead of runs")
+    parser.add_argument("runs", nargs="*", default=[], help="folders of continual.py; unfinished runs are left out")
+    parser.add_argument("--from", dest="kept", help="use a record that --record wrote instead of runs")
     parser.add_argument("--out", help="folder for the figures")
     parser.add_argument("--record", help="JSON file to keep the rows in")
     parser.add_argument("--command", nargs="+", default=[], help="--record: the commands that made the runs")

@@ -1,4 +1,4 @@
-"""Rows of validate.py as what tables and figures show: one line for several trainings of a generator, with a label of its own."""
+"""Lines of tables and figures from rows of validate.py: one labelled line for several trainings of a generator."""
 
 import json
 import sys
@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 
 from benchmarks.compare import ASIDE, identity
-from results import TRAININGS, plus_minus, source_name
+from scoring.results import TRAININGS, plus_minus, source_name
 
-PLACE = ("dataset", "split", "val_size", "classifier", "ipc", "budget")  # the budget last: a line of the table holds both
-SIZES = ("match_bytes", "generator_parameters")  # in what points of one series differ where bytes are the axis
+PLACE = ("dataset", "split", "val_size", "classifier", "ipc", "budget")  # budget last: a line of the table holds both budgets
+SIZES = ("match_bytes", "generator_parameters")  # settings in which the points of a series over bytes differ
 
 
 @dataclass
 class Line:
-    """A row, or the rows of several trainings of a generator (sets of a file) as one; `numbers` are their places in the record.
+    """A row, or the rows of several trainings of a generator (or several sets of a file) together.
 
-    label: what was trained on, and what else tells it from others of its place; series: that without sizes.
+    numbers: places of the rows in the record. label: what was trained on, and the settings that distinguish it from other lines of its
+    place. series: the label without the settings in SIZES.
     """
 
     rows: list[dict]
@@ -38,7 +39,7 @@ class Line:
 
     @property
     def std(self) -> float | None:
-        """Over trainings; of one row over its classifiers."""
+        """Sample standard deviation over trainings, or over classifiers if there is one row."""
         return stdev(row["mean"] for row in self.rows) if len(self.rows) > 1 else self["std"]
 
     @property
@@ -53,7 +54,10 @@ class Line:
 
 
 def unique(rows: list[dict]) -> list[dict]:
-    """Each row once: of those of the same settings, such as the real images that every command adds, the one of most classifiers."""
+    """Drop repeated rows, such as the real images that every command adds.
+
+    Of rows with the same settings the one with most classifiers is kept.
+    """
 
     def full(row: dict) -> tuple:
         return len(row["accs"]), bool(row.get("curve_accs")), bool(row.get("samples"))
@@ -69,7 +73,7 @@ def unique(rows: list[dict]) -> list[dict]:
 
 
 def images_of(rows: list[dict]) -> str:
-    """What was trained on: "generator fp16, soft labels at 4"."""
+    """What the classifiers were trained on: "generator fp16, soft labels at 4"."""
     row, source = rows[0], rows[0]["source"]
     if source == "generator":
         storage = row.get("storage") or "fp32"  # one name, or that of each generator
@@ -85,7 +89,10 @@ def images_of(rows: list[dict]) -> str:
 
 
 def lines_of(rows: list[dict]) -> list[Line]:
-    """The rows in lines, best first within a place. Labels that would stand twice in it, in either budget, have what differs added."""
+    """Join rows to lines, best first within a place.
+
+    If lines of one place, in either budget, have the same label, the settings in which they differ are added to it.
+    """
     groups: dict[str, list[int]] = {}
     for number, row in enumerate(rows):
         groups.setdefault(identity(row), []).append(number)
@@ -122,7 +129,7 @@ def place_of(line: Line, *names: str) -> str:
 
 
 def grouped(lines: Iterable[Line], *names: str) -> dict[str, list[Line]]:
-    """Lines by the place that these settings and the data make."""
+    """Group lines by place_of: their data and these settings."""
     groups: dict[str, list[Line]] = {}
     for line in lines:
         groups.setdefault(place_of(line, *names), []).append(line)
@@ -130,7 +137,10 @@ def grouped(lines: Iterable[Line], *names: str) -> dict[str, list[Line]]:
 
 
 def once(lines: Iterable[Line]) -> list[tuple[str, Line]]:
-    """Lines with a name that says the budget where it makes a difference, which is where images are generated; others once."""
+    """(name of the budget to append to a label, line) for each line to draw.
+
+    The budget makes a difference only to generated images; other lines are taken once, and nothing is appended.
+    """
     found = {}
     for line in lines:
         budget = f", {line['budget']}" if line["source"] == "generator" else ""
@@ -139,7 +149,7 @@ def once(lines: Iterable[Line]) -> list[tuple[str, Line]]:
 
 
 def table(lines: list[Line], record: str | None = None) -> list[str]:
-    """Markdown: a line for both budgets."""
+    """The lines as Markdown; one line of the table holds both budgets."""
     heads = ["data", "classifier", "images", "stream", "fixed", "ipc", "stored MB", "bits per class", "n"] + ["record, rows"] * bool(record)
     shared: dict[tuple, dict[str, Line]] = {}
     for line in lines:

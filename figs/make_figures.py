@@ -2,10 +2,9 @@
 
     python figs/make_figures.py results/test results/other --out figs/validate --record benchmarks/results/DATE_fashion.json
 
-Rows that differ in the training of their generator alone are one line and one point; "stage 1=results/test" names the generators of a
-folder, which keeps them apart. Prints a Markdown table; with --out draws those of FOLDER/curves.png, bytes.png, architectures.png,
-samples.png, neighbours.png and confusion.png that there are rows for; with --record keeps the rows, without images. --from RECORD prints
-and draws a kept record again.
+Rows that differ only in the training of their generator are one line and one point; "stage 1=results/test" names the generators of a folder
+and keeps them apart. Prints a Markdown table. --out draws FOLDER/curves.png, bytes.png, architectures.png, samples.png, neighbours.png and
+confusion.png, each if there are rows for it. --record keeps the rows without images. --from RECORD reads a kept record instead.
 """
 
 import argparse
@@ -28,10 +27,10 @@ from PIL import Image
 
 from benchmarks.compare import read_rows
 from data import DATASETS
+from engine.files import make_folder, write_json
 from figs.draw_continual import panels, plus_minus, save
 from figs.lines import Line, grouped, lines_of, once, place_of, table, unique
-from run_folder import make_folder
-from utils import Parser, UsageError, cli, write_json
+from utils import Parser, UsageError, cli
 
 
 def colors_of(names: Iterable[str]) -> dict[str, tuple]:
@@ -49,7 +48,7 @@ def log_ticks(ax, formatter) -> None:
 
 
 def finish(figure, path: Path) -> None:
-    """One legend for all panels, beside them, and write the figure."""
+    """Add one legend for all panels beside them, and write the figure."""
     handles = {label: handle for ax in figure.axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     figure.tight_layout()
     figure.legend(handles.values(), handles.keys(), fontsize=8, loc="upper left", bbox_to_anchor=(1, 0.97))
@@ -57,8 +56,8 @@ def finish(figure, path: Path) -> None:
 
 
 def draw_curves(lines: list[Line], path: Path) -> bool:
-    """Accuracy against images seen: mean and sample standard deviation, over trainings or else over classifiers."""
-    lines = lines_of([row for line in lines for row in line.rows if row.get("curve_accs")])  # of several trainings maybe not all
+    """Draw accuracy against images seen: mean and sample standard deviation over trainings, or else over classifiers."""
+    lines = lines_of([row for line in lines for row in line.rows if row.get("curve_accs")])  # some trainings of a line may have no curve
     places = grouped(lines, "classifier", "ipc")
     if not places:
         return False
@@ -82,7 +81,7 @@ def draw_curves(lines: list[Line], path: Path) -> bool:
 
 
 def draw_bytes(lines: list[Line], path: Path) -> bool:
-    """Accuracy against stored bytes with sample standard deviation; all real images, which take far more, as a level."""
+    """Draw accuracy against stored bytes with sample standard deviation; all real images, far larger, are a horizontal line."""
     real = [line for _, line in once(lines) if line["source"] == "real"]
     places = grouped((line for line in lines if line.num_bytes and line["source"] != "real"), "classifier")
     if not places:
@@ -117,7 +116,7 @@ def draw_bytes(lines: list[Line], path: Path) -> bool:
 
 
 def heat(ax, values: np.ndarray, texts: list[list[str]], rows: list[str], columns: list[str]) -> None:
-    """A heat map with a text in each cell and names beside it, where they have room; nan stays empty."""
+    """Draw a heat map; up to 25 rows also get texts in the cells and names beside them. A nan cell stays empty."""
     low, high = np.nanmin(values), np.nanmax(values)
     ax.imshow(values, cmap="viridis", aspect="auto", vmin=low, vmax=high)
     if len(rows) > 25:
@@ -131,7 +130,7 @@ def heat(ax, values: np.ndarray, texts: list[list[str]], rows: list[str], column
 
 
 def draw_architectures(lines: list[Line], path: Path) -> bool:
-    """Classifiers by what they were trained on, for each place that has several classifiers."""
+    """Draw accuracy by classifier and by what it was trained on, for each place with several classifiers."""
     places = {place: group for place, group in grouped(lines, "ipc", "budget").items() if len({line["classifier"] for line in group}) > 1}
     if not places:
         return False
@@ -150,7 +149,7 @@ def draw_architectures(lines: list[Line], path: Path) -> bool:
 
 
 def draw_confusion(lines: list[Line], path: Path) -> bool:
-    """Percent of each class that was taken for each: what was trained on, in the first place where it was."""
+    """Draw in percent how the images of each class were classified, once for each line label and data set."""
     first: dict[tuple, Line] = {}
     for line in lines:
         if line["confusion"]:
@@ -178,7 +177,7 @@ def class_names(dataset: str, lines: list[Line], k: int) -> list[str]:
 
 
 def samples_of(lines: list[Line]) -> dict[str, dict[str, dict]]:
-    """data -> what was trained on -> the samples of the first row that has some; all real images have none."""
+    """data -> label -> the samples of the first row that has some; lines of all real images are left out."""
     found: dict[str, dict[str, dict]] = {}
     for line in lines:
         for row in line.rows:
@@ -188,14 +187,14 @@ def samples_of(lines: list[Line]) -> dict[str, dict[str, dict]]:
 
 
 def pixels(samples: dict, name: str) -> np.ndarray:
-    """(classes, per class, size, size, 3), uint8."""
+    """The images called `name` in `samples`: uint8 (classes, per class, size, size, 3)."""
     image = np.asarray(Image.open(io.BytesIO(base64.b64decode(samples[name]))).convert("RGB"))
     size, per_class = samples["size"], samples["per_class"]
     return image.reshape(-1, size, per_class, size, 3).swapaxes(1, 2)
 
 
 def draw_grids(rows: list[list[tuple[str, np.ndarray, list[str]]]], path: Path) -> bool:
-    """Grids of images (classes, columns, height, width, 3), each with a title and the classes' names, a line of them for each data set."""
+    """Draw grids of images (classes, columns, height, width, 3) with titles and class names; one row of grids for each data set."""
     if not any(rows):
         return False
     shapes = [images.shape for row in rows for _, images, _ in row]
@@ -221,7 +220,7 @@ def draw_grids(rows: list[list[tuple[str, np.ndarray, list[str]]]], path: Path) 
 
 
 def draw_samples(lines: list[Line], path: Path) -> bool:
-    """Real images and beside them what was trained on in their place, class by class."""
+    """Draw real images, and beside them the images that were trained on instead, class by class."""
     rows = []
     for data, found in samples_of(lines).items():
         real = next((samples for samples in found.values() if samples.get("real")), None)
@@ -231,7 +230,7 @@ def draw_samples(lines: list[Line], path: Path) -> bool:
 
 
 def draw_neighbours(lines: list[Line], path: Path) -> bool:
-    """Generated images, each with the training image nearest to it at its right: images that are remembered show here."""
+    """Draw generated images, each with the nearest training image at its right: memorised images show here."""
     rows = []
     for data, found in samples_of([line for line in lines if line["source"] in ("generator", "file")]).items():
         rows.append([])
@@ -248,7 +247,7 @@ def draw_neighbours(lines: list[Line], path: Path) -> bool:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__.splitlines()[0])
     parser.add_argument("results", nargs="*", default=[], help="folders of validate.py or their results.json; NAME=FOLDER names generators")
-    parser.add_argument("--from", dest="kept", help="a record of --record instead of results")
+    parser.add_argument("--from", dest="kept", help="use a record that --record wrote instead of results")
     parser.add_argument("--out", help="folder for the figures")
     parser.add_argument("--record", help="JSON file to keep the rows in")
     parser.add_argument("--command", nargs="+", default=[], help="--record: the commands that made the rows")
@@ -268,7 +267,7 @@ FIGURES = {
 
 
 def read_named(given: str) -> list[dict]:
-    """The rows of FOLDER, or of NAME=FOLDER with that name for the training of its generators."""
+    """The rows of FOLDER; of NAME=FOLDER with NAME as the name of how its generators were trained."""
     name, equals, path = given.partition("=")
     if not equals or Path(given).exists():
         return read_rows(given)

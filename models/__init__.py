@@ -1,6 +1,7 @@
-"""Name -> network, checkpoint -> generator."""
+"""The registry of networks by name, and checkpoints of generators and classifiers."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,15 +12,16 @@ from torch import Tensor, nn
 
 from augment import Transform
 from data import DataInfo
+from engine.files import read_checkpoint, read_safetensors, write_tensors
 from models.convnet import ConvNet
 from models.densenet import DenseNet
 from models.gan import Discriminator, Generator
 from models.mlp import MLP
 from models.resnet import ResNet
 from models.resnet_gan import ResNetDiscriminator, ResNetGenerator
-from utils import UsageError, read_checkpoint, read_safetensors, write_tensors
+from utils import UsageError
 
-# Name -> constructor(channels, image_size, num_classes). A name states its width wherever two exist.
+# Name -> constructor(channels, image_size, num_classes). Networks of several widths end in _wN; "convnet" is the usual one of width 128.
 NETWORKS = {
     "convnet": ConvNet,
     "convnet_w32": partial(ConvNet, width=32),
@@ -33,13 +35,13 @@ NETWORKS = {
     "resnet18_w64": partial(ResNet, width=64, blocks=2, norm="batch"),
 }
 STORAGES = ("fp32", "fp16", "int8")  # precisions of a stored generator; int8 with a scale per output channel
-SCALE = ".scale"  # what the name of a scale ends with
-# What DiM's commands call its narrow network; everything printed or stored says the full name.
+SCALE = ".scale"  # suffix of the names of scales
+# The name of the narrow network in DiM's commands; what is printed or stored has the full name.
 ALIASES = {"resnet18": "resnet18_w32"}
 
 
 class Players(NamedTuple):
-    """The classes of a pair, which share their constructor values, and the width at which the generator is no larger than DiM's."""
+    """The classes of a generator and its discriminator, and the default width, at which the generator is no larger than DiM's."""
 
     generator: type[nn.Module]
     discriminator: type[nn.Module]
@@ -53,7 +55,7 @@ GANS = {
 
 
 class Classifier(nn.Module):
-    """A network that takes images in [-1, 1]: the one place that knows their mean and standard deviation."""
+    """A network that takes images in [-1, 1]. It is the only place where the mean and standard deviation of the set are used."""
 
     mean: Tensor
     std: Tensor
@@ -61,7 +63,7 @@ class Classifier(nn.Module):
     def __init__(self, network: nn.Module, info: DataInfo):
         super().__init__()
         self.network = network
-        # Statistics are of images in [0, 1]; (x + 1) / 2 is folded into them.
+        # The statistics are of images in [0, 1]; here they are converted to those of images in [-1, 1].
         self.register_buffer("mean", torch.tensor(info.mean).view(1, -1, 1, 1) * 2 - 1, persistent=False)
         self.register_buffer("std", torch.tensor(info.std).view(1, -1, 1, 1) * 2, persistent=False)
 
@@ -79,7 +81,7 @@ class Classifier(nn.Module):
 
 
 def network_name(name: str) -> str:
-    """The registry's name for `name`. Raises UsageError where there is none."""
+    """The registry's name for a network or an alias. Raises UsageError if there is none."""
     name = ALIASES.get(name, name)
     if name not in NETWORKS:
         raise UsageError(f"unknown network {name!r}, expected one of {', '.join([*NETWORKS, *ALIASES])}")
@@ -91,8 +93,16 @@ def build_classifier(name: str, info: DataInfo) -> Classifier:
     return Classifier(NETWORKS[network_name(name)](info.channels, info.image_size, info.num_classes), info)
 
 
+def describe_networks(names: Iterable[str], info: DataInfo, **others: nn.Module) -> str:
+    """One line for the reader: the parameters of other networks by name, and of the classifiers in `names`."""
+    with torch.device("meta"):  # no memory, and no random numbers
+        found = others | {name: build_classifier(name, info) for name in names}
+    counts = (f"{name} {sum(p.numel() for p in module.parameters()):,}" for name, module in found.items())
+    return f"networks: {', '.join(counts)} parameters"
+
+
 def build_generator(config: dict) -> nn.Module:
-    """A freshly initialised generator from its constructor values and, where it is not "dim", the name "gan" of its pair."""
+    """A freshly initialised generator. config: its constructor values, and optionally "gan", the name of its pair (default "dim")."""
     name = config.get("gan", "dim")
     if name not in GANS:
         raise UsageError(f"--gan {name}: unknown, expected one of {', '.join(GANS)}")
@@ -100,7 +110,7 @@ def build_generator(config: dict) -> nn.Module:
 
 
 def build_gan(config: dict) -> tuple[nn.Module, nn.Module]:
-    """A freshly initialised pair; config as for build_generator."""
+    """A freshly initialised generator and discriminator; config as for build_generator."""
     generator = build_generator(config)
     sizes = {k: v for k, v in config.items() if k not in ("gan", "z_dim")}
     return generator, GANS[config.get("gan", "dim")].discriminator(**sizes)
@@ -108,7 +118,7 @@ def build_gan(config: dict) -> tuple[nn.Module, nn.Module]:
 
 @dataclass(frozen=True)
 class GanCheckpoint:
-    """A checkpoint of ours or of the reference code. info and val_size are None where the file does not say."""
+    """A checkpoint of this code or of the reference code. info and val_size are None if the file does not contain them."""
 
     path: Path
     config: dict
@@ -124,7 +134,7 @@ class GanCheckpoint:
         return generator.eval().requires_grad_(False)
 
     def players(self) -> tuple[nn.Module, nn.Module]:
-        """The pair to go on training, on the CPU. The generator is the moving average if one was kept."""
+        """The generator and discriminator to continue training, on the CPU. The generator is the moving average if one was kept."""
         if "discriminator" not in self.state:
             raise UsageError(f"{self.path}: holds a generator to deploy, expected a checkpoint of training, with its discriminator")
         generator, discriminator = self._build()
@@ -133,7 +143,10 @@ class GanCheckpoint:
         return generator, discriminator
 
     def data_name(self, asked: str | None) -> str:
-        """The data set's name, from the file or from --data. Raises UsageError where the two contradict each other."""
+        """The name of the data set: from the file, else `asked`, the value of --data (default "cifar10").
+
+        Raises UsageError if the two contradict each other.
+        """
         if self.info is None:
             return asked or "cifar10"
         if asked not in (None, self.info.name):
@@ -141,7 +154,7 @@ class GanCheckpoint:
         return self.info.name
 
     def check_data(self, info: DataInfo) -> None:
-        """Raise UsageError where `info` is of images that this generator does not make."""
+        """Raise UsageError unless `info` has the channels, image size and number of classes of this generator."""
         for name in ("channels", "image_size", "num_classes"):
             if getattr(info, name) != self.config[name]:
                 raise UsageError(
@@ -164,10 +177,10 @@ class GanCheckpoint:
 
 
 def read_gan(path: str | Path) -> GanCheckpoint:
-    """Read a checkpoint written here or by the reference code, whose sizes are read off its tensors.
+    """Read a checkpoint of this code or of the reference code; the sizes of the latter are inferred from its tensors.
 
-    Of a .safetensors file, as storage.export_generator writes them, it is the generator alone. Raises UsageError where the file is
-    missing, damaged, or neither.
+    A .safetensors file, as storage.export_generator writes it, holds the generator alone. Raises UsageError if the file is missing,
+    damaged, or of another kind.
     """
     if Path(path).suffix == ".safetensors":
         return _read_exported(path)
@@ -191,7 +204,7 @@ def read_gan(path: str | Path) -> GanCheckpoint:
 
 
 def _checked(config: dict) -> dict:
-    """The constructor values of a generator; KeyError where one is missing."""
+    """The constructor values of a generator. Raises KeyError if one is missing."""
     return dict(config) | {name: int(config[name]) for name in ("num_classes", "channels", "image_size", "width", "z_dim")}
 
 
@@ -209,7 +222,7 @@ def _read_exported(path: str | Path) -> GanCheckpoint:
 
 
 def decode(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What storage.encode kept, in float32: int8 weights times the scale of their output channel."""
+    """The inverse of storage.encode, in float32: int8 weights are multiplied by the scale of their output channel."""
     weights = {name: tensor for name, tensor in tensors.items() if not name.endswith(SCALE)}
     return {
         name: tensor.float() * tensors[name + SCALE]
@@ -239,7 +252,7 @@ def save_classifier(path: Path, classifier: Classifier, network: str, info: Data
 
 
 def read_classifier(path: str | Path) -> SavedClassifier:
-    """Read what save_classifier wrote. Raises UsageError where the file is missing, damaged, or none of that kind."""
+    """Read what save_classifier wrote. Raises UsageError if the file is missing, damaged, or of another kind."""
     state = read_checkpoint(path)
     try:
         network, info, val_size = network_name(state["network"]), DataInfo.from_dict(state["info"]), int(state["val_size"])

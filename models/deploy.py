@@ -1,6 +1,6 @@
-"""Generators as they are deployed: several that share a budget of bytes or the classes, or one whose images a teacher filters.
+"""Deployed generators: several that share a byte budget or divide the classes, or one whose images a teacher filters.
 
-Each samples as a generator does: sample(y) -> images.
+Each has a generator's method sample(y) -> images.
 """
 
 from collections.abc import Sequence
@@ -9,19 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Batch sizes of a generator where the number of images varies. cuDNN measures its kernels anew for each size that it meets.
+# Batch sizes to which a varying number of images is padded, since cuDNN benchmarks its kernels anew for each size that it meets.
 SIZES = (16, 32, 64)  # and multiples of the last
 
 
 def padded_size(n: int) -> int:
-    """The size of a batch that `n` images are made in."""
+    """The batch size in which `n` images are generated: the next of SIZES or the next multiple of the last."""
     return next((size for size in SIZES if n <= size), -(-n // SIZES[-1]) * SIZES[-1])
 
 
 def sample_padded(generator: nn.Module, y: Tensor, rng: torch.Generator | None) -> Tensor:
-    """generator.sample(y, rng), on CUDA in a batch of padded_size(len(y)), with the same random numbers.
+    """generator.sample(y, rng); on CUDA it is computed in a batch of padded_size(len(y)), with the same random numbers.
 
-    In training mode, or where a generator samples in another way, the batch stays as it is: rows that are thrown away would count.
+    In training mode the batch is not padded, since the additional rows would count in the BatchNorm statistics. Nor is it padded for
+    generators without z_dim, which sample in another way.
     """
     if not y.is_cuda or generator.training or not hasattr(generator, "z_dim"):
         return generator.sample(y, rng)
@@ -30,7 +31,7 @@ def sample_padded(generator: nn.Module, y: Tensor, rng: torch.Generator | None) 
 
 
 class Several(nn.Module):
-    """Generators of the same images; each label asked for goes to one of them, drawn at random, in equal numbers."""
+    """Generators of the same classes. The labels asked for are divided among them at random, in equal numbers."""
 
     def __init__(self, generators: Sequence[nn.Module]):
         super().__init__()
@@ -45,7 +46,7 @@ class Several(nn.Module):
 
 
 class ByClass(nn.Module):
-    """Generators of other classes each; a label goes to the generator of its class. classes: those of each generator."""
+    """Generators of different classes; each label goes to the generator of its class. classes: the labels of each generator."""
 
     def __init__(self, generators: Sequence[nn.Module], classes: Sequence[Sequence[int]]):
         super().__init__()
@@ -66,8 +67,8 @@ class ByClass(nn.Module):
 class Filtered(nn.Module):
     """A generator whose images are drawn again until a teacher gives their class a probability of `threshold` or more.
 
-    An image is drawn `redraws` times more at most; then the one that the teacher was surest of stays, so that the classes
-    stay as they were asked for. teacher: a classifier of images in [-1, 1]. In eval mode only.
+    An image is drawn again at most `redraws` times. If none of them passes, the one of which the teacher was surest is kept, so that the
+    number of images of each class stays as asked for. teacher: a classifier of images in [-1, 1]. For eval mode only.
     """
 
     def __init__(self, generator: nn.Module, teacher: nn.Module, threshold: float, redraws: int = 10):

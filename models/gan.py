@@ -7,9 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from augment import draw_operations, parse_strategy
+from engine.optim import follow, load_optimizer, make_adam, set_rate
+from engine.runtime import Runtime
+from engine.seeds import derive_seed, seeded
+from engine.tensors import eval_mode
 from losses import discriminator_loss, gradient_penalty, hinge_loss
-from runtime import Runtime, load_optimizer, make_adam, set_rate
-from utils import UsageError, derive_seed, eval_mode, follow, seeded
+from utils import UsageError
 
 IMAGE_SIZES = (28, 32)
 LR_DECAYS = ("none", "linear")
@@ -77,7 +80,7 @@ class Discriminator(nn.Module):
         self.fc1 = nn.Linear(width, 1)
         self.fc10 = nn.Linear(width, num_classes)
 
-    def forward(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:  # y: another discriminator's condition
+    def forward(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:  # y: used by other discriminators
         for i in range(1, len(self.STRIDES) + 1):
             x = F.leaky_relu(getattr(self, f"ln{i}")(getattr(self, f"conv{i}")(x)), 0.01)
         x = F.max_pool2d(x, 4).flatten(1)  # (B, width)
@@ -85,7 +88,7 @@ class Discriminator(nn.Module):
 
 
 def check_sizes(image_size: int, width: int) -> None:
-    """Raise UsageError where no pair can be built."""
+    """Raise UsageError if no generator and discriminator of these sizes can be built."""
     if image_size not in IMAGE_SIZES:
         raise UsageError(f"--image-size {image_size}: expected one of {', '.join(map(str, IMAGE_SIZES))}")
     if width < 1:
@@ -93,16 +96,16 @@ def check_sizes(image_size: int, width: int) -> None:
 
 
 def check_z_dim(z_dim: int, num_classes: int) -> None:
-    """Raise UsageError where a latent does not hold a class and a random number."""
+    """Raise UsageError unless the latent has room for the one-hot class and at least one random number."""
     if z_dim <= num_classes:
         raise UsageError(f"--z-dim {z_dim}: expected more than the {num_classes} classes, whose one-hot code it holds")
 
 
 class GAN:
-    """The pair in training, on its device: generator, discriminator, their Adams, and the generator's moving average.
+    """A generator and a discriminator in training, on their device, with their Adam optimisers and the generator's moving average.
 
-    lr_d: the discriminator's rate, where it is another. ema: decay of the average per step, reached from below, since the first
-    steps are not worth keeping: step t uses min(ema, (1 + t) / (10 + t)); 0 = none.
+    lr, lr_d: learning rates of the generator and the discriminator (default: the same). ema: decay of the moving average per step, 0 = no
+    average. Step t uses min(ema, (1 + t) / (10 + t)), so that the weights of the first steps are soon forgotten.
     """
 
     def __init__(self, generator: nn.Module, discriminator: nn.Module, lr: float, ema: float = 0.0, lr_d: float | None = None):
@@ -123,7 +126,7 @@ class GAN:
         return self.generator if self.generator_ema is None else self.generator_ema
 
     def set_rates(self, factor: float) -> None:
-        """Let both Adams step at `factor` times their rates."""
+        """Set both learning rates to `factor` times their initial values."""
         for name, lr in self.rates.items():
             set_rate(getattr(self, name), lr * factor)
 
@@ -144,7 +147,7 @@ class GAN:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on from state_dict()."""
+        """Restore what state_dict() returned."""
         for name in ("generator", "discriminator"):
             getattr(self, name).load_state_dict(state[name])
         for name in ("optim_g", "optim_d"):
@@ -158,10 +161,10 @@ class GAN:
 def estimate_statistics(
     generator: nn.Module, batches: int, batch_size: int, seed: int, runtime: Runtime, classes: Tensor | None = None
 ) -> None:
-    """Set the generator's BatchNorm statistics to their means over `batches` of generated images of uniform labels, of `classes` if given.
+    """Set the generator's BatchNorm statistics to their means over `batches` batches of generated images.
 
-    An average of weights has other statistics than the generator it was averaged from (Izmailov et al. 2018, arXiv:1803.05407, 3.3).
-    The surrounding random numbers stay as they were.
+    Labels are drawn uniformly, from `classes` if given. Averaged weights have other statistics than the weights they were averaged from
+    (Izmailov et al. 2018, arXiv:1803.05407, 3.3). The state of the surrounding random numbers is restored.
     """
     norms = [m for m in generator.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     device = next(generator.parameters()).device
@@ -172,7 +175,7 @@ def estimate_statistics(
     with seeded(device, seed, "statistics"), runtime.autocast():
         for i in range(batches):
             for norm in norms:
-                norm.momentum = 1 / (i + 1)  # a plain mean over the batches; None is the same, but reads a count from the device
+                norm.momentum = 1 / (i + 1)  # a plain mean over the batches; None does the same, but reads a count from the device
             generator.sample(uniform_labels(generator.num_classes, batch_size, device, classes))
     generator.train(was_training)
     for norm, momentum in zip(norms, momenta, strict=True):
@@ -194,10 +197,13 @@ def discriminator_step(
     diffaug: tuple[str, ...] = (),
     classes: Tensor | None = None,
 ) -> Tensor:
-    """One update of the discriminator on real images (B, C, H, W) of labels y and as many fakes of uniform labels, of `classes` if given.
+    """Update the discriminator once, on real images (B, C, H, W) of labels y and as many fake ones, and return its loss.
 
-    With class logits: loss_d = E[D(fake)] - E[D(real)] + CE(fake) + CE(real) + gp_weight * GP, the penalty taken in float32.
-    Without: loss_d = E[relu(1 - D(real, y))] + E[relu(1 + D(fake, y))]. Returned. diffaug: see differentiable_augment.
+    The labels of the fake images are drawn uniformly, from `classes` if given. diffaug: operations for differentiable_augment.
+    With class logits, and the penalty GP taken in float32:
+        loss_d = E[D(fake)] - E[D(real)] + CE(fake) + CE(real) + gp_weight * GP
+    Without class logits:
+        loss_d = E[relu(1 - D(real, y))] + E[relu(1 + D(fake, y))]
     """
     discriminator = gan.discriminator
     fake_y = uniform_labels(gan.generator.num_classes, len(y), y.device, classes)
@@ -219,12 +225,12 @@ def discriminator_step(
 
 
 def rate_factor(lr_decay: str, done: int, total: int) -> float:
-    """By what a rate is multiplied after `done` of `total` steps: 1, or linearly from 1 to 0."""
+    """Factor of the learning rate after `done` of `total` steps: 1, or with "linear" decay a line from 1 to 0."""
     return 1.0 if lr_decay == "none" else 1 - done / total
 
 
 def length_of_decay(lr_decay: str, epochs: int) -> dict[str, int]:
-    """What a continued run must share because its rates hang on it."""
+    """The inputs that must be the same when a run is continued because its learning rates depend on them (see RunFolder)."""
     return {} if lr_decay == "none" else {"decay over --epochs": epochs}
 
 
@@ -237,9 +243,9 @@ def parse_diffaug(diffaug: str) -> tuple[str, ...]:
 
 
 def differentiable_augment(images: Tensor, operations: tuple[str, ...]) -> Tensor:
-    """DiffAugment (Zhao et al. 2020, arXiv:2006.10738): each image (B, C, H, W) in [-1, 1] under its own draw of `operations`.
+    """DiffAugment (Zhao et al. 2020, arXiv:2006.10738): `operations`, drawn for each of the images (B, C, H, W) in [-1, 1].
 
-    Applied to what the discriminator sees of both sides, in all steps; gradients pass through.
+    It is applied to real and fake images alike, in the steps of both players; gradients pass through it.
     """
     if not operations:
         return images
@@ -249,7 +255,10 @@ def differentiable_augment(images: Tensor, operations: tuple[str, ...]) -> Tenso
 
 @torch.no_grad()
 def sample_grid(generator: nn.Module, seed: int, rows: int = 10) -> Tensor:
-    """A picture (C, H, W) in [-1, 1]: a column for each of the first ten classes, a row for each z, the same at every call."""
+    """A picture (C, H, W) in [-1, 1] with a column for each of the first ten classes and a row for each latent.
+
+    The latents depend on `seed` alone, so they are the same at every call.
+    """
     columns = min(generator.num_classes, 10)
     device = next(generator.parameters()).device
     draw = torch.Generator().manual_seed(derive_seed(seed, "pictures"))
@@ -260,7 +269,7 @@ def sample_grid(generator: nn.Module, seed: int, rows: int = 10) -> Tensor:
 
 
 def image_grid(images: Tensor, columns: int) -> Tensor:
-    """A picture (C, H, W) of images (rows * columns, C, h, w) in [-1, 1], on the CPU."""
+    """Arrange images (rows * columns, C, h, w) in [-1, 1] as one picture (C, H, W), on the CPU."""
     images = F.pad(images, (1, 1, 1, 1), value=-1.0)
     n, channels, height, width = images.shape
     grid = images.view(n // columns, columns, channels, height, width).permute(2, 0, 3, 1, 4)

@@ -11,12 +11,12 @@ from models.layers import AveragePool
 
 
 def make_norm(norm: str, width: int) -> nn.Module:
-    """ "instance" (as GroupNorm(C, C)) or "batch"."""
+    """The normalisation "instance" (as GroupNorm(C, C)) or "batch"."""
     return nn.GroupNorm(width, width) if norm == "instance" else nn.BatchNorm2d(width)
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convs and a shortcut. Where the size halves: by stride, or with `pool` by 2x2 average pooling."""
+    """Two 3x3 convs and a shortcut. A stride of 2 halves the size, by strided convs or with `pool` by 2x2 average pooling."""
 
     def __init__(self, in_width: int, width: int, stride: int, norm: str, pool: bool):
         super().__init__()

@@ -1,6 +1,6 @@
 """A residual class-conditional generator and its projection discriminator (Miyato & Koyama 2018, arXiv:1802.05637).
 
-The CIFAR networks of SNGAN (Miyato et al. 2018, arXiv:1802.05957), with as many channels in each block.
+The CIFAR networks of SNGAN (Miyato et al. 2018, arXiv:1802.05957), with the same number of channels in each block.
 """
 
 import math
@@ -16,7 +16,7 @@ from models.layers import average_pool
 
 
 class ConditionalBatchNorm2d(nn.Module):
-    """BatchNorm2d whose gain and bias are those of the image's class (de Vries et al. 2017, arXiv:1707.00683)."""
+    """BatchNorm2d whose gain and bias depend on the image's class (de Vries et al. 2017, arXiv:1707.00683)."""
 
     def __init__(self, width: int, num_classes: int):
         super().__init__()
@@ -29,7 +29,10 @@ class ConditionalBatchNorm2d(nn.Module):
 
 
 def upsample_conv(x: Tensor, conv: nn.Conv2d, side: int) -> Tensor:
-    """Nearest upsampling to `side`, then the 3x3 conv; to twice the side as one transposed conv, of 4/9 of the operations."""
+    """Nearest upsampling to `side`, then the 3x3 conv.
+
+    If the side doubles, both are one transposed conv, with 4/9 of the operations.
+    """
     if side != 2 * x.shape[-1]:
         return conv(F.interpolate(x, size=side))
     weight = spread_kernel(conv.weight).flip(2, 3).transpose(0, 1)
@@ -37,17 +40,20 @@ def upsample_conv(x: Tensor, conv: nn.Conv2d, side: int) -> Tensor:
 
 
 def conv_pool(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """The 3x3 conv, then 2x2 average pooling, as one conv of stride 2, of 4/9 of the operations."""
+    """The 3x3 conv, then 2x2 average pooling, computed as one conv of stride 2 with 4/9 of the operations."""
     return F.conv2d(x, spread_kernel(conv.weight) / 4, conv.bias, stride=2, padding=1)
 
 
 def spread_kernel(weight: Tensor) -> Tensor:
-    """(..., 3, 3) -> (..., 4, 4): the sum of the kernel's four copies, each in a corner."""
+    """(..., 3, 3) -> (..., 4, 4): the sum of four copies of the kernel, one in each corner."""
     return F.pad(weight, (0, 1, 0, 1)) + F.pad(weight, (1, 0, 0, 1)) + F.pad(weight, (0, 1, 1, 0)) + F.pad(weight, (1, 0, 1, 0))
 
 
 class UpBlock(nn.Module):
-    """(B, width, h, w) -> (B, width, side, side): two 3x3 convs after conditional BatchNorm and ReLU, nearest upsampling, a shortcut."""
+    """A residual block (B, width, h, w) -> (B, width, side, side).
+
+    Two 3x3 convs, each after conditional BatchNorm and ReLU, with nearest upsampling before the first one, and a shortcut.
+    """
 
     def __init__(self, width: int, side: int, num_classes: int):
         super().__init__()
@@ -61,14 +67,14 @@ class UpBlock(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         out = upsample_conv(F.relu(self.bn1(x, y)), self.conv1, self.side)
         out = self.conv2(F.relu(self.bn2(out, y)))
-        return out + F.interpolate(self.shortcut(x), size=self.side)  # a 1x1 conv may come before the upsampling
+        return out + F.interpolate(self.shortcut(x), size=self.side)  # a 1x1 conv before the upsampling gives the same as after it
 
 
 class ResNetGenerator(nn.Module):
     """(z, y) -> images (B, channels, image_size, image_size) in [-1, 1].
 
-    z: (B, z_dim) standard normals, whose first num_classes entries are overwritten by one-hot(y) as in DiM's generator; y: (B,). The
-    class enters there, so that classes differ from the first step on, and through the BatchNorms of the three blocks.
+    z: (B, z_dim) standard normals, whose first num_classes entries are overwritten by one-hot(y) as in DiM's generator; y: (B,). The class
+    enters in two places: in z, so that classes differ from the first step on, and in the BatchNorms of the three blocks.
     """
 
     def __init__(self, num_classes: int, channels: int = 3, image_size: int = 32, width: int = 224, z_dim: int = 100):
@@ -95,7 +101,10 @@ class ResNetGenerator(nn.Module):
 
 
 class DownBlock(nn.Module):
-    """Two 3x3 convs after ReLU, 2x2 average pooling where `halve`, a shortcut. The first block takes images, so without a ReLU."""
+    """A residual block of two 3x3 convs, each after ReLU, and a shortcut; with `halve`, 2x2 average pooling at the end.
+
+    The first block takes images, so that it has no ReLU before its first conv.
+    """
 
     def __init__(self, in_width: int, width: int, halve: bool, first: bool = False):
         super().__init__()
@@ -146,7 +155,10 @@ class ResNetDiscriminator(nn.Module):
 
 
 def initialise(module: nn.Module) -> None:
-    """Glorot & Bengio 2010's uniform weights, sqrt(2) as large in the 3x3 convs, biases of zero, and classes that differ a little."""
+    """Initialise weights as Glorot & Bengio 2010 (uniform), with gain sqrt(2) in the 3x3 convs, and biases with zero.
+
+    The gains and biases of conditional BatchNorm get noise of standard deviation 0.1, so that the classes differ a little.
+    """
     for child in module.modules():
         if isinstance(child, nn.Conv2d | nn.Linear | nn.Embedding):
             gain = math.sqrt(2) if isinstance(child, nn.Conv2d) and child.kernel_size == (3, 3) else 1.0

@@ -15,7 +15,7 @@ import pool_match
 import validate
 from benchmarks import avalanche_check, compare, ddranking_check, profile, speed
 from figs import draw_continual, make_figures
-from methods import METHODS
+from replay.methods import METHODS
 
 torch.set_num_threads(1)  # the tests' networks are too small to share out, and each worker has a core
 

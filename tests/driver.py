@@ -25,8 +25,8 @@ from torch.utils import tensorboard  # noqa: F401  likewise
 import gen_condense  # noqa: F401
 import models.gan
 import pool_match  # noqa: F401
-import run_folder
 import utils
+from engine import files
 
 
 def die() -> None:
@@ -37,7 +37,7 @@ def work(request: dict) -> None:
     """Become the script."""
     script = importlib.import_module(request["script"])
     counter = os.open(request["counter"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    step, write_atomic = models.gan.discriminator_step, utils.write_atomic
+    step, write_atomic = models.gan.discriminator_step, files.write_atomic
     writes = 0
 
     def counted_step(*args):
@@ -62,7 +62,9 @@ def work(request: dict) -> None:
             die()
 
     script.discriminator_step = counted_step
-    utils.write_atomic = run_folder.write_atomic = counted_write
+    for module in list(sys.modules.values()):
+        if getattr(module, "write_atomic", None) is write_atomic:
+            module.write_atomic = counted_write
     script.evaluate_generator = lambda generator, *args: {"val_accuracy": generator.fc1.weight.abs().sum().item()}
     script.main(script.parse_args(request["flags"]))
 

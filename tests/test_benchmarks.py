@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, run
+from conftest import ROOT, TOOLS, run
 
-from benchmarks import ddranking_check, profile, speed
+from benchmarks import ddranking_check, parts, profile, speed, timing
 from data import DATASETS, Data, ImageSet
+from engine.runtime import Runtime
 
 TINY = (
     "--device cpu --threads 1 --width 2 --batch-size 4 --pairs 2 --seconds 0.01 --network convnet_w32 --data-dir nowhere"
@@ -21,29 +22,36 @@ TINY = (
 ).split()
 
 
+@pytest.mark.parametrize("tool", [pytest.param(name, marks=[pytest.mark.slow] * (name != "benchmarks/speed")) for name in TOOLS])
+def test_a_tool_runs_as_a_command(tool, tmp_path):
+    done = subprocess.run([sys.executable, str(ROOT / f"{tool}.py"), "--help"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: ")
+
+
 def test_operations_are_counted():
     a, x, w = torch.ones(3, 4), torch.ones(2, 5, 8, 8, requires_grad=True), torch.ones(7, 5, 3, 3, requires_grad=True)
-    with speed.CountFlops() as counter:
+    with timing.CountFlops() as counter:
         a @ torch.ones(4, 6)
     assert counter.total == 2 * 3 * 4 * 6
     one = 2 * (2 * 7 * 6 * 6) * (5 * 3 * 3)
-    with speed.CountFlops() as counter:
+    with timing.CountFlops() as counter:
         (gradient,) = torch.autograd.grad(F.conv2d(x, w).square().sum(), x, create_graph=True)
     assert counter.total == 2 * one
-    with speed.CountFlops() as counter:
+    with timing.CountFlops() as counter:
         gradient.sum().backward()  # a gradient of a gradient
     assert counter.total >= 3 * one
 
 
-@pytest.mark.parametrize("part", speed.ROWS)
+@pytest.mark.parametrize("part", parts.ROWS)
 @pytest.mark.parametrize("variant", ["ours", "eager", "loader"])
 def test_a_unit_of_every_row_works(part, variant, monkeypatch):
     if variant == "loader" and not part.startswith("stage"):
         pytest.skip("the loader is a baseline of the steps")
-    images_on = speed.images_on
-    monkeypatch.setattr(speed, "images_on", lambda device, count=500: images_on(device, count))  # the noise takes longer than the unit
+    images_on = parts.images_on
+    monkeypatch.setattr(parts, "images_on", lambda device, count=500: images_on(device, count))  # the noise takes longer than the unit
     sizes = {"epochs": 1, "ipc": 1, "tests": 10} if part == "validation, n = 5" else {}
-    unit = speed.ROWS[part](variant, speed.Runtime(torch.device("cpu")), 4, 2, "convnet_w32", **sizes)
+    unit = parts.ROWS[part](variant, Runtime(torch.device("cpu")), 4, 2, "convnet_w32", **sizes)
     done = unit()
     if sizes:
         assert len(done) == 5

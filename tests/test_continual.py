@@ -14,13 +14,14 @@ from conftest import continual_flags, run, same
 from PIL import Image
 
 import continual
-from continual import split_classes
 from data import Data, ImageSet
-from learner import Continual
-from memory import digest
-from methods import METHODS
 from models import NETWORKS, STORAGES
 from models.convnet import ConvNet
+from replay import results as replay_results
+from replay.continual import Continual
+from replay.memory import digest
+from replay.methods import METHODS
+from replay.tasks import split_classes
 from utils import UsageError
 
 # Methods and variants of ours, by the flags that make them.
@@ -196,7 +197,7 @@ def test_stopped_anywhere_the_same_command_comes_to_the_same_end(variant, finish
 
     def stopping(learner, start):
         for at in train_tasks(learner, start):
-            step = sum(sum(learner.lengths(task).values()) for task in range(at.epoch)) + at.step - 1
+            step = sum(sum(learner.plan.lengths(task).values()) for task in range(at.epoch)) + at.step - 1
             if step in stops:
                 stops.remove(step)
                 os.kill(os.getpid(), signal.SIGINT)  # arrives during the step, which is saved
@@ -215,7 +216,7 @@ def test_stopped_anywhere_the_same_command_comes_to_the_same_end(variant, finish
 
 
 def test_stopped_while_it_is_tested_nothing_is_counted_twice(finished, tmp_path, monkeypatch):
-    accuracies, calls = continual.accuracies, []
+    accuracies, calls = replay_results.accuracies, []
 
     def stopping(*args):
         calls.append(None)
@@ -223,7 +224,7 @@ def test_stopped_while_it_is_tested_nothing_is_counted_twice(finished, tmp_path,
             raise KeyboardInterrupt
         return accuracies(*args)
 
-    monkeypatch.setattr(continual, "accuracies", stopping)
+    monkeypatch.setattr(replay_results, "accuracies", stopping)
     with pytest.raises(SystemExit):
         run(continual, flags(tmp_path, "retrain"))
     run(continual, flags(tmp_path, "retrain"))

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, SCRIPTS, gan_flags, run
-from test_models import bad_checkpoints, reference_checkpoint
+from inputs import bad_checkpoints, reference_checkpoint
 
 from data import DATASETS
-from utils import locked
+from engine.files import locked
 
 FLAGS = {
     "gen_condense": ["--data", "digits"],

@@ -17,16 +17,17 @@ import gen_condense
 import pool_match
 import validate
 from data import DATASETS, ImageSet, load_data
+from engine.run_folder import RunFolder
+from engine.runtime import Runtime, make_runtime
+from engine.tensors import to_host
 from gen_condense import train_gan
-from learner import Clock, Continual
-from methods import METHODS
 from models import GANS, NETWORKS, build_gan, deploy, load_generator
 from models.deploy import Filtered
 from models.gan import GAN, Generator, estimate_statistics
-from pool_match import Pool
-from run_folder import RunFolder
-from runtime import Runtime, make_runtime
-from utils import to_host
+from models.pool import Pool
+from replay.clock import Clock
+from replay.continual import Continual
+from replay.methods import METHODS
 
 pytestmark = [
     pytest.mark.gpu,

@@ -1,53 +1,135 @@
-"""Each figure in the README's tables is that of a committed record; each file and flag it names exists."""
+"""Each measured figure in README.md and docs/ is that of a committed record; each link and flag there exists; the README is one page.
+
+A figure in running text carries a comment right after it, which is not shown: 7.6<!-- 2026-11-22_cifar10_cpu: 1.mean - 0.mean -->.
+It is one of
+    RECORD: TERM, or TERM - TERM, or TERM / TERM, of benchmarks/results/RECORD.json
+    docs/LOG.md DATE, where an entry of that date has the very same figure
+    published: arXiv:NUMBER
+A TERM is a power of ten (1e6), a field of the record (minutes.stage 1), a field of a row (12.generator.width), a row (12: its mean and
+deviation) or several (3 19 20: mean and deviation of their means). A list stands for its mean and deviation; .0 is its first value.
+Settings and names stand in backticks, and a published figure may be the text of a link to arxiv.org; neither needs a comment.
+"""
 
 import json
 import re
 import statistics
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, SCRIPTS, TOOLS
 from test_flags import declared
 
-from benchmarks import speed
+from benchmarks import compare, speed
 from figs import make_figures
 
-README = (ROOT / "README.md").read_text()
+RECORDS = ROOT / "benchmarks" / "results"
+LOG = (ROOT / "docs" / "LOG.md").read_text()
+DOCUMENTS = [ROOT / "README.md", *sorted(set((ROOT / "docs").glob("*.md")) - {ROOT / "docs" / "LOG.md"})]
+TEXTS = {path: path.read_text() for path in DOCUMENTS}
+README = TEXTS[ROOT / "README.md"]
+
 MEASURED = re.compile(r"(\d+\.\d+) ± (\d+\.\d+)")
-RECORD = re.compile(r"\]\((benchmarks/results/[\w.-]+\.json)\)(.*)")
+RECORD = re.compile(r"\]\(((?:\.\./)?benchmarks/results/[\w.-]+\.json)\)(.*)")
+ANNOTATED = re.compile(r"(?P<figure>[+-]?\d[\d,]*(?:\.\d+)?(?: ± \d+\.\d+)?)<!--\s*(?P<note>.*?)\s*-->", re.DOTALL)
+FROM_RECORD = re.compile(r"(\d{4}-\d\d-\d\d_\w+): (.+)")
+FROM_LOG = re.compile(r"docs/LOG\.md (\d{4}-\d\d-\d\d)")
+PUBLISHED = re.compile(r"published: arXiv:\d{4}\.\d{5}")
+LINK = re.compile(r"!?\[([^\]]*)\]\(([^)]*)\)")
+VERSION = re.compile(r"\b(?:Python|torch|version) \d+(?:\.\d+)+")
+DECIMAL = re.compile(r"\d+\.\d+")
+# What a table is, by a column that only it has; each has a test below.
+KINDS = {
+    "minutes": "front page",
+    "stored MB": "every source",
+    "class-il": "continual",
+    "avalanche-lib 0.6.0": "beside Avalanche",
+    "generator minus": "paired differences",
+    "stream": "stage 3",
+    "fixed": "stage 3",
+    "pays from, cold / warm": "speed",
+}
 
 
-def tables() -> list[tuple[dict[str, str], str]]:
-    """Each measured line of a table as {column: cell}, and the line."""
-    lines, heads = [], []
-    for line in README.splitlines():
-        cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []
-        heads = cells if cells and not heads else heads if cells else []
-        if cells and "±" in line:
-            lines.append((dict(zip(heads, cells, strict=True)), line))
-    return lines
+def tables() -> list[tuple[str | None, dict[str, str], str, Path]]:
+    """Each row of each table: what the table is, {column: cell}, the line, and its document."""
+    rows = []
+    for path, text in TEXTS.items():
+        heads = []
+        for line in text.splitlines():
+            cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []
+            if not cells:
+                heads = []
+            elif not heads:
+                heads = cells
+            elif set(line) - set("|- "):
+                kind = next((kind for column, kind in KINDS.items() if column in heads), None)
+                rows.append((kind, dict(zip(heads, cells, strict=True)), line, path))
+    return rows
+
+
+def of_kind(kind: str) -> list[tuple[dict[str, str], str, Path]]:
+    return [(cells, line, path) for found, cells, line, path in tables() if found == kind]
+
+
+def record_of(line: str, document: Path) -> tuple[dict, list[int]]:
+    """The record that a row links, and the numbers of its rows there."""
+    target, numbers = RECORD.search(line).groups()
+    return json.loads((document.parent / target).read_text()), [int(number) for number in re.findall(r"\d+", numbers)]
+
+
+def plus_minus(mean: float | None, std: float | None) -> str:
+    return "" if mean is None else f"{mean:.2f}" + ("" if std is None else f" ± {std:.2f}")
+
+
+def check_statistics(row: dict) -> None:
+    assert len(row["accs"]) == row["n"]
+    assert row["mean"] == pytest.approx(statistics.mean(row["accs"]))
+    assert row["std"] is None or row["std"] == pytest.approx(statistics.stdev(row["accs"]))
+
+
+# tables
+
+
+def test_every_measured_row_is_of_a_table_that_is_tested():
+    for kind, _, line, path in tables():
+        assert kind or not (RECORD.search(line) or "±" in ANNOTATED.sub("", line)), f"{path.name}: {line}"
+
+
+def test_front_page_tables_equal_their_records():
+    lines = of_kind("front page")
+    assert 6 <= len(lines) <= 12
+    for cells, line, path in lines:
+        record, numbers = record_of(line, path)
+        columns = [name for name, cell in cells.items() if MEASURED.fullmatch(cell)]
+        for column, row in zip(columns, (record["rows"][number] for number in numbers), strict=True):
+            assert cells[column] == plus_minus(row["mean"], row["std"]), line
+            assert column == row.get("source", row.get("label")), line
+            assert (cells["data"], cells["n"]) == (row.get("dataset", row.get("data")), str(row["n"])), line
+            assert row["split"] == "test"
+            assert row.get("budget", "stream") == "stream"
+            assert row.get("ipc", 10) == 10
+            check_statistics(row)
+        minutes = record["minutes"]
+        assert cells["minutes"] == f"{sum(minutes.values()) if isinstance(minutes, dict) else minutes:.1f}", line
 
 
 def test_tables_equal_their_records():
-    measured = [(cells, line) for cells, line in tables() if ("stream" in cells or "fixed" in cells) and "stored MB" not in cells]
-    assert len(measured) >= 3
-    for cells, line in measured:
-        path, rows = RECORD.search(line).groups()
-        record = json.loads((ROOT / path).read_text())
+    lines = of_kind("stage 3")
+    assert len(lines) >= 30
+    for cells, line, path in lines:
+        record, numbers = record_of(line, path)
         budgets = [name for name in ("stream", "fixed") if MEASURED.search(cells.get(name, ""))]
-        numbers = [int(row) for row in re.findall(r"\d+", rows)]
         for budget, row in zip(budgets, (record["rows"][number] for number in numbers), strict=True):
-            assert cells[budget] == f"{row['mean']:.2f} ± {row['std']:.2f}", line
+            assert cells[budget] == plus_minus(row["mean"], row["std"]), line
             assert (row["budget"], row["dataset"]) == (budget, cells["data"]), line
             assert f"{row['source']}, {row.get('trained')}".rstrip(", ").startswith(cells["images"]), line
             assert (cells["ipc"], cells["n"]) == (str(row["ipc"]), str(row["n"])), line
-            assert len(row["accs"]) == row["n"]
-            assert row["mean"] == pytest.approx(statistics.mean(row["accs"]))
-            assert row["std"] == pytest.approx(statistics.stdev(row["accs"]))
+            check_statistics(row)
 
 
 def test_tables_of_every_source_are_what_their_records_print(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    lines = [line for cells, line in tables() if "stored MB" in cells]
+    lines = [line.replace("](../", "](") for _, line, _ in of_kind("every source")]
     paths = {RECORD.search(line)[1] for line in lines}
     assert len(paths) == 4
     printed = []
@@ -56,42 +138,49 @@ def test_tables_of_every_source_are_what_their_records_print(monkeypatch, capsys
         printed += capsys.readouterr().out.splitlines()
         for row in json.loads((ROOT / path).read_text())["rows"]:
             assert row["split"] == "test"
-            assert len(row["accs"]) == row["n"]
-            assert row["mean"] == pytest.approx(statistics.mean(row["accs"]))
-            assert row["std"] is None or row["std"] == pytest.approx(statistics.stdev(row["accs"]))
+            check_statistics(row)
     for line in lines:
         assert line in printed
 
 
-def plus_minus(mean: float | None, std: float | None) -> str:
-    return "" if mean is None else f"{mean:.2f}" + ("" if std is None else f" ± {std:.2f}")
+def test_paired_differences_equal_their_records():
+    lines = of_kind("paired differences")
+    assert len(lines) == 8
+    for cells, line, path in lines:
+        record, (*generators, other) = record_of(line, path)
+        rows = record["rows"]
+        assert {rows[i]["source"] for i in generators} == {"generator"}
+        assert (cells["data"], cells["generator minus"]) == (rows[other]["dataset"], rows[other]["source"])
+        found = compare.over_generators([compare.compare(rows[i], rows[other]) for i in generators])
+        assert cells["difference, points"] == f"{found['difference']:+.2f}", line
+        assert cells["95 % interval"] == f"[{found['low']:+.2f}, {found['high']:+.2f}]", line
 
 
 def test_continual_tables_equal_their_records():
-    lines = [line for line in README.splitlines() if line.startswith("|") and "class-il" not in line and "split_" in line]
+    lines = of_kind("continual")
     assert len(lines) >= 10
-    for line in lines:
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        path, number = RECORD.search(line).groups()
-        row = json.loads((ROOT / path).read_text())["rows"][int(re.findall(r"\d+", number)[0])]
-        assert cells[:2] == [row["data"], row["label"]], line
-        assert cells[2:4] == [f"{row['num_bytes']['total']:,.0f}", f"{row['buffer_images']:,.0f}"], line
-        assert cells[4] == plus_minus(row["mean"], row["std"]), line
-        assert cells[5] == plus_minus(row["task_il_mean"], row["task_il_std"]), line
-        assert cells[6] == plus_minus(row["forgetting_mean"], row["forgetting_std"]), line
-        assert cells[8] == str(row["n"]) == str(len(row["accs"])), line
-        assert row["mean"] == pytest.approx(statistics.mean(row["accs"]))
-        assert row["std"] is None or row["std"] == pytest.approx(statistics.stdev(row["accs"]))
+    for cells, line, path in lines:
+        record, (number,) = record_of(line, path)
+        row = record["rows"][number]
+        assert (cells["data"], cells["method"]) == (row["data"], row["label"]), line
+        assert cells["kept, bytes"] == f"{row['num_bytes']['total']:,.0f}", line
+        assert cells["images kept"] == f"{row['buffer_images']:,.0f}", line
+        assert cells["class-il"] == plus_minus(row["mean"], row["std"]), line
+        assert cells["task-il"] == plus_minus(row["task_il_mean"], row["task_il_std"]), line
+        assert cells["forgetting"] == plus_minus(row["forgetting_mean"], row["forgetting_std"]), line
+        assert cells["seconds"] == f"{row['seconds']:.0f}", line
+        assert cells["n"] == str(row["n"]), line
+        check_statistics(row)
         assert row["memory_bytes"] is None or row["num_bytes"]["total"] <= row["memory_bytes"]
         assert row["split"] == "test"
 
 
 def test_tables_beside_avalanche_equal_their_records():
-    lines = [(cells, line) for cells, line in tables() if "avalanche-lib 0.6.0" in cells]
+    lines = of_kind("beside Avalanche")
     assert len(lines) == 12
-    for cells, line in lines:
-        path, number = RECORD.search(line).groups()
-        row = json.loads((ROOT / path).read_text())["rows"][int(number.strip(" |"))]
+    for cells, line, path in lines:
+        record, (number,) = record_of(line, path)
+        row = record["rows"][number]
         assert (cells["data"], cells["method"], cells["n"]) == (row["settings"]["data"], row["method"], str(row["n"]))
         assert cells["ours"] == plus_minus(row["mean"], row["std"])
         assert cells["avalanche-lib 0.6.0"] == plus_minus(row["avalanche_mean"], row["avalanche_std"])
@@ -101,8 +190,120 @@ def test_tables_beside_avalanche_equal_their_records():
         assert abs(row["mean"] - row["avalanche_mean"]) < 2
 
 
+def test_speed_tables_equal_their_records(capsys):
+    printed = []
+    for text in TEXTS.values():
+        shown = ANNOTATED.sub(r"\g<figure>", text)
+        for path in re.findall(r"speed\.py --table (benchmarks/results/[\w.-]+\.json)", text):
+            speed.main(speed.parse_args(["--table", str(ROOT / path)]))
+            lines = capsys.readouterr().out.splitlines()
+            assert [line for line in lines if line not in shown] == [], path
+            printed += lines
+    lines = [line for _, line, _ in of_kind("speed")]
+    assert len(lines) >= 30
+    for line in lines:
+        assert line in printed
+
+
+# figures in running text
+
+
+def value_of(record: dict, term: str) -> tuple[float, float | None]:
+    """Mean and deviation of a TERM; the deviation is None where there is none."""
+    if re.fullmatch(r"\de\d", term):
+        return float(term), None
+    head, *fields = term.split(".")
+    if re.fullmatch(r"\d+(?: \d+)+", head) and not fields:
+        value = [record["rows"][int(number)]["mean"] for number in head.split()]
+    elif head.isdecimal() and not fields:
+        row = record["rows"][int(head)]
+        return row["mean"], row["std"]
+    else:
+        value = record["rows"][int(head)] if head.isdecimal() else record[head]
+        for field in fields:
+            value = value[int(field)] if isinstance(value, list) else value[field]
+    return (statistics.mean(value), statistics.stdev(value)) if isinstance(value, list) else (value, None)
+
+
+def as_written(figure: str, record: dict, expression: str) -> str:
+    """The value of an expression with as many decimals as the figure has."""
+    first, *rest = re.split(r" ([-/]) ", expression)
+    mean, std = value_of(record, first)
+    if rest:
+        sign, second = rest
+        other, _ = value_of(record, second)
+        mean, std = (mean - other if sign == "-" else mean / other), None
+    parts = figure.split(" ± ")
+    decimals = [len(part.partition(".")[2]) for part in parts]
+    written = f"{mean:{'+' if figure[0] == '+' else ''}{',' if ',' in figure else ''}.{decimals[0]}f}"
+    return written if len(parts) == 1 else f"{written} ± {std:.{decimals[1]}f}"
+
+
+def check_figure(figure: str, note: str) -> None:
+    """Raises AssertionError where a figure's comment does not bear it out."""
+    if found := FROM_RECORD.fullmatch(note):
+        record = json.loads((RECORDS / f"{found[1]}.json").read_text())
+        assert figure == as_written(figure, record, found[2]), note
+    elif found := FROM_LOG.fullmatch(note):
+        entries = [entry for entry in re.split(r"^## ", LOG, flags=re.MULTILINE) if entry.startswith(found[1])]
+        assert any(re.search(rf"(?<![\d.,]){re.escape(figure)}(?!\d|\.\d)", entry) for entry in entries), f"{figure}: not in {note}"
+    else:
+        assert PUBLISHED.fullmatch(note), f"{figure}: {note}"
+
+
+def bare_decimals(text: str) -> list[str]:
+    """The decimal figures of running text that have no comment: outside tables, headings, code, versions and links to arXiv."""
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    text = "\n".join(line for line in text.splitlines() if not line.startswith(("|", "#")))
+    text = re.sub(r"`[^`]+`", "", ANNOTATED.sub("", text))
+    text = LINK.sub(lambda link: "" if "arxiv.org" in link[2] else link[1], text)
+    return DECIMAL.findall(VERSION.sub("", text))
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
+def test_figures_equal_their_records(path):
+    found = list(ANNOTATED.finditer(TEXTS[path]))
+    for match in found:
+        check_figure(match["figure"], " ".join(match["note"].split()))
+    assert len(found) == TEXTS[path].count("<!--"), "a comment that follows no figure"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
+def test_no_figure_in_running_text_is_without_a_record(path):
+    assert bare_decimals(TEXTS[path]) == []
+
+
+def test_what_counts_as_a_figure_in_running_text():
+    assert bare_decimals("It has 71.32 ± 1.11 after 3 epochs, +0.5 points.") == ["71.32", "1.11", "0.5"]
+    assert bare_decimals("[31.0](https://arxiv.org/abs/2006.05929), `--lr 0.1`, torch 2.14.1, 7.6<!-- docs/LOG.md 2026-11-22 -->") == []
+    assert bare_decimals("[1.5](runs/demo.sh)\n| 2.5 |\n## 3.5\n```\n4.5\n```\n5.5") == ["1.5", "5.5"]
+
+
+@pytest.mark.parametrize(
+    ("figure", "expression"),
+    [
+        ("70.50 ± 0.71", "0"),
+        ("70.5", "0.mean"),
+        ("71.0", "0.accs.1"),
+        ("70.5 ± 0.7", "0.accs"),
+        ("71.0 ± 0.71", "0 1"),
+        ("+1.0", "1 - 0"),
+        ("1.014", "1 / 0"),
+        ("1,200", "0.num_bytes.total"),
+        ("1.2", "0.num_bytes.total / 1e3"),
+        ("5", "minutes.stage 1"),
+    ],
+)
+def test_what_a_comment_stands_for(figure, expression):
+    rows = [{"mean": 70.5, "std": 0.7071, "accs": [70.0, 71.0], "num_bytes": {"total": 1200}}, {"mean": 71.5, "std": None}]
+    assert as_written(figure, {"rows": rows, "minutes": {"stage 1": 4.7}}, expression) == figure
+
+
+# records
+
+
 def test_every_record_says_how_it_was_made():
-    for path in (ROOT / "benchmarks" / "results").glob("*.json"):
+    for path in RECORDS.glob("*.json"):
         record = json.loads(path.read_text())
         assert {"date", "hardware", "commands", "minutes", "rows"} <= set(record), path
         measured = {"seconds", "ratio", "pairs", "memory"} if record.get("kind") == "speed" else {"accs", "mean", "std", "n"}
@@ -111,7 +312,7 @@ def test_every_record_says_how_it_was_made():
 
 
 def test_rows_over_trainings_equal_the_rows_they_name():
-    records = [json.loads(path.read_text())["rows"] for path in (ROOT / "benchmarks" / "results").glob("*.json")]
+    records = [json.loads(path.read_text())["rows"] for path in RECORDS.glob("*.json")]
     summaries = [(row, [rows[i] for i in row["of_rows"]]) for rows in records for row in rows if "of_rows" in row]
     assert summaries
     for row, parts in summaries:
@@ -119,25 +320,47 @@ def test_rows_over_trainings_equal_the_rows_they_name():
         assert len({part["checkpoint_sha256"] for part in parts}) == row["n"] == 3
         for name in ("dataset", "split", "ipc", "epochs", "generator_bytes"):
             assert {part[name] for part in parts} == {row[name]}
-        assert (row["mean"], row["std"]) == (pytest.approx(statistics.mean(row["accs"])), pytest.approx(statistics.stdev(row["accs"])))
+        check_statistics(row)
 
 
-def test_speed_tables_equal_their_records(capsys):
-    paths = re.findall(r"speed\.py --table (benchmarks/results/[\w.-]+\.json)", README)
-    assert paths
-    for path in paths:
-        speed.main(speed.parse_args(["--table", str(ROOT / path)]))
-        for line in capsys.readouterr().out.splitlines():
-            assert line in README, line
+# the page, its links and its flags
 
 
-def test_links_lead_to_files():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("http") or (ROOT / target).exists(), target
+def test_the_readme_is_one_page():
+    assert len(README.splitlines()) <= 200
+    assert len(README.encode()) <= 15_000
+
+
+def test_the_demo_stands_near_the_top():
+    assert any(line.startswith("make demo") for line in README.splitlines()[:60])
+
+
+def test_the_readme_links_every_page():
+    for path in (ROOT / "docs").glob("*.md"):
+        assert f"](docs/{path.name})" in README, path.name
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
+def test_links_lead_to_files(path):
+    missing = []
+    for _, target in LINK.findall(TEXTS[path]):
+        name, _, anchor = target.partition("#")
+        if target.startswith("http"):
+            continue
+        file = path.parent / name if name else path
+        if not file.exists() or (name.endswith("/") and not file.is_dir()) or (anchor and anchor not in anchors(file.read_text())):
+            missing.append(target)
+    assert missing == []
 
 
 def test_flags_that_are_named_exist():
     known = {"--" + name.replace("_", "-") for script in SCRIPTS | TOOLS for name in declared(script)}
     known |= {"--no-" + name.removeprefix("--") for name in known}
-    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
+    named = {flag for text in TEXTS.values() for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)}
     assert named - known - {"--nproc-per-node", "--standalone", "--logdir"} == set()

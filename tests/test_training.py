@@ -10,22 +10,25 @@ import time
 import pytest
 import torch
 from conftest import gan_flags, match_flags, run, same
+from inputs import reference_checkpoint
 from PIL import Image
 
 import gen_condense
 import models.gan
 import pool_match
-import run_folder
 import utils
 from augment import draw_dsa
 from data import DATASETS, ImageSet, load_data
+from engine import environment, metric_log
+from engine.files import file_hash
+from engine.runtime import Runtime
+from engine.steps import LossMeter, Position, Step
 from gen_condense import train_gan
-from losses import MATCH_WEIGHTS, METRICS
+from losses import METRICS
 from models import NETWORKS, build_classifier, build_gan
 from models.gan import GAN
-from run_folder import LossMeter, Position, Step
-from runtime import Runtime
-from utils import FailedRun, Stopped, UsageError, file_hash
+from models.matching import MATCH_WEIGHTS, pooled
+from utils import FailedRun, Stopped, UsageError
 
 CPU = Runtime(torch.device("cpu"))
 STEPS = 5  # of an epoch of the tiny runs
@@ -226,8 +229,8 @@ def test_features_of_every_network_can_be_pooled(network, info):
     features = model.logits_and_features(torch.rand(2, info.channels, info.image_size, info.image_size))[1]
     for f in features:
         side = min(4, f.shape[-1])
-        assert pool_match.pooled(f).shape == (2, f.shape[1] * side * side)
-    assert torch.allclose(pool_match.pooled(features[0]).mean(), features[0].mean(), atol=0.1)
+        assert pooled(f).shape == (2, f.shape[1] * side * side)
+    assert torch.allclose(pooled(features[0]).mean(), features[0].mean(), atol=0.1)
 
 
 @pytest.mark.parametrize("script", ["gen_condense", "pool_match"])
@@ -270,8 +273,6 @@ def test_matching_reaches_the_generator(trained, tmp_path):
 
 
 def test_stage_2_takes_reference_checkpoints(tmp_path):
-    from test_models import reference_checkpoint
-
     reference_checkpoint(tmp_path / "official.pth", channels=1, size=28, width=4)
     found = run(pool_match, match_flags(tmp_path, tmp_path / "official.pth", "--data", "digits", "--epochs", "1"))
     assert weights(found.best_path)["info"]["name"] == "digits"
@@ -349,7 +350,7 @@ def test_best_pth_is_not_compared_across_evaluations(tmp_path, monkeypatch):
 def test_a_finished_run_keeps_the_account_of_how_it_was_made(trained, tmp_path, monkeypatch):
     run(gen_condense, gan_flags(tmp_path, "--epochs", "1"))
     first = json.loads((tmp_path / "gan" / "args.json").read_text())
-    monkeypatch.setattr(utils, "commit", lambda: "another")
+    monkeypatch.setattr(environment, "commit", lambda: "another")
     run(gen_condense, gan_flags(tmp_path, "--epochs", "1"))
     assert json.loads((tmp_path / "gan" / "args.json").read_text()) == first
     run(gen_condense, gan_flags(tmp_path))
@@ -508,7 +509,7 @@ def test_a_full_disk_elsewhere_is_one_line_too(tmp_path, monkeypatch, capsys):
     def full(path, image):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(run_folder, "save_picture", full)
+    monkeypatch.setattr(metric_log, "save_picture", full)
     with pytest.raises(SystemExit) as stop:
         run(gen_condense, gan_flags(tmp_path))
     assert stop.value.code == 1

@@ -8,18 +8,22 @@ import statistics
 import pytest
 import torch
 from conftest import gan_flags, run, validate_flags
-from test_data import picture
+from inputs import picture, reference_checkpoint
 
 import gen_condense
 import validate
 from data import DATASETS, Data, ImageSet, load_data
+from engine.files import file_hash
+from engine.run_folder import RunFolder
+from engine.runtime import Runtime
+from engine.seeds import Draws
 from models import build_classifier, build_gan
-from results import Cost, Outcome
-from run_folder import RunFolder
-from runtime import Draws, Runtime
-from sources import Generated, Real
-from utils import file_hash
-from validate import RECIPES, Recipe, train_steps, train_together, validate_group
+from scoring import evaluation, trainer
+from scoring.evaluation import validate_group
+from scoring.recipes import RECIPES, Recipe
+from scoring.results import Cost, Outcome
+from scoring.sources import Generated, Real
+from scoring.trainer import train_steps, train_together
 
 CPU = Runtime(torch.device("cpu"))
 FEW = Recipe(3, 8, 0.01, "none", "none", "dim", -1.0)
@@ -175,9 +179,9 @@ def test_recipe_dc_lowers_its_rate_at_half(digits, monkeypatch):
 def test_cutmix_is_drawn_with_its_probability(digits, monkeypatch):
     def mixes(p: float) -> int:
         calls = []
-        draw = validate.draw_cutmix
+        draw = trainer.draw_cutmix
         with monkeypatch.context() as patch:
-            patch.setattr(validate, "draw_cutmix", lambda *args: calls.append(1) or draw(*args))
+            patch.setattr(trainer, "draw_cutmix", lambda *args: calls.append(1) or draw(*args))
             recipe = Recipe(20, 20, 0.01, "none", "crop", "dim", p)
             train_on_real(build_classifier("convnet_w32", digits.info), recipe, 1, digits)
         return len(calls)
@@ -192,7 +196,7 @@ def test_accuracy_is_counted_in_eval_mode(digits):
     classifier = build_classifier("densenet", digits.info).train()
     images = ImageSet(digits.test.images[:40], digits.test.labels[:40])
     state = {k: v.clone() for k, v in classifier.state_dict().items()}
-    found = validate.accuracy(validate.confusion_matrix(classifier, images, 10, batch_size=7))
+    found = evaluation.accuracy(evaluation.confusion_matrix(classifier, images, 10, batch_size=7))
     assert all(torch.equal(v, state[k]) for k, v in classifier.state_dict().items())  # BatchNorm saw nothing
     assert classifier.training
     with torch.no_grad():
@@ -275,9 +279,9 @@ def test_an_in_training_evaluation_uses_the_same_function(tmp_path, monkeypatch)
         calls.append((network, type(source), source.fixed, source.ipc, recipe.epochs, recipe.mix_p, data.referee[0]))
         return [Outcome(40.0 + len(calls), Cost(1, 1)) for _ in seeds]
 
-    monkeypatch.setattr(validate, "validate_group", group)
-    evaluation = "--eval-interval 2 --eval-model convnet_w32 resnet18 --budget fixed --ipc 7 --epochs-eval 9 --mix-p 0.5 --repeats 2"
-    found: RunFolder = run(gen_condense, gan_flags(tmp_path, *evaluation.split()))
+    monkeypatch.setattr(evaluation, "validate_group", group)
+    evaluated = "--eval-interval 2 --eval-model convnet_w32 resnet18 --budget fixed --ipc 7 --epochs-eval 9 --mix-p 0.5 --repeats 2"
+    found: RunFolder = run(gen_condense, gan_flags(tmp_path, *evaluated.split()))
     assert calls == [("convnet_w32", Generated, True, 7, 9, 0.5, "val")] * 2 + [("resnet18_w32", Generated, True, 7, 9, 0.5, "val")] * 2
     assert found.lines[1]["val_accuracy"] == 42.5
     assert found.lines[1]["val_accuracy_resnet18_w32"] == 43.5
@@ -316,8 +320,6 @@ def test_rows_do_not_depend_on_how_many_are_trained_together(tmp_path):
 
 
 def test_reference_checkpoints_are_validated(tmp_path):
-    from test_models import reference_checkpoint
-
     reference_checkpoint(tmp_path / "official.pth", channels=1, size=28, width=4)
     flags = ["--pretrain-weight", str(tmp_path / "official.pth"), "--data", "digits", "--source", "generator"]
     assert run(validate, validate_flags(tmp_path, *flags))[0]["n"] == 2

@@ -8,13 +8,16 @@ import torch
 
 import gen_condense
 import models.gan
-import runtime
 from data import load_data
+from engine import streams
+from engine.graphs import Graphed
+from engine.optim import make_sgd, set_rate
+from engine.runtime import make_runtime
+from engine.streams import Lanes, Stopwatch
 from gen_condense import train_gan
 from models import build_gan
 from models.gan import GAN
 from pretend_cuda.report import REPORT, Fault
-from runtime import Graphed, Lanes, Stopwatch, make_runtime, make_sgd, set_rate
 from utils import FailedRun
 
 pytestmark = pytest.mark.gpu
@@ -136,7 +139,7 @@ def test_lanes_without_their_first_wait(monkeypatch):
         return REPORT.total("races")
 
     assert work() == 0
-    monkeypatch.setattr(Lanes, "__init__", lambda self, n, device: setattr(self, "streams", runtime._side_streams(n, device)))
+    monkeypatch.setattr(Lanes, "__init__", lambda self, n, device: setattr(self, "streams", streams._side_streams(n, device)))
     assert work() > 0
 
 

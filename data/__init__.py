@@ -1,0 +1,29 @@
+"""Image sets: the table of known sets, their readers, the held-out split, and batches.
+
+Import these names from `data` itself.
+"""
+
+from data.batches import balanced_epochs, epoch_order, split_held_out, steps_per_epoch
+from data.images import SPLITS, Data, DataInfo, ImageSet, fingerprint, to_float
+from data.loading import check_data_dir, load_data
+from data.pictures import list_pictures, read_pictures
+from data.sets import DATASETS, NAMES
+
+__all__ = [
+    "DATASETS",
+    "NAMES",
+    "SPLITS",
+    "Data",
+    "DataInfo",
+    "ImageSet",
+    "balanced_epochs",
+    "check_data_dir",
+    "epoch_order",
+    "fingerprint",
+    "list_pictures",
+    "load_data",
+    "read_pictures",
+    "split_held_out",
+    "steps_per_epoch",
+    "to_float",
+]

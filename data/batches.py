@@ -1,0 +1,59 @@
+"""The held-out split, and the order in which images are taken."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from engine.seeds import derive_seed
+from utils import UsageError
+
+
+def split_held_out(labels: Tensor, val_size: int, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Indices (kept, held out) of a class-balanced held-out split, in file order.
+
+    The split is the same in every run, and a smaller split is part of a larger one. Images that one stage held out are therefore not
+    trained on by a later stage of the same or a larger val_size. If val_size is no multiple of num_classes, the first classes hold out one
+    image more. Raises UsageError if val_size is too small or too large.
+    """
+    if val_size < num_classes:
+        raise UsageError(f"--val-size {val_size}: expected 0 or at least one image for each of the {num_classes} classes")
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    for label in range(num_classes):
+        members = (labels.cpu() == label).nonzero().flatten()
+        share = val_size // num_classes + (label < val_size % num_classes)
+        if share >= len(members):
+            raise UsageError(f"--val-size {val_size}: asks for {share} of the {len(members)} training images of class {label}")
+        order = torch.randperm(len(members), generator=torch.Generator().manual_seed(derive_seed("held-out", label)))
+        held_out[members[order[:share]]] = True
+    return (~held_out).nonzero().flatten().to(labels.device), held_out.nonzero().flatten().to(labels.device)
+
+
+def steps_per_epoch(num_images: int, batch_size: int, batches: int = 1) -> int:
+    """Number of whole steps, of `batches` batches each, in a pass over the set. Raises UsageError if there is none."""
+    if batches * batch_size > num_images:
+        asked = f"--batch-size {batch_size}" + (f" with --d-steps {batches}" if batches > 1 else "")
+        raise UsageError(f"{asked}: larger than the training set, which has {num_images} images")
+    return num_images // (batches * batch_size)
+
+
+def epoch_order(num_images: int, device: torch.device, *seed: int | str) -> Tensor:
+    """A permutation (num_images,) on `device` that depends on `seed` alone, the same on every kind of device."""
+    return torch.randperm(num_images, generator=torch.Generator().manual_seed(derive_seed(*seed))).to(device)
+
+
+def balanced_epochs(labels: Tensor, ipc: int, num_classes: int, *seed: int | str) -> Iterator[Tensor]:
+    """Yield epochs of indices (num_classes * ipc,) without end: the next `ipc` images of every class.
+
+    Each class is taken in shuffled passes over its images.
+    """
+    members = [(labels.cpu() == label).nonzero().flatten() for label in range(num_classes)]
+    generator = torch.Generator().manual_seed(derive_seed(*seed))
+    waiting = [torch.empty(0, dtype=torch.long)] * num_classes
+    while True:
+        for label, indices in enumerate(members):
+            while len(waiting[label]) < ipc:
+                fresh = indices[torch.randperm(len(indices), generator=generator)]
+                waiting[label] = torch.cat([waiting[label], fresh])
+        yield torch.cat([queue[:ipc] for queue in waiting]).to(labels.device)
+        waiting = [queue[ipc:] for queue in waiting]

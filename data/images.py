@@ -1,0 +1,99 @@
+"""Image sets as uint8 tensors.
+
+Images are stored as uint8 (N, C, H, W) and used as float32 in [-1, 1]; labels are int64 (N,).
+"""
+
+import hashlib
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """What a network must know about an image set. mean and std are per channel, of images in [0, 1]."""
+
+    name: str
+    channels: int
+    image_size: int
+    num_classes: int
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def to_dict(self) -> dict:
+        """Plain values, for a checkpoint."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "DataInfo":
+        """The inverse of to_dict."""
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images uint8 (N, C, H, W) and labels int64 (N,) on one device."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device) -> "ImageSet":
+        """The same set on `device`."""
+        return ImageSet(self.images.to(device), self.labels.to(device))
+
+    def __getitem__(self, index: Tensor) -> "ImageSet":
+        """The subset at `index` (M,)."""
+        return ImageSet(self.images[index], self.labels[index])
+
+    def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, C, H, W) as float32 in [-1, 1] and labels (B,)."""
+        return to_float(self.images[index]), self.labels[index]
+
+
+@dataclass(frozen=True)
+class Data:
+    """The splits of an image set. `val` is held out of `train`, or None if nothing is; splits that were not read are None."""
+
+    info: DataInfo
+    train: ImageSet | None
+    val: ImageSet | None
+    test: ImageSet | None
+
+    def to(self, device: torch.device) -> "Data":
+        """The same data on `device`."""
+        return Data(self.info, *(split and split.to(device) for split in (self.train, self.val, self.test)))
+
+    def describe(self) -> str:
+        """One line for the reader: images per split, channels, size, and the classes in their order, the first ten by name."""
+        splits = (("training", self.train), ("held-out", self.val), ("test", self.test))
+        counts = ", ".join(f"{len(images):,} {name}" for name, images in splits if images is not None)
+        info, more = self.info, ", ..." if self.info.num_classes > 10 else ""
+        size = f"{info.channels} x {info.image_size} x {info.image_size}"
+        return f"data: {info.name}, {counts} images of {size}; {info.num_classes} classes: {', '.join(info.class_names[:10])}{more}"
+
+    @property
+    def referee(self) -> tuple[str, ImageSet]:
+        """The split that classifiers are tested on, by name and images: ("val", held out) if there is one, else ("test", test set)."""
+        return ("test", self.test) if self.val is None else ("val", self.val)
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 [0, 255] to float32 [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def fingerprint(info: DataInfo, images: ImageSet | None) -> str | None:
+    """A short hash of a set and its normalisation, so that results on different images are never confused; None for no set."""
+    if images is None:
+        return None
+    digest = hashlib.sha256(repr(info).encode())
+    for tensor in (images.images, images.labels):
+        digest.update(tensor.contiguous().numpy())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,157 @@
+"""Reading an image set from its files, downloading those that are missing."""
+
+import os
+import shutil
+import tempfile
+from http.client import HTTPException
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from data.batches import split_held_out
+from data.images import SPLITS, Data, DataInfo, ImageSet
+from data.pictures import is_gray, list_pictures, read_pictures
+from data.sets import DATASETS, NAMES, Layout, Row
+from engine.files import file_hash
+from utils import UsageError
+
+
+def load_data(
+    name: str,
+    data_dir: str | Path,
+    *,
+    splits: tuple[str, ...] = SPLITS,
+    val_size: int = 0,
+    image_size: int | None = None,
+    info: DataInfo | None = None,
+) -> Data:
+    """Read an image set from `data_dir`; files that are missing there are downloaded by torchvision.
+
+    splits: the splits to read; files of the others need not exist. val_size: number of images held out of `train`, class-balanced.
+    image_size: of a "folder" set, 28 or 32 (default 32). info: the info in a checkpoint, which a "folder" set must match and whose
+    normalisation it takes. Raises UsageError for an unknown name, a wrong image size, missing or altered files, or an impossible val_size.
+    """
+    if name == "folder":
+        info, images = _read_folder(Path(data_dir), splits, image_size, info)
+    elif name in DATASETS:
+        row = DATASETS[name]
+        if image_size not in (None, row.info.image_size):
+            raise UsageError(f"--image-size {image_size}: {name} has {row.info.image_size} pixels, the flag is for --data folder")
+        images = _read_digits() if name == "digits" else _read_files(row, Path(data_dir), splits)
+        info = row.info
+    else:
+        raise UsageError(f"--data {name}: unknown data set, expected one of {', '.join(NAMES)}")
+    if "train" not in splits and val_size:
+        raise ValueError("val_size needs the train split")
+    train, val = images.get("train") if "train" in splits else None, None
+    if val_size:
+        kept, held_out = split_held_out(train.labels, val_size, info.num_classes)
+        train, val = train[kept], train[held_out]
+    return Data(info, train, val, images.get("test") if "test" in splits else None)
+
+
+def check_data_dir(data_dir: Path) -> None:
+    """Raise UsageError if the data folder is a file or cannot be listed. It need not exist."""
+    try:
+        if data_dir.exists():
+            os.listdir(data_dir)
+    except NotADirectoryError:
+        raise UsageError(f"--data-dir {data_dir}: is a file, expected a folder") from None
+    except OSError as error:
+        raise UsageError(f"--data-dir {data_dir}: cannot be read ({error.strerror})") from None
+
+
+def _read_files(row: Row, data_dir: Path, splits: tuple[str, ...]) -> dict[str, ImageSet]:
+    check_data_dir(data_dir)
+    layout = _find_layout(row, data_dir, splits)
+    if layout is None:
+        _download(row, data_dir, splits)
+        layout = _find_layout(row, data_dir, splits)
+        if layout is None:
+            raise UsageError(f"--data-dir {data_dir}: {_wanted(row, splits)}, and the download did not bring it")
+    sets = {}
+    for split in splits:
+        paths = [data_dir / path for path, _ in layout.files[split]]
+        for path, (_, expected) in zip(paths, layout.files[split], strict=True):
+            try:
+                found = file_hash(path, "md5")
+            except OSError as error:
+                raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+            if found != expected:
+                raise UsageError(f"{path}: truncated or altered: found MD5 {found}, expected {expected}")
+        images, labels = layout.reader(paths)
+        sets[split] = ImageSet(torch.from_numpy(np.array(images)), torch.from_numpy(np.array(labels, np.int64)))
+    return sets
+
+
+def _find_layout(row: Row, data_dir: Path, splits: tuple[str, ...]) -> Layout | None:
+    for layout in row.layouts:
+        if all((data_dir / path).is_file() for split in splits for path, _ in layout.files[split]):
+            return layout
+    return None
+
+
+def _wanted(row: Row, splits: tuple[str, ...]) -> str:
+    names = [" ".join(path for split in splits for path, _ in layout.files[split]) for layout in row.layouts]
+    return f"{row.info.name} not found, expected {' or '.join(names)}"
+
+
+def _download(row: Row, data_dir: Path, splits: tuple[str, ...]) -> None:
+    """Download by torchvision into a temporary folder, then move the files into `data_dir`. Raises UsageError if this fails."""
+    import torchvision
+
+    parent = data_dir
+    while not parent.exists():
+        parent = parent.parent
+    try:
+        with tempfile.TemporaryDirectory(dir=parent, prefix=".download-") as folder:
+            download = getattr(torchvision.datasets, row.torchvision_name)
+            for split in splits:
+                choice = {"split": split} if row.torchvision_name == "SVHN" else {"train": split == "train"}
+                download(folder, download=True, **choice)
+            for path in Path(folder).rglob("*"):
+                target = data_dir / path.relative_to(folder)
+                if path.is_file() and not target.exists():
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.move(path, target)
+    except (OSError, RuntimeError, HTTPException) as error:  # torchvision reports failed mirrors as RuntimeError
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UsageError(f"--data-dir {data_dir}: {_wanted(row, splits)}; the download failed: {reason}") from None
+
+
+def _read_digits() -> dict[str, ImageSet]:
+    """scikit-learn's 1,797 digits of 8 x 8 pixels in 0..16, resized to 28: the first 1,500 train, the last 297 test."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    small = torch.from_numpy(digits.images).float().unsqueeze(1) * (255 / 16)
+    images = F.interpolate(small, size=28, mode="bilinear", align_corners=False).round().byte()
+    labels = torch.from_numpy(digits.target).long()
+    return {"train": ImageSet(images[:1500], labels[:1500]), "test": ImageSet(images[1500:], labels[1500:])}
+
+
+def _read_folder(
+    root: Path, splits: tuple[str, ...], image_size: int | None, info: DataInfo | None
+) -> tuple[DataInfo, dict[str, ImageSet]]:
+    """Read root/train/CLASS/* and root/test/CLASS/*; the normalisation comes from `info` or from the training images."""
+    check_data_dir(root)
+    size = image_size or (info.image_size if info else 32)
+    if info and image_size not in (None, info.image_size):
+        raise UsageError(f"--image-size {image_size}: the checkpoint was made for {info.image_size} pixels")
+    wanted = splits if info else SPLITS
+    files = {split: list_pictures(root / split) for split in wanted}
+    names = info.class_names if info else tuple(files["train"])
+    for split, found in files.items():
+        if tuple(found) != names:
+            odd = sorted(set(found) ^ set(names))
+            expected = "those of the checkpoint" if info else f"those of {root / 'train'}"
+            raise UsageError(f"{root / split}: its classes differ from {expected}: {', '.join(odd)} only on one side")
+    channels = info.channels if info else 1 if all(is_gray(path) for paths in files[wanted[0]].values() for path in paths) else 3
+    sets = {split: ImageSet(*read_pictures(list(found.values()), channels, size)) for split, found in files.items()}
+    if info is None:
+        values = sets["train"].images.double() / 255
+        mean, std = values.mean((0, 2, 3)), values.std((0, 2, 3)).clamp(min=1e-3)
+        info = DataInfo("folder", channels, size, len(names), names, tuple(mean.tolist()), tuple(std.tolist()))
+    return info, sets

@@ -1,0 +1,78 @@
+"""args.json of a run folder: records the flags of each start, and checks that a command may continue the run in the folder."""
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+
+from engine.environment import environment
+from engine.files import write_json
+from engine.runtime import Runtime
+from utils import UsageError
+
+ENVIRONMENT = ("commit", "torch", "device")
+
+# Flags that may differ when a run is continued: where and how it runs, and how it is evaluated. The file at --weight is compared by its
+# hash and not by its path.
+EVALUATION_FLAGS = ("eval_model", "budget", "ipc", "repeats", "recipe", "epochs_eval", "mix_p")
+FREE_FLAGS = {
+    *(
+        "tag",
+        "results_dir",
+        "data_dir",
+        "weight",
+        "epochs",
+        "device",
+        "amp",
+        "channels_last",
+        "graphs",
+        "compile",
+        "save_interval",
+        "print_freq",
+        "eval_interval",
+    ),
+    *EVALUATION_FLAGS,
+}
+
+
+class ArgsFile:
+    """The file args.json in `folder`.
+
+    flags: all flags, name -> value. inputs: other values that must be the same when the run is continued; error messages use their names.
+    free: names of the flags that may differ. Raises UsageError if the folder holds a run with other settings, or one whose args.json is
+    missing or unreadable.
+    """
+
+    def __init__(self, folder: Path, flags: dict, inputs: dict, free: Collection[str]):
+        self.path, self.flags = folder / "args.json", flags
+        self.fixed = {name: value for name, value in flags.items() if name not in free} | inputs
+        self.earlier: list[dict] = []  # the records of the starts before this one
+        if not self.path.exists():
+            if (folder / "last.pth").exists():
+                raise UsageError(f"{folder} holds last.pth but no args.json, so it cannot be continued; use another --tag")
+            return
+        try:
+            args = json.loads(self.path.read_text())
+            found, self.earlier = dict(args["fixed"]), [*args["earlier"], {name: args[name] for name in ("flags", *ENVIRONMENT)}]
+        except (ValueError, KeyError, TypeError):
+            raise UsageError(f"{self.path}: expected the args.json of a run, found something else; use another --tag") from None
+        self._compare(found, json.loads(json.dumps(self.fixed)))
+
+    def _compare(self, found: dict, asked: dict) -> None:
+        for name in {**found, **asked}:
+            if found.get(name) != asked.get(name):
+                flag = "--" + name.replace("_", "-") if name in self.flags else f"the {name}"
+                raise UsageError(
+                    f"{self.path.parent} holds a run with {flag} {_short(found.get(name))}, found {flag} {_short(asked.get(name))}: "
+                    "give the same to continue it, or another --tag"
+                )
+
+    def write(self, runtime: Runtime) -> None:
+        """Write the file, with this start added."""
+        start = {"flags": self.flags, "chosen": runtime.chosen(), "fixed": self.fixed}
+        write_json(self.path, start | {**environment(runtime.device), "earlier": self.earlier})
+
+
+def _short(value) -> str:
+    """`value` as text of at most 80 characters, for an error message."""
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,145 @@
+"""Atomic writes, locks, hashes, and readers that never execute pickled code."""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from utils import FailedRun, UsageError
+
+
+def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
+    """Call write(temporary path), then rename it to `path`: readers see the old file or the new one, never half."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Lock `folder` for this process during the block.
+
+    Raises UsageError if another process holds the lock. The system releases the lock of a process that dies.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such lock
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise UsageError(f"{folder}: another process is writing there, expected this command to be alone") from None
+    finally:
+        os.close(handle)
+
+
+def write_tensors(path: Path, write: Callable[[Path], None]) -> None:
+    """write_atomic for torch and safetensors, which report a full disk by errors of their own. Raises FailedRun for these."""
+    try:
+        write_atomic(path, write)
+    except (RuntimeError, SafetensorError) as error:
+        raise FailedRun(f"{path}: could not be written ({str(error).splitlines()[0]})") from None
+
+
+def write_json(path: Path, value) -> None:
+    """Write `value` as indented JSON, atomically."""
+    write_atomic(path, lambda temporary: temporary.write_text(json.dumps(value, indent=1) + "\n"))
+
+
+def file_hash(path: str | Path, algorithm: str = "sha256") -> str:
+    """Hex digest of a file."""
+    digest = hashlib.new(algorithm)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_plain(path: str | Path, expected: str, allowed: Sequence = ()) -> object:
+    """Read a file of torch.save that holds tensors and plain values. Other pickled code is refused, never executed.
+
+    expected: what the file should hold, for the error message. allowed: further types, or (type, full name), that the file may hold.
+    Raises UsageError if the file is missing, a folder, truncated, or holds anything else.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder, expected {expected}")
+    if not path.exists():
+        raise UsageError(f"{path}: no such file, expected {expected}")
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(list(allowed)):
+            warnings.simplefilter("ignore")  # warnings of torch; the error below says what is wrong
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file may raise any error; no code of it has been run
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        found = f"pickled code ({code[1]}), not executed" if code else f"{path.stat().st_size} bytes of another kind, or truncated"
+        raise UsageError(f"{path}: expected {expected} of tensors and plain values, found {found}") from None
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """Read a checkpoint, a dict, by read_plain. Raises UsageError if the file is anything else."""
+    if Path(path).is_dir():
+        raise UsageError(f"{path}: is a folder, expected a checkpoint file such as {Path(path) / 'last.pth'}")
+    state = read_plain(path, "a checkpoint")
+    if not isinstance(state, dict):
+        raise UsageError(f"{path}: holds a {type(state).__name__}, expected a checkpoint (a dict)")
+    return state
+
+
+def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file. Raises UsageError if it is missing, damaged, or something else."""
+    path = Path(path)
+    if not path.is_file():
+        found = "is a folder" if path.is_dir() else "no such file"
+        raise UsageError(f"{path}: {found}, expected a generator in safetensors")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118  no mapping
+    except SafetensorError as error:
+        raise UsageError(
+            f"{path}: expected safetensors, found {path.stat().st_size} bytes of another kind, or truncated ({error})"
+        ) from None
+
+
+def run_path(results_dir: str, tag: str) -> Path:
+    """The path results_dir/tag. Raises UsageError if the tag is empty or leads out of results_dir."""
+    if not tag.strip() or Path(tag).is_absolute() or ".." in Path(tag).parts:
+        raise UsageError(f"--tag {tag!r}: expected the name of a folder under {results_dir}")
+    return Path(results_dir) / tag
+
+
+def make_folder(folder: Path) -> None:
+    """Create `folder` and its parents. Raises UsageError if it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".{os.getpid()}.tmp"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be written ({error.strerror}), expected a folder for the results") from None
+
+
+def save_picture(path: Path, image: Tensor) -> None:
+    """Write one (C, H, W) image in [-1, 1] as a PNG, atomically."""
+    array = ((image.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
+    picture = Image.fromarray(np.ascontiguousarray(array.squeeze(2) if array.shape[2] == 1 else array))
+    write_atomic(path, lambda temporary: picture.save(temporary, format="PNG"))

@@ -1,0 +1,61 @@
+"""Optimisers whose state a CUDA graph can read on the device, and the moving average of weights."""
+
+import torch
+from torch import Tensor, nn
+
+
+def fused(parameters: list[nn.Parameter]) -> dict[str, bool]:
+    """Optimiser arguments that make a step one fused kernel if the parameters are on CUDA."""
+    return {"fused": True} if parameters[0].is_cuda else {}
+
+
+def make_sgd(parameters: list[nn.Parameter], lr: float) -> torch.optim.SGD:
+    """SGD with momentum 0.9 and weight decay 5e-4. On CUDA the learning rate is on the device, where a CUDA graph reads it."""
+    rate = torch.tensor(lr, device=parameters[0].device) if parameters[0].is_cuda else lr
+    return torch.optim.SGD(parameters, lr=rate, momentum=0.9, weight_decay=5e-4, **fused(parameters))
+
+
+def make_adam(parameters: list[nn.Parameter], lr: float) -> torch.optim.Adam:
+    """Adam with betas 0.0 and 0.9. On CUDA the learning rate and step count are on the device, where a CUDA graph reads them."""
+    if not parameters[0].is_cuda:
+        return torch.optim.Adam(parameters, lr=lr, betas=(0.0, 0.9))
+    rate = torch.tensor(lr, device=parameters[0].device)
+    return torch.optim.Adam(parameters, lr=rate, betas=(0.0, 0.9), fused=True, capturable=True)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate, in place if it is a tensor on the device."""
+    for group in optimizer.param_groups:
+        if torch.is_tensor(group["lr"]):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """Load a state dict, but keep this optimiser's learning rate and its settings foreach, fused and capturable.
+
+    These depend on the device, and the checkpoint may come from another one.
+    """
+    own = {name: optimizer.param_groups[0].get(name) for name in ("foreach", "fused", "capturable", "lr")}
+    groups = [group | {name: value for name, value in own.items() if name in group} for group in state["param_groups"]]
+    optimizer.load_state_dict(state | {"param_groups": groups})
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if torch.is_tensor(value) and value.shape == parameter.shape:  # give it the memory layout of the parameter
+                values[name] = torch.empty_like(parameter).copy_(value)
+
+
+@torch.no_grad()
+def follow(average: nn.Module, module: nn.Module, steps: Tensor, ema: float) -> None:
+    """Update the exponential moving average of a module's weights by one step; buffers are copied.
+
+    steps (): number of earlier updates, increased by one. Update t uses the decay min(ema, (1 + t) / (10 + t)), so that the weights of the
+    first steps are soon forgotten.
+    """
+    share = 1 - ((1 + steps) / (10 + steps)).clamp(max=ema)
+    steps += 1
+    for target, source in zip(average.parameters(), module.parameters(), strict=True):
+        target.lerp_(source, share)
+    for target, source in zip(average.buffers(), module.buffers(), strict=True):
+        target.copy_(source)

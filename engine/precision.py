@@ -1,0 +1,69 @@
+"""bf16 and TF32: what the device multiplies in hardware, and how slow emulation is."""
+
+import contextlib
+import functools
+import subprocess
+import sys
+import time
+import warnings
+
+import torch
+import torch.nn.functional as F
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether the device has instructions for bf16 products.
+
+    The answer comes from the device's own description, so it is always the same on one machine. CUDA: compute capability 8.0 (Ampere) or
+    later, or ROCm. CPU: AVX512-BF16, AMX or Arm's BF16 in Linux's /proc/cpuinfo or macOS's sysctl; False on other systems.
+    """
+    if device.type == "cuda":
+        return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & cpu_features())
+
+
+@functools.lru_cache
+def cpu_features() -> frozenset[str]:
+    """The names of the CPU's instruction sets as the system lists them; empty if they cannot be read."""
+    if sys.platform == "darwin":
+        asked = subprocess.run(("sysctl", "-n", "hw.optional.arm.FEAT_BF16"), capture_output=True, text=True)
+        return frozenset({"bf16"} if asked.stdout.strip() == "1" else ())
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as cpus:
+        for line in cpus:
+            name, _, value = line.partition(":")
+            if name.strip() in ("flags", "Features"):
+                return frozenset(value.split())
+    return frozenset()
+
+
+def emulation_factor(device: torch.device) -> float:
+    """Time of a small 3x3 convolution with its gradients in bf16, divided by the time in float32.
+
+    It is measured and therefore varies: use it for a warning, never to choose the precision.
+    """
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        images = torch.ones(8, 32, 16, 16, device=device, dtype=dtype, requires_grad=True)
+        kernel = torch.ones(32, 32, 3, 3, device=device, dtype=dtype, requires_grad=True)
+        times = []
+        for _ in range(4):  # the first allocates and chooses kernels
+            start = time.perf_counter()
+            torch.autograd.grad(F.conv2d(images, kernel, padding=1).sum(), (images, kernel))
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times.append(time.perf_counter() - start)
+        seconds[dtype] = min(times[1:])
+    return seconds[torch.bfloat16] / seconds[torch.float32]
+
+
+def allow_tf32(on: bool) -> None:
+    """Turn TF32 on or off for float32 matrix products and convolutions on CUDA.
+
+    torch 2.9 and later have two sets of names for this setting, and reading the older set raises an error while the two disagree.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some releases of torch warn about the older names
+        matmul.allow_tf32 = cudnn.allow_tf32 = on
+    if hasattr(matmul, "fp32_precision"):
+        matmul.fp32_precision = cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = "tf32" if on else "ieee"

@@ -1,0 +1,30 @@
+"""Joining and leaving the job of several processes that torchrun starts."""
+
+import datetime
+import os
+import sys
+
+import torch
+import torch.distributed as dist
+
+from engine.graphs import GRAPHED
+from utils import AT_END
+
+
+def join_job(rank: int, device: torch.device) -> None:
+    """Join the process group of the job that torchrun started. Ranks other than the first no longer print to stdout."""
+    if not dist.is_initialized():
+        # an evaluation on one rank may take hours while the others wait; torchrun ends the job when a process dies
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(days=7))
+        AT_END.append(leave_job)
+    if rank > 0:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  for the life of the process
+
+
+def leave_job() -> None:
+    """Leave the process group. CUDA graphs that hold NCCL calls are freed first, since NCCL waits for them."""
+    for graphed in list(GRAPHED):
+        graphed.recorded.clear()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    dist.destroy_process_group()

@@ -1,0 +1,268 @@
+"""The folder results/TAG of a training stage: what is resumed, saved, logged and drawn there, and when.
+
+The training loop is a generator function in the stage script; `RunFolder.epochs` drives it.
+"""
+
+import contextlib
+import sys
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from engine.args_file import EVALUATION_FLAGS, FREE_FLAGS, ArgsFile
+from engine.files import locked, make_folder, read_checkpoint, write_atomic
+from engine.metric_log import MetricLog
+from engine.progress import Progress
+from engine.runtime import Runtime
+from engine.seeds import rng_state, set_rng_state
+from engine.steps import START, LossMeter, Position, Step
+from engine.tensors import to_host
+from utils import FailedRun, UsageError, handle_stops, raise_stopped, tell
+
+
+class RunFolder:
+    """results/TAG with args.json, metrics.jsonl, TensorBoard events, outputs/, last.pth and best.pth.
+
+    flags: all flags, name -> value. inputs: other values that must be the same when the run is continued; error messages use their names.
+    parts: objects whose state_dict() holds everything that the next step depends on, except the state of the random numbers. header: plain
+    values to store in each checkpoint. steps_per_epoch: one number, or one for each epoch. unit: what is counted as an epoch, such as
+    "task". free: flags that may differ when the run is continued. With several ranks all take part, and the first one writes.
+    Raises UsageError, before anything is written, if the folder holds a run with other settings.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        flags: dict,
+        inputs: dict,
+        parts: list,
+        header: dict,
+        runtime: Runtime,
+        steps_per_epoch: int | Sequence[int],
+        unit: str = "epoch",
+        free: Collection[str] = FREE_FLAGS,
+    ):
+        self.folder, self.flags, self.parts, self.header, self.runtime = folder, flags, parts, header, runtime
+        self.args = ArgsFile(folder, flags, inputs, free)
+        self.log = MetricLog(folder, unit)
+        self.evaluation = {name: flags[name] for name in EVALUATION_FLAGS if name in flags}
+        self.unit = unit
+        self.lengths = [steps_per_epoch] * flags["epochs"] if isinstance(steps_per_epoch, int) else list(steps_per_epoch)
+        self.num_epochs = len(self.lengths)
+        self.meter = LossMeter(runtime)
+        self.position = START
+        self.seconds = 0.0  # of training, over all starts
+        self._clock: float | None = None  # start of the time that is not yet added to `seconds`; None outside of training
+        self.best: dict | None = None  # {"epoch", "name", "value", "evaluation"} of best.pth, on a held-out split only
+        self._stop_signal: int | None = None
+        self._stop_at_once = False
+        if (folder / "last.pth").exists():
+            self._load(read_checkpoint(folder / "last.pth"))
+
+    @property
+    def lines(self) -> list[dict]:
+        """The metrics of each epoch so far, as in metrics.jsonl."""
+        return self.log.lines
+
+    def _load(self, state: dict) -> None:
+        try:
+            for part in self.parts:
+                part.load_state_dict(state)
+            self.position, self.best, self.seconds = Position(**state["position"]), state["best"], state["seconds"]
+            self.meter.load_state_dict(state["meter"], self.runtime.device)
+            load_rng(state, self.runtime, self.runtime.own_seed(self.flags["seed"], *self.position))
+        except UsageError as error:
+            raise UsageError(f"{self.folder / 'last.pth'}: {error}; use another --tag") from None
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            reason = str(error).splitlines()[0]
+            raise UsageError(f"{self.folder / 'last.pth'}: not a checkpoint of this run ({reason}); use another --tag") from None
+        self.log.read(self.position.epoch)
+
+    @property
+    def best_path(self) -> Path:
+        """The checkpoint to deploy: best.pth where a held-out split chose it, else last.pth."""
+        return self.folder / ("best.pth" if self.best else "last.pth")
+
+    def epochs(
+        self, steps: Iterable[Step], print_freq: int, save_interval: int, first_lines: Sequence[str] = ()
+    ) -> Iterator[tuple[int, dict[str, float]]]:
+        """Drive the training loop `steps`; yield (epoch, mean losses) after the last step of each epoch.
+
+        epoch counts from 1. last.pth is saved every save_interval steps (0 = not inside an epoch) and at the end of each epoch.
+        After SIGINT or SIGTERM the current step is finished (with several ranks: the steps up to the next reading of the losses), last.pth
+        is saved and Stopped is raised. The losses are read every print_freq steps. Raises FailedRun if one is not finite, and keeps the
+        last good checkpoint. first_lines: what the run found, printed on stderr before its first step.
+        """
+        if self.position.epoch >= self.num_epochs:
+            return
+        done = sum(self.lengths[: self.position.epoch]) + self.position.step
+        total, hidden = sum(self.lengths), not self.runtime.is_main
+        steps_line = f"steps: {total:,} in all, {self.num_epochs:,} {self.unit}s" + (f"; {done:,} done" if done else "")
+        lines = [*first_lines, steps_line, f"steps run on: {self.runtime.describe()}"]
+        with (
+            handle_stops(self._on_signal),
+            claimed(self.folder, self.args, self.runtime, lines),
+            Progress(total, done, hidden=hidden) as bar,
+        ):
+            if self.position.step == self.lengths[self.position.epoch]:  # stopped after the epoch's last step, before close_epoch
+                yield self.position.epoch + 1, self._means()
+            self._clock = time.perf_counter()
+            for at in steps:
+                self.position = Position(at.epoch, at.step)
+                self.meter.update(at)
+                bar.update()
+                ends = at.step == self.lengths[at.epoch]
+                reads = ends or at.step % print_freq == 0
+                if reads:
+                    bar.read(f"{self.unit} {at.epoch + 1}/{self.num_epochs}", self._means())
+                stop = self._agreed_stop() if reads or self.runtime.world_size == 1 else None
+                if stop or (save_interval and at.step % save_interval == 0 and not ends):
+                    self.save()
+                if stop:
+                    raise_stopped(stop)
+                if ends:
+                    means = self._means()
+                    self._lap(goes_on=False)
+                    yield at.epoch + 1, means
+                    self._clock = time.perf_counter()
+                    if stop := self._agreed_stop():  # arrived during close_epoch, which has saved the epoch
+                        raise_stopped(stop)
+
+    def _lap(self, goes_on: bool = True) -> None:
+        """Add the time since the last lap to `seconds`. Evaluations are outside of laps."""
+        if self._clock is not None:
+            now = time.perf_counter()
+            self.seconds, self._clock = self.seconds + now - self._clock, now if goes_on else None
+
+    def _agreed_stop(self) -> int | None:
+        """The stop signal that any rank received, or None; the same on all ranks, so that they save the same step."""
+        return self.runtime.any_rank(self._stop_signal)
+
+    def close_epoch(self, epoch: int, values: dict[str, float], pictures: Tensor | None, choose_by: str | None) -> None:
+        """Write the epoch's line, picture and checkpoints.
+
+        values: what to log. pictures: (C, H, W) in [-1, 1], or None. choose_by: the name in `values` whose highest value chooses best.pth;
+        it must come from held-out training images.
+        """
+        line = {self.unit: epoch, "step": sum(self.lengths[:epoch]), "seconds": round(self.seconds, 1), **values}
+        score = values.get(choose_by) if choose_by else None
+        comparable = self.best is not None and self.best["evaluation"] == self.evaluation
+        better = score is not None and (not comparable or score > self.best["value"])
+        if better:
+            self.best = {"epoch": epoch, "name": choose_by, "value": score, "evaluation": self.evaluation}
+        self.lines.append(line)
+        if self.runtime.is_main:
+            self.log.write(pictures)
+        self.position = Position(epoch, 0)
+        self.meter.reset()
+        if better:
+            self.save("best.pth")
+        self.save()
+        tqdm.write(f"{self.unit} {epoch}/{self.num_epochs}  " + "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
+        sys.stdout.flush()  # so that a pipe shows it at once too
+
+    def save(self, name: str = "last.pth") -> None:
+        """Write a checkpoint of the current step. Raises FailedRun if a loss or weight is not finite or the disk is full."""
+        self._means()
+        self._lap()
+        state = dict(self.header)
+        for part in self.parts:
+            state |= part.state_dict()
+        state |= {
+            "position": self.position._asdict(),
+            "seconds": self.seconds,
+            "best": self.best,
+            "meter": self.meter.state_dict(),
+        }
+        state = to_host(state)
+        if bad := not_finite(state):
+            raise FailedRun(f"{bad} is not finite at {self.unit} {self.position.epoch + 1}, step {self.position.step}; {self._kept()}")
+        state["rng"], *others = self.runtime.gather(rng_state(self.runtime.device))
+        if others:
+            state["rng_of_ranks"] = others
+        if not self.runtime.is_main:
+            return
+        try:
+            write_atomic(self.folder / name, lambda path: torch.save(state, path))
+        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+            raise FailedRun(f"{self.folder / name}: could not be written ({str(error).splitlines()[0]}); {self._kept()}") from None
+
+    @contextlib.contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Save, then run a long block that changes no state, such as an evaluation; a stop signal ends it at once."""
+        self.save()
+        self._stop_at_once = True
+        try:
+            if self._stop_signal:
+                raise_stopped(self._stop_signal)
+            yield
+        finally:
+            self._stop_at_once = False
+
+    def _on_signal(self, number: int) -> None:
+        self._stop_signal = number
+        if self._stop_at_once:
+            raise_stopped(number)
+
+    def _means(self) -> dict[str, float]:
+        try:
+            return self.meter.means(self.position.epoch, self.unit)
+        except FailedRun as error:
+            raise FailedRun(f"{error}; {self._kept()}") from None
+
+    def _kept(self) -> str:
+        last = self.folder / "last.pth"
+        return f"{last} is the last good checkpoint" if last.exists() else "no checkpoint had been written yet"
+
+
+@contextlib.contextmanager
+def claimed(folder: Path, args: ArgsFile, runtime: Runtime, lines: Sequence[str]) -> Iterator[None]:
+    """Lock `folder`, record this start in args.json, delete the temporary files of killed processes, and print `lines` on stderr.
+
+    Raises UsageError if another process holds the folder.
+    """
+    runtime.barrier()  # wait until every rank has read the folder
+    with contextlib.ExitStack() as held:
+
+        def claim() -> None:
+            make_folder(folder / "outputs")
+            held.enter_context(locked(folder))
+            args.write(runtime)
+            for leftover in (*folder.glob(".*.tmp"), *folder.glob("outputs/.*.tmp")):
+                leftover.unlink()
+
+        runtime.on_main(claim)
+        for line in lines:
+            tell(line)
+        yield
+
+
+def load_rng(state: dict, runtime: Runtime, seed: int) -> None:
+    """Restore this rank's random-number state; a rank that the saved job did not have is seeded with `seed`."""
+    streams = [state["rng"], *state.get("rng_of_ranks", [])]
+    if runtime.rank < len(streams):
+        set_rng_state(streams[runtime.rank], runtime.device)
+    else:
+        torch.manual_seed(seed)
+
+
+def not_finite(state: dict) -> str | None:
+    """The name of a weight in a checkpoint that is not finite; None if all are."""
+    for part in ("generator", "discriminator", "gan", "learners"):
+        for name, tensor in _tensors(state.get(part) or {}):
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                return f"{part}.{name}"
+    return None
+
+
+def _tensors(state) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of nested dicts and lists, by their path."""
+    for name, value in state.items() if isinstance(state, dict) else enumerate(state):
+        if isinstance(value, Tensor):
+            yield str(name), value
+        elif isinstance(value, dict | list | tuple):
+            yield from ((f"{name}.{inner}", tensor) for inner, tensor in _tensors(value))

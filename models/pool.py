@@ -1,0 +1,105 @@
+"""The pool of stage 2: networks trained on real images, whose outputs for real and generated images are matched."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from augment import choose_operations, draw_operations
+from data import DataInfo, ImageSet
+from engine.graphs import Losses
+from engine.optim import fused, load_optimizer
+from engine.runtime import Runtime
+from engine.seeds import seeded
+from models import Classifier, build_classifier, network_name
+
+
+class Pool:
+    """Networks trained by SGD on real images between generator steps. `size` of them are in use and take turns, one step each.
+
+    Each of them is drawn anew once an epoch. With several, these times are spread evenly over the epoch, so that the networks differ in
+    age, and each gets its share of the SGD steps. A network is built once and re-initialised in place, so that it keeps its place in
+    memory.
+    """
+
+    def __init__(self, names: Sequence[str], info: DataInfo, lr: float, strategy: str, seed: int, runtime: Runtime, size: int = 1):
+        self.names, self.size = [network_name(name) for name in names], size
+        self.info, self.lr, self.strategy, self.seed, self.runtime = info, lr, strategy, seed, runtime
+        self.networks: dict[tuple[int, str], tuple[Classifier, torch.optim.SGD]] = {}
+        self.drawn: dict[int, tuple[str, int]] = {}  # slot -> the name of its network, and the epoch it was drawn for
+        self.slot = 0  # the one in use
+        self.update = runtime.graphed(self._update)
+
+    def turn(self, epoch: int, step: int, num_steps: int) -> None:
+        """Select the network for this step of an epoch of `num_steps`, and if it is due, initialise it anew from (seed, drawing)."""
+        self.slot = step % self.size
+        drawing = epoch if step >= self.slot * num_steps // self.size else epoch - 1
+        if self.slot in self.drawn and self.drawn[self.slot][1] == drawing:
+            return
+        slot = (self.slot,) if self.slot else ()
+        with seeded(self.runtime.device, self.seed, "pool", drawing, *slot):
+            name = self.names[int(torch.randint(len(self.names), ()))]
+            fresh = build_classifier(name, self.info)
+        self._use(self.slot, name, drawing)
+        self.model.load_state_dict(fresh.state_dict())
+        for state in self.optim.state.values():
+            state["momentum_buffer"].zero_()
+
+    def _use(self, slot: int, name: str, drawing: int) -> None:
+        if (slot, name) not in self.networks:
+            with seeded(self.runtime.device, "any"):  # these weights are overwritten at once and must not advance the random numbers
+                model = self.runtime.place(build_classifier(name, self.info)).train()
+            parameters = list(model.parameters())
+            self.networks[slot, name] = model, torch.optim.SGD(parameters, self.lr, momentum=0.9, weight_decay=5e-4, **fused(parameters))
+        self.drawn[slot] = name, drawing
+
+    @property
+    def key(self) -> tuple[int, str]:
+        """The key of the network in use in `networks`."""
+        return self.slot, self.drawn[self.slot][0]
+
+    @property
+    def model(self) -> Classifier:
+        """The network in use."""
+        return self.networks[self.key][0]
+
+    @property
+    def optim(self) -> torch.optim.SGD:
+        """The optimiser of the network in use."""
+        return self.networks[self.key][1]
+
+    def train_step(self, train: ImageSet, index: Tensor, choices: torch.Generator) -> None:
+        """One SGD step on the real images at `index` (B,), each augmented with its own parameters.
+
+        choices: the generator from which the operations are drawn on the host.
+        """
+        self.update(*train.batch(index), network=self.key, operations=choose_operations(self.strategy, "dim", choices))
+
+    def _update(self, real: Tensor, y: Tensor, network: tuple[int, str], operations: tuple[str, ...]) -> Losses:
+        model, optim = self.networks[network]
+        augment = draw_operations(operations, len(real), real.shape[-1], real.device)
+        with self.runtime.autocast():
+            logits = self.runtime.call(model, real, augment)
+        loss = F.cross_entropy(logits, y)
+        optim.zero_grad()
+        loss.backward()
+        self.runtime.update(optim)
+        return {}
+
+    def state_dict(self) -> dict:
+        """The networks drawn, under the key "pool"."""
+        networks = []
+        for slot, (name, drawing) in self.drawn.items():
+            model, optim = self.networks[slot, name]
+            values = {"slot": slot, "name": name, "drawing": drawing, "model": model.state_dict(), "optim": optim.state_dict()}
+            networks.append(values)
+        return {"pool": networks}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore what state_dict() returned."""
+        for network in state["pool"]:
+            self._use(network["slot"], network["name"], network["drawing"])
+            model, optim = self.networks[network["slot"], network["name"]]
+            model.load_state_dict(network["model"])
+            load_optimizer(optim, network["optim"])

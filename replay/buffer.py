@@ -1,0 +1,172 @@
+"""A buffer of real images: a uniform sample of all images offered, within a budget of bytes or images."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data import DataInfo, ImageSet, to_float
+from engine.tensors import to_device
+from scoring.storage import LENGTH_BYTES, decode_images, encode_images, make_codec
+from utils import UsageError
+
+
+class Draw(NamedTuple):
+    """A batch from memory: images (B, C, H, W) in [-1, 1], labels y (B,), and stored logits (B, N, K) of N networks, or (B, 0, K)."""
+
+    images: Tensor
+    y: Tensor
+    logits: Tensor
+
+
+class Buffer:
+    """A uniform sample of all images offered so far: reservoir sampling (Vitter 1985, doi:10.1145/3147.3165).
+
+    Each offered image gets a random key. The images with the smallest keys are kept, as many as fit. If all images have one size, this is
+    a reservoir; if they are compressed, it is a sample that favours no size. The keys do not count as memory: to go on sampling, a
+    reservoir needs only the number of images that it was offered.
+    balanced: keep one reservoir for each class, each with an equal share of the room. max_bytes: budget for pixels or codes, labels and
+    logits. max_images: budget in images. None = no limit. networks: number of networks whose logits are stored with each image. Raises
+    UsageError if not even one image fits; with `balanced`, one of each class.
+    """
+
+    def __init__(
+        self,
+        info: DataInfo,
+        device: torch.device,
+        *,
+        max_bytes: int | None = None,
+        max_images: int | None = None,
+        balanced: bool = False,
+        codec: str = "raw",
+        quality: int = 75,
+        networks: int = 0,
+        seed: int = 0,
+    ):
+        self.info, self.device, self.max_bytes, self.max_images, self.balanced = info, device, max_bytes, max_images, balanced
+        self.codec, self.rng = make_codec(codec, quality, info.channels), torch.Generator().manual_seed(seed)
+        self.item_bytes = {"labels": 1 if info.num_classes <= 256 else 2, "logits": 4 * networks * info.num_classes}
+        self.images = torch.empty(0, info.channels, info.image_size, info.image_size, dtype=torch.uint8, device=device)
+        self.labels = torch.empty(0, dtype=torch.long, device=device)
+        self.logits = torch.empty(0, networks, info.num_classes, device=device)
+        # On the host, for the same images: random keys, groups, sizes in bytes, and the codes if they are compressed.
+        self.keys, self.groups, self.sizes, self.codes = np.empty(0), np.empty(0, np.int64), np.empty(0, np.int64), []
+        self.bars: dict[int, float] = {}  # group -> the smallest key that was rejected
+        self.known: list[int] = []  # groups in the order of their first image
+        if max_bytes is not None:
+            empty = encode_images(self.codec, self.images.new_zeros(1, *self.images.shape[1:])) if self.codec else [None]
+            least = int(self._sizes(empty)[0]) + (self.codec.shared if self.codec else 0)
+            wanted, least = ("one of each class", least * info.num_classes) if balanced else ("one", least)
+            if least > max_bytes:
+                raise UsageError(f"{max_bytes} bytes are left for real images, expected room for {wanted}, {least} bytes or more")
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def offer(self, images: Tensor, labels: Tensor, logits: Tensor | None = None) -> None:
+        """Offer uint8 images (B, C, H, W), labels (B,) on the host, and logits (B, N, K); the buffer keeps those that enter the sample."""
+        keys = torch.rand(len(labels), generator=self.rng, dtype=torch.double).numpy()
+        groups = labels.numpy() if self.balanced else np.zeros(len(labels), np.int64)
+        wanted = np.flatnonzero(keys < [self.bars.get(group, np.inf) for group in groups.tolist()])
+        if len(wanted) == 0:
+            return
+        if logits is None:
+            logits = self.logits.new_empty(len(labels), *self.logits.shape[1:])
+        codes, rows = [None] * len(wanted), wanted  # rows: indices of the wanted images in `images`
+        if self.codec is not None:
+            index = to_device(torch.from_numpy(wanted), self.device)
+            codes, logits, rows = encode_images(self.codec, images[index]), logits[index], np.arange(len(wanted))
+            images = self._decode(codes)
+        arrived = (np.concatenate([self.keys, keys[wanted]]), np.concatenate([self.groups, groups[wanted]]))
+        sizes, codes = np.concatenate([self.sizes, self._sizes(codes)]), self.codes + codes
+        kept = np.flatnonzero(self._fits(*arrived, sizes))
+        # A new image takes the place of one that leaves, so that the others need not move.
+        old, staying = len(self), kept[kept < len(self)]
+        order = np.concatenate([staying, kept[kept >= old]])
+        if len(kept) == old:
+            order = np.arange(old)
+            order[np.setdiff1d(order, staying)] = kept[kept >= old]
+        self.keys, self.groups, self.sizes = arrived[0][order], arrived[1][order], sizes[order]
+        self.codes = [codes[place] for place in order] if self.codec is not None else []
+        grows = len(kept) != old
+        # places: indices in the tensors, of the images that stay if the number of images changes, else of those that are overwritten
+        places = staying if grows else np.flatnonzero(order != np.arange(old))
+        joins = kept[kept >= old] - old if grows else order[places] - old
+        if not (grows or len(places)):
+            return
+        sent = [places, rows[joins], labels.numpy()[wanted[joins]]]  # one copy to the device, for which the host does not wait
+        places, rows, fresh_labels = to_device(torch.from_numpy(np.concatenate(sent)), self.device).split([len(part) for part in sent])
+        for name, fresh in {"images": images[rows], "labels": fresh_labels, "logits": logits[rows]}.items():
+            tensor = getattr(self, name)
+            if grows:
+                setattr(self, name, torch.cat([tensor[places], fresh]))
+            else:
+                tensor[places] = fresh
+
+    def draw(self, n: int) -> Draw:
+        """Draw n different images, or all if there are fewer, with random numbers of the device."""
+        index = torch.randperm(len(self), device=self.device)[:n]
+        return Draw(to_float(self.images[index]), self.labels[index], self.logits[index])
+
+    def contents(self) -> ImageSet:
+        """Return all images and labels."""
+        return ImageSet(self.images, self.labels)
+
+    def num_bytes(self) -> dict[str, int]:
+        """Return the bytes kept, by kind: images, labels and logits."""
+        parts = {name: len(self) * size for name, size in self.item_bytes.items() if size}
+        return {"images": int(self.sizes.sum()) - sum(parts.values()) + (self.codec.shared if self.codec else 0)} | parts
+
+    def state_dict(self) -> dict:
+        """Return the pixels or the codes, the labels and logits, and the state of the sampling."""
+        return {
+            "images": self.images if self.codec is None else None,
+            "codes": [torch.frombuffer(bytearray(code), dtype=torch.uint8) for code in self.codes],
+            "labels": self.labels,
+            "logits": self.logits,
+            "keys": torch.from_numpy(self.keys),
+            "bars": dict(self.bars),
+            "known": list(self.known),
+            "rng": self.rng.get_state(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore what state_dict() returned."""
+        self.labels, self.logits = state["labels"].to(self.device), state["logits"].to(self.device)
+        self.codes = [code.numpy().tobytes() for code in state["codes"]]
+        self.images = (state["images"] if self.codec is None else self._decode(self.codes)).to(self.device)
+        self.keys = state["keys"].numpy()
+        self.groups = state["labels"].cpu().numpy() if self.balanced else np.zeros(len(self.keys), np.int64)
+        self.sizes = self._sizes(self.codes if self.codec else [None] * len(self.keys))
+        self.bars, self.known = dict(state["bars"]), list(state["known"])
+        self.rng.set_state(state["rng"])
+
+    def _sizes(self, codes: list[bytes | None]) -> np.ndarray:
+        """Size in bytes of each image, with its label and logits; the code None stands for raw pixels."""
+        raw = self.info.channels * self.info.image_size**2
+        pixels = [raw if code is None else len(code) + LENGTH_BYTES for code in codes]
+        return np.array(pixels, np.int64) + sum(self.item_bytes.values())
+
+    def _fits(self, keys: np.ndarray, groups: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """Choose the images to keep, a mask (N,): in each group those with the smallest keys, as many as fit. Updates the bars."""
+        limit = self.max_images
+        if self.max_bytes is not None:
+            limit = self.max_bytes - (self.codec.shared if self.codec else 0)
+        if limit is None:
+            return np.ones(len(keys), bool)
+        kept = np.zeros(len(keys), bool)
+        self.known += [group for group in dict.fromkeys(groups.tolist()) if group not in self.known]
+        for place, group in enumerate(self.known):
+            room = limit // len(self.known) + (place < limit % len(self.known) if self.max_bytes is None else 0)
+            (places,) = np.nonzero(groups == group)
+            places = places[np.argsort(keys[places])]
+            used = np.cumsum(sizes[places] if self.max_bytes is not None else np.ones(len(places)))
+            fitting = int(np.searchsorted(used, room, side="right"))
+            kept[places[:fitting]] = True
+            if fitting < len(places):
+                self.bars[group] = float(keys[places[fitting]])
+        return kept
+
+    def _decode(self, codes: list[bytes]) -> Tensor:
+        return to_device(decode_images(self.codec, codes, self.info), self.device)

@@ -1,0 +1,155 @@
+"""Training of the generator of a task: stages 1 and 2 on the images that a continual learner may use."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from data import ImageSet, steps_per_epoch
+from engine.graphs import Losses
+from engine.seeds import derive_seed, seeded
+from engine.steps import Position, Step
+from models import build_gan
+from models.gan import GAN, estimate_statistics
+from models.matching import MATCH_WEIGHTS
+from models.pool import Pool
+from replay.memory import Memory
+from replay.plan import Plan
+from replay.replaying import Replay
+
+
+class TaskGenerator:
+    """The GAN of a task in training, and the pool of networks that it is matched with.
+
+    networks: names of the networks in the pool. train_gan, train_match: the loops of stages 1 and 2 (gen_condense.py, pool_match.py).
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        memory: Memory,
+        replay: Replay,
+        networks: Sequence[str],
+        train_gan: Callable[..., Iterator[Step]],
+        train_match: Callable[..., Iterator[Step]],
+    ):
+        self.plan, self.memory, self.replay, self.networks = plan, memory, replay, networks
+        self.train_gan, self.train_match = train_gan, train_match
+        self.gan: GAN | None = None
+        self.pool: Pool | None = None
+
+    def _train_set(self, task: int) -> tuple[ImageSet, Tensor]:
+        """Return the images that the generator of this task is trained on, and their classes (M,).
+
+        These are the real images of the task. A carried generator also gets replayed images of the earlier classes; with --oracle, the
+        generator gets the images of all tasks.
+        """
+        sets, labels = [self.plan.tasks[task]], self.plan.classes[task]
+        if self.plan.options.oracle:
+            sets, labels = self.plan.tasks, self.plan.seen(len(self.plan.tasks) - 1)
+        elif self.memory.generators.layout == "carried" and task:
+            sets, labels = [*sets, self.replay.images], self.plan.seen(task)
+            if self.memory.buffer:
+                held = self.memory.buffer.contents()
+                sets.append(held[torch.isin(held.labels, torch.tensor(self.plan.seen(task - 1), device=held.labels.device))])
+        together = ImageSet(torch.cat([s.images for s in sets]), torch.cat([s.labels for s in sets]))
+        return together, torch.tensor(labels, device=self.plan.runtime.device)
+
+    def _new_gan(self, task: int) -> GAN:
+        """Build the GAN to train: the stored generator if one is carried on, else a new one. The discriminator is new unless kept."""
+        o, generators = self.plan.options, self.memory.generators
+        with seeded(torch.device("cpu"), self.plan.seed, "gan", task):
+            generator, discriminator = build_gan(generators.config)
+        if generators.layout == "carried" and generators.stored:
+            generator.load_state_dict(generators.build().state_dict())
+        gan = GAN(self.plan.runtime.place(generator), self.plan.runtime.place(discriminator), o.gan_lr, o.ema, o.gan_lr_d)
+        if generators.kept_with and generators.layout == "carried":
+            fresh, kept = gan.state_dict(), dict(generators.kept_with)
+            kept |= {name: fresh[name] | {"state": kept[name]} for name in ("optim_g", "optim_d")}
+            gan.load_state_dict(fresh | kept)
+        return gan
+
+    def _new_pool(self, task: int) -> Pool:
+        return Pool(
+            self.networks,
+            self.plan.info,
+            self.plan.options.pool_lr,
+            "color_crop",
+            derive_seed(self.plan.seed, "pool", task),
+            self.plan.runtime,
+        )
+
+    def gan_steps(self, task: int, done: int) -> Iterator[Losses]:
+        """Run stage 1 on the images of _train_set; yield the losses of its steps, without the first `done`."""
+        if done == 0:
+            self.gan = self._new_gan(task)
+        o, (train, labels) = self.plan.options, self._train_set(task)
+        num_steps = steps_per_epoch(len(train), o.gan_batch_size)
+        steps = self.train_gan(
+            self.gan,
+            train,
+            epochs=-(-self.plan.lengths(task)["gan"] // num_steps),
+            batch_size=o.gan_batch_size,
+            gp_weight=o.gp_weight,
+            seed=derive_seed(self.plan.seed, "gan", task),
+            runtime=self.plan.runtime,
+            classes=labels,
+            start=Position(*divmod(done, num_steps)),
+        )
+        return (at.losses for at in steps)
+
+    def match_steps(self, task: int, done: int) -> Iterator[Losses]:
+        """Run stage 2 on the same images; yield the losses of its steps, without the first `done`."""
+        if done == 0:
+            self.pool = self._new_pool(task)
+        o, (train, labels) = self.plan.options, self._train_set(task)
+        num_steps = steps_per_epoch(len(train), o.gan_batch_size)
+        steps = self.train_match(
+            self.gan,
+            self.pool,
+            train,
+            epochs=-(-o.match_steps // num_steps),
+            batch_size=o.gan_batch_size,
+            gp_weight=o.gp_weight,
+            pool_steps=o.pool_steps,
+            match=o.match,
+            match_weight=MATCH_WEIGHTS[o.match] if o.match_weight is None else o.match_weight,
+            match_strategy="color_crop_cutout",
+            metric=None,
+            bias=False,
+            fc=False,
+            seed=derive_seed(self.plan.seed, "match", task),
+            runtime=self.plan.runtime,
+            classes=labels,
+            start=Position(*divmod(done, num_steps)),
+        )
+        return ({f"match_{name}": loss for name, loss in at.losses.items()} for at in steps)
+
+    def keep(self, task: int) -> None:
+        """Store the generator that was trained at this task, if any, and end its training."""
+        if self.gan is None:
+            return
+        o = self.plan.options
+        seen = self.plan.seen(len(self.plan.tasks) - 1 if o.oracle else task)
+        held = seen if self.memory.generators.layout == "carried" else self.plan.classes[task]
+        if o.restat:
+            labels = torch.tensor(held, device=self.plan.runtime.device)
+            estimate_statistics(self.gan.deployed, o.restat, o.gan_batch_size, self.plan.seed, self.plan.runtime, labels)
+        kept = {"discriminator": self.gan.discriminator.state_dict()}
+        kept |= {name: getattr(self.gan, name).state_dict()["state"] for name in ("optim_g", "optim_d")}
+        self.memory.generators.keep(self.gan.deployed, held, kept if o.keep_discriminator else None)
+        self.gan = self.pool = None
+
+    def state_dict(self) -> dict:
+        """Return the states of the GAN and the pool; None for what is not in training."""
+        return {"gan": self.gan and self.gan.state_dict(), "match_pool": self.pool and self.pool.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore what state_dict() returned."""
+        task = state["position"]["epoch"]
+        if state["gan"] is not None:
+            self.gan = self._new_gan(task)
+            self.gan.load_state_dict(state["gan"])
+        if state["match_pool"] is not None:
+            self.pool = self._new_pool(task)
+            self.pool.load_state_dict(state["match_pool"])

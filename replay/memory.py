@@ -1,0 +1,243 @@
+"""The memory of a continual learner between tasks, and its size in bytes: a buffer of real images, generators, or both."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from data import DataInfo
+from engine.seeds import derive_seed, seeded
+from engine.tensors import to_host
+from models import GANS, build_gan, build_generator, decode
+from models.deploy import ByClass
+from replay.buffer import Buffer
+from replay.learner import Learner
+from replay.methods import Method
+from scoring.storage import encode, num_bytes
+from utils import UsageError
+
+LAYOUTS = ("carried", "per-task")
+
+
+class GeneratorMemory:
+    """Stored generators: one that is carried on from task to task, or one for each task (`layout`).
+
+    config: constructor values of a generator. kept_with: what else is kept to continue its training, by name, as plain tensors.
+    """
+
+    def __init__(self, config: dict, storage: str, layout: str):
+        self.config, self.storage, self.layout = config, storage, layout
+        self.stored: list[dict[str, Tensor]] = []
+        self.classes: list[list[int]] = []  # of each generator
+        self.kept_with: dict = {}
+
+    def keep(self, generator: nn.Module, classes: Sequence[int], kept_with: dict | None = None) -> None:
+        """Store the generator of `classes`: it replaces the one that was carried on, or joins those of earlier tasks."""
+        if self.layout == "carried":
+            self.stored, self.classes = [], []
+        self.stored.append(encode(generator, self.storage))
+        self.classes.append(list(classes))
+        self.kept_with = kept_with or {}
+
+    def build(self) -> nn.Module | None:
+        """Build a generator from what is stored, on the CPU; it samples all classes so far. Returns None before the first task."""
+        if not self.stored:
+            return None
+        generators = []
+        for tensors in self.stored:
+            with seeded(torch.device("cpu"), "any"):  # these weights are overwritten at once: do not advance the random state
+                generator = build_generator(self.config)
+            generator.load_state_dict(decode(tensors), strict=False)  # the counters of BatchNorm are not stored, and nothing reads them
+            generators.append(generator.eval().requires_grad_(False))
+        return generators[0] if self.layout == "carried" else ByClass(generators, self.classes)
+
+    def num_bytes(self) -> dict[str, int]:
+        """Return the bytes kept, by kind: weights, and training if kept."""
+        parts = {"weights": sum(_tensor_bytes(tensors) for tensors in self.stored), "training": _tensor_bytes(self.kept_with)}
+        return {name: size for name, size in parts.items() if size}
+
+    def state_dict(self) -> dict:
+        """Return what is stored."""
+        return {"stored": self.stored, "classes": self.classes, "kept_with": self.kept_with}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore what state_dict() returned."""
+        self.stored, self.classes, self.kept_with = state["stored"], state["classes"], state["kept_with"]
+
+
+class Memory:
+    """All that is kept between tasks: a buffer, generators and averaged networks.
+
+    max_bytes: budget of all parts; None = no limit. copies: size in bytes of the averaged networks.
+    """
+
+    def __init__(self, max_bytes: int | None, buffer: Buffer | None, generators: GeneratorMemory | None, copies: int = 0):
+        self.max_bytes, self.buffer, self.generators, self.copies = max_bytes, buffer, generators, copies
+
+    def describe(self) -> str:
+        """One line for the reader: what is kept, and the budget."""
+        parts = [f"{self.copies:,} bytes of averaged networks"] if self.copies else []
+        if self.generators is not None:
+            width, storage, layout = self.generators.config["width"], self.generators.storage, self.generators.layout
+            parts.append(f"{layout} generators of width {width} in {storage}")
+        if self.buffer is not None:
+            limit = "real images" if self.buffer.max_images is None else f"at most {self.buffer.max_images:,} real images"
+            parts.append(f"a buffer of {limit}")
+        budget = f"; at most {self.max_bytes:,} bytes" if self.max_bytes else ""
+        return f"memory: {', '.join(parts) or 'none'}{budget}"
+
+    def num_bytes(self) -> dict[str, int]:
+        """Return the bytes kept, by kind; the last key is "total"."""
+        parts = {"copies": self.copies} if self.copies else {}
+        for part in (self.buffer, self.generators):
+            parts |= part.num_bytes() if part is not None else {}
+        return parts | {"total": sum(parts.values())}
+
+    def check(self) -> None:
+        """Raise UsageError if more is kept than the budget allows."""
+        total = self.num_bytes()["total"]
+        if self.max_bytes is not None and total > self.max_bytes:
+            raise UsageError(f"the memory holds {total} bytes, expected at most the {self.max_bytes} of --memory-bytes")
+
+    def state_dict(self) -> dict:
+        """Return what is kept, under the key "memory", with a digest."""
+        parts = {name: part.state_dict() for name, part in (("buffer", self.buffer), ("generators", self.generators)) if part is not None}
+        parts = to_host(parts)
+        return {"memory": parts | {"sha256": digest(parts)}}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore what state_dict() returned. Raises UsageError if it was altered or exceeds the budget."""
+        parts = {name: part for name, part in state["memory"].items() if name != "sha256"}
+        if digest(parts) != state["memory"]["sha256"]:
+            raise UsageError("the memory was altered: its digest is not the one stored with it")
+        for name, part in (("buffer", self.buffer), ("generators", self.generators)):
+            if part is not None:
+                part.load_state_dict(parts[name])
+        self.check()
+
+
+def digest(state) -> str:
+    """SHA-256 of nested plain values and tensors."""
+    found = hashlib.sha256()
+
+    def add(value) -> None:
+        if isinstance(value, Tensor):
+            found.update(f"{value.dtype}{tuple(value.shape)}".encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        elif isinstance(value, dict):
+            for name, inner in value.items():
+                found.update(repr(name).encode())
+                add(inner)
+        elif isinstance(value, list | tuple):
+            found.update(f"[{len(value)}]".encode())
+            for inner in value:
+                add(inner)
+        else:
+            found.update(repr(value).encode())
+
+    add(state)
+    return found.hexdigest()
+
+
+def _tensor_bytes(state) -> int:
+    if isinstance(state, Tensor):
+        return state.numel() * state.element_size()
+    inner = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
+    return sum(_tensor_bytes(value) for value in inner)
+
+
+def generator_bytes(config: dict, storage: str) -> int:
+    """Size in bytes of a generator with these constructor values. Raises UsageError if they make no generator."""
+    with torch.device("meta"):
+        return num_bytes(build_generator(config), storage)
+
+
+def training_bytes(config: dict) -> int:
+    """Size in bytes of the discriminator and both Adam states that belong to a generator with these constructor values."""
+    with torch.device("meta"):
+        generator, discriminator = build_gan(config)
+    parameters = [*generator.parameters(), *discriminator.parameters()]
+    adams = sum(2 * 4 * parameter.numel() + 4 for parameter in parameters)  # two moments, and a count of steps
+    return _tensor_bytes(discriminator.state_dict()) + adams
+
+
+def widest(size: Callable[[int], int], max_bytes: int) -> int:
+    """Find the largest width whose size(width), in bytes, is at most `max_bytes`. Raises UsageError if there is none."""
+    low, high = 0, 1
+    while size(high) <= max_bytes:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if size(middle) <= max_bytes else (low, middle)
+    if low == 0:
+        raise UsageError(f"{max_bytes} bytes are left for generators, expected at least the {size(1)} of width 1")
+    return low
+
+
+def make_memory(
+    name: str,
+    method: Method,
+    info: DataInfo,
+    learners: Sequence[Learner],
+    device: torch.device,
+    *,
+    max_bytes: int | None,
+    buffer_size: int | None,
+    buffer_share: float,
+    codec: str,
+    quality: int,
+    gan: str,
+    width: int | None,
+    z_dim: int | None,
+    storage: str,
+    layout: str,
+    num_tasks: int,
+    keep_discriminator: bool,
+    seed: int,
+) -> Memory:
+    """Make the memory of the method called `name`, with its parts sized to max_bytes. Raises UsageError if one does not fit.
+
+    buffer_share: share of the bytes for real images beside a generator. width: channels of the generators; None = as many as fit into the
+    budget, or the default of `gan` if there is no budget.
+    """
+    copies = sum(num_bytes(average) for learner in learners for average in learner.averages)
+    left = max_bytes and max_bytes - copies
+    if left is not None and left <= 0:
+        raise UsageError(f"--memory-bytes {max_bytes}: the averaged copies of {name} take {copies}, expected more than that")
+    buffer = generators = None
+    try:
+        if method.memory == "generator":
+            config = {
+                "gan": gan,
+                "num_classes": info.num_classes,
+                "channels": info.channels,
+                "image_size": info.image_size,
+                "z_dim": z_dim or max(100, 2 * info.num_classes),
+            }
+            generator_bytes(config | {"width": 1}, storage)  # raises UsageError for sizes that make no generator
+            held = num_tasks if layout == "per-task" else 1
+
+            def size(width: int) -> int:
+                sized = config | {"width": width}
+                return held * generator_bytes(sized, storage) + (training_bytes(sized) if keep_discriminator else 0)
+
+            room = left and int(left * (1 - buffer_share))
+            width = width or (widest(size, room) if left else GANS[gan].width)
+            if left and size(width) > room:
+                raise UsageError(f"--width {width}: its generators take {size(width)} bytes, expected at most {room}")
+            generators = GeneratorMemory(config | {"width": width}, storage, layout)
+        if method.memory == "buffer" or buffer_share or buffer_size:
+            buffer = Buffer(
+                info,
+                device,
+                max_bytes=left and (int(left * buffer_share) if generators else left),
+                max_images=buffer_size,
+                balanced=method.balanced,
+                codec=codec,
+                quality=quality,
+                networks=len(learners) if method.keeps_logits else 0,
+                seed=derive_seed(seed, "buffer"),
+            )
+    except UsageError as error:
+        raise UsageError(f"--memory-bytes {max_bytes}: {error}" if max_bytes else str(error)) from None
+    return Memory(max_bytes, buffer, generators, copies)

@@ -1,0 +1,111 @@
+"""The settings of a continual learner, and the check that its flags agree."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+from replay.methods import Method
+from utils import UsageError
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of a run; each is the value of the flag of continual.py with its name."""
+
+    epochs: int
+    batch_size: int
+    replay_batch_size: int
+    dsa_strategy: str
+    alpha: float
+    beta: float
+    consistency: float
+    distill_weight: float
+    replay_balance: str
+    replay_images: int | None
+    offer: str
+    filter: float
+    retrain: bool
+    retrain_steps: int | None
+    gan_steps: int
+    gan_batch_size: int
+    gan_lr: float
+    gan_lr_d: float | None
+    gp_weight: float
+    ema: float
+    restat: int
+    keep_discriminator: bool
+    oracle: bool
+    match_steps: int
+    match: str
+    match_weight: float | None
+    pool_steps: int
+    pool_lr: float
+
+
+def layout_of(method: str, layout: str | None, oracle: bool) -> str:
+    """Return how generators are kept: `layout` if it is given, else the default of the method."""
+    return layout or ("carried" if method == "dgr" or oracle else "per-task")
+
+
+def check_flags(flags: Mapping[str, Any], method: Method) -> None:
+    """Raise UsageError if flags contradict each other.
+
+    flags: the flags of continual.py by name; None for a flag that has no default and was not given.
+    """
+    given = SimpleNamespace(**flags)
+    kept = "nothing" if method.memory is None else "every image" if method.unlimited else None
+    for flag, value in (("--memory-bytes", given.memory_bytes), ("--buffer-size", given.buffer_size)):
+        if kept and value:
+            raise UsageError(f"{flag} {value}: --method {given.method} keeps {kept}")
+    if method.memory == "buffer" and not kept and (given.memory_bytes is None) == (given.buffer_size is None):
+        raise UsageError(f"--method {given.method} needs --memory-bytes or --buffer-size, and not both")
+    generator_flags = {  # None where not given
+        "--oracle": given.oracle or None,
+        "--retrain": given.retrain or None,
+        "--keep-discriminator": given.keep_discriminator or None,
+        "--buffer-share": given.buffer_share or None,
+        "--filter": given.filter or None,
+        "--match-steps": given.match_steps,
+        "--layout": given.layout,
+        "--width": given.width,
+        "--replay-images": given.replay_images,
+        "--distill-weight": given.distill_weight,
+        "--z-dim": given.z_dim,
+        "--gan-lr-d": given.gan_lr_d,
+        "--match-weight": given.match_weight,
+        "--replay-loss": given.replay_loss,
+    }
+    if method.memory != "generator":
+        for flag, value in generator_flags.items():
+            if value is not None:
+                raise UsageError(f"{flag} is of the methods with a generator, dgr and dim; found --method {given.method}")
+    elif given.layout and given.method == "dgr" and given.layout != "carried":
+        raise UsageError(f"--layout {given.layout}: --method dgr carries one generator on, --method dim takes either")
+    elif given.replay_loss and given.method == "dgr":
+        raise UsageError(f"--replay-loss {given.replay_loss} is of --method dim; dgr distils")
+    elif given.track == "online":
+        raise UsageError(f"--track online: --method {given.method} goes over a task's images several times, expected --track offline")
+    if given.replay_loss and given.retrain:
+        raise UsageError(f"--replay-loss {given.replay_loss}: --retrain learns from memory alone, nothing is replayed beside a task")
+    if given.replay_loss and (given.distill_weight or given.replay_balance != "classes"):
+        found = f"--distill-weight {given.distill_weight}" if given.distill_weight else f"--replay-balance {given.replay_balance}"
+        raise UsageError(f"{found} weighs the loss that --replay-loss {given.replay_loss} replaces, expected one of the two")
+    if given.buffer_share and (given.memory_bytes is None or given.buffer_share == 1):
+        raise UsageError(f"--buffer-share {given.buffer_share}: expected a share below 1 of --memory-bytes")
+    if given.memory_bytes and given.buffer_size:
+        raise UsageError(f"--buffer-size {given.buffer_size}: expected --memory-bytes or --buffer-size, and not both")
+    if given.track == "online" and given.epochs not in (None, 1):
+        raise UsageError(f"--epochs {given.epochs}: --track online sees each image once, expected 1 or --track offline")
+    if given.oracle and given.layout == "per-task":
+        raise UsageError(f"--oracle is one generator of all classes, found --layout {given.layout}")
+    if given.keep_discriminator and (given.oracle or layout_of(given.method, given.layout, given.oracle) != "carried"):
+        raise UsageError("--keep-discriminator is for a generator that is carried on: --method dgr or --layout carried, without --oracle")
+    if given.retrain and given.filter and given.layout != "carried":
+        raise UsageError(f"--filter {given.filter}: --retrain replays only to a carried generator, expected --layout carried")
+    if given.track == "online" and given.offer == "task" and not method.retrains:
+        raise UsageError("--offer task goes over a task's images again, expected --track offline")
+    if given.codec != "raw" and not (given.buffer_size or given.buffer_share or (method.memory == "buffer" and given.memory_bytes)):
+        raise UsageError(f"--codec {given.codec}: there is no buffer of real images to store")
+    if given.retrain_steps and not (method.retrains or given.retrain):
+        raise UsageError(f"--retrain-steps {given.retrain_steps} is of --method gdumb and --retrain, found neither")

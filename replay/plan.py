@@ -1,0 +1,54 @@
+"""What is fixed for a continual run: its method, settings and tasks, and the steps that each task takes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from data import DataInfo, ImageSet
+from engine.runtime import Runtime
+from replay.methods import Method
+from replay.options import Options
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is fixed for a run.
+
+    tasks: the training images of each task, on the device; those of earlier tasks are never read. classes: the classes of each task.
+    layout: how generators are kept; None if there are none.
+    """
+
+    method: Method
+    options: Options
+    tasks: Sequence[ImageSet]
+    classes: Sequence[Sequence[int]]
+    info: DataInfo
+    layout: str | None
+    seed: int
+    runtime: Runtime
+
+    def lengths(self, task: int) -> dict[str, int]:
+        """Return the number of steps of each phase of a task, in the order of the phases."""
+        o, size = self.options, len(self.tasks[task])
+        generates = self.layout is not None
+        stream = o.epochs * -(-size // o.batch_size)
+        gan = o.gan_steps * (len(self.tasks) if o.oracle and task == 0 else not o.oracle) if generates else 0
+        retrains = self.method.retrains or o.retrain
+        return {
+            "gan": gan,
+            "match": o.match_steps if gan else 0,
+            "stream": 0 if retrains else stream,
+            "retrain": (o.retrain_steps or stream * (task + 1)) if retrains else 0,
+        }
+
+    def seen(self, task: int) -> list[int]:
+        """The classes of the tasks up to this one."""
+        return [label for labels in self.classes[: task + 1] for label in labels]
+
+    def per_class(self, task: int) -> int:
+        """Number of generated images of each class at a task."""
+        return self.options.replay_images or -(-len(self.tasks[task]) // len(self.classes[task]))
+
+    def replays(self, task: int) -> bool:
+        """Whether a task uses generated images of earlier classes, for its networks or for a generator that is carried on."""
+        lengths = self.lengths(task)
+        return bool(task and self.layout and (lengths["stream"] or (lengths["gan"] and self.layout == "carried")))

@@ -1,0 +1,104 @@
+"""Results of a continual run: its accuracies, its results.json, and the picture of its memory."""
+
+from collections.abc import Sequence
+from statistics import mean
+
+import torch
+from torch import Tensor, nn
+
+from data import ImageSet, to_float
+from engine.seeds import derive_seed
+from models.gan import image_grid
+from replay.continual import Continual
+from replay.learner import Ensemble
+from replay.metrics import SETTINGS, accuracies, summary
+
+
+def evaluate(continual: Continual, images: ImageSet, classes: Sequence[Sequence[int]]) -> None:
+    """Test the networks: add a row to the matrix of each and, if there are several, to that of their ensemble."""
+    models: dict[str, nn.Module] = {learner.name: learner.deployed for learner in continual.learners}
+    if len(models) > 1:
+        models["ensemble"] = Ensemble(list(models.values()))
+    for name, model in models.items():
+        rows = continual.acc.setdefault(name, {setting: [] for setting in SETTINGS})
+        for setting, row in accuracies(model, images, classes, continual.info.num_classes).items():
+            rows[setting].append(row)
+
+
+def results_of(continual: Continual, about: dict, seconds: float) -> dict:
+    """Return the contents of results.json: settings, bytes, cost and results.
+
+    The results are the matrices and metrics of each network and of their ensemble, and the metrics' means over networks.
+    """
+    finished = continual.finished == len(continual.tasks)  # before the end, tasks that are not learnt yet would count as failures
+    networks = {}
+    for name, settings in continual.acc.items():
+        networks[name] = {}
+        for setting, (initial, *acc) in settings.items():
+            metrics = summary(acc, initial) if finished else dict.fromkeys(summary([initial], initial))
+            networks[name][setting] = {"acc": acc, "initial": initial, **metrics}
+    singles = [learner.name for learner in continual.learners]
+    for name, spent in zip(singles, continual.clock.seconds, strict=True):
+        networks[name]["seconds"] = round(spent, 2)
+    names = [name for name, value in networks[singles[0]]["class-il"].items() if not isinstance(value, list)]
+
+    def over_networks(setting: str, metric: str) -> float | None:
+        values = [networks[name][setting][metric] for name in singles]
+        return None if None in values else mean(values)
+
+    buffer, generators = continual.memory.buffer, continual.memory.generators
+    return about | {
+        "tasks_done": continual.finished,
+        "finished": finished,
+        "num_bytes": continual.memory.num_bytes(),
+        "buffer_images": len(buffer) if buffer is not None else 0,
+        "generator": generators and {**generators.config, "storage": generators.storage, "layout": generators.layout},
+        "images_generated": continual.images_generated,
+        "seconds": round(seconds, 1),
+        "networks": networks,
+        "mean": {setting: {metric: over_networks(setting, metric) for metric in names} for setting in SETTINGS},
+    }
+
+
+def print_results(results: dict) -> None:
+    """Print a line for each network, for their mean and for their ensemble."""
+    heads = ("network", "average accuracy", "incremental", "forgetting", "task-il accuracy", "seconds")
+    lines = [heads]
+    networks = results["networks"] | ({"mean": results["mean"]} if len(results["networks"]) > 1 else {})
+    for name, row in networks.items():
+        by_class, by_task = (row[setting] for setting in SETTINGS)
+        values = [by_class[metric] for metric in ("average_accuracy", "average_incremental_accuracy", "forgetting")]
+        values += [by_task["average_accuracy"], row.get("seconds")]
+        lines.append((name, *("" if value is None else f"{value:.2f}" for value in values)))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for name, *values in lines:
+        print("  ".join([name.ljust(widths[0]), *(value.rjust(width) for value, width in zip(values, widths[1:], strict=True))]))
+    kept = ", ".join(f"{size:,} of {what}" for what, size in results["num_bytes"].items() if what != "total")
+    split = "held-out training images" if results["split"] == "val" else "test set"
+    print(f"{results['data']}, {results['method']}, {results['track']}, {split}: percent")
+    print(f"kept between tasks: {results['num_bytes']['total']:,} bytes" + (f" ({kept})" if kept else ""))
+
+
+def picture(continual: Continual, rows: int = 10) -> Tensor | None:
+    """Draw a picture (C, H, W) in [-1, 1] of the images in memory: a column for each class, black if there are none.
+
+    If the image set has more than ten classes, the columns are the first ten that the memory holds. Returns None if it holds no images.
+    """
+    memory, info = continual.memory, continual.info
+    columns = min(info.num_classes, 10)
+    images = torch.full((rows, columns, info.channels, info.image_size, info.image_size), -1.0)
+    if memory.generators is not None and memory.generators.stored:
+        held = [label for labels in memory.generators.classes for label in labels][:columns]
+        generator, rng = memory.generators.build(), torch.Generator().manual_seed(derive_seed(continual.seed, "pictures"))
+        with torch.no_grad():
+            made = generator.sample(torch.tensor(held).repeat(rows), rng)
+        places = held if info.num_classes <= columns else list(range(len(held)))
+        images[:, places] = made.view(rows, len(held), *images.shape[2:])
+    elif memory.buffer:
+        held = range(columns) if info.num_classes <= columns else memory.buffer.labels.unique().tolist()[:columns]
+        for column, label in enumerate(held):
+            some = memory.buffer.images[memory.buffer.labels == label][:rows].cpu()
+            images[: len(some), column] = to_float(some)
+    else:
+        return None
+    return image_grid(images.flatten(0, 1), columns)

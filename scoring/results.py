@@ -1,0 +1,184 @@
+"""Rows of results: their file and their printed table."""
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from engine.files import write_json
+from utils import UsageError
+
+# The fields of a row that are results; all others are settings.
+RESULTS = (
+    *("n", "mean", "std", "accs", "seconds_generate", "seconds_train", "images_seen", "steps"),
+    *("num_bytes", "num_images", "bits_per_class", "confusion", "curve_images_seen", "curve_accs", "samples"),
+)
+# The fields in which rows of several trainings of one generator, or of several sets of one file, may differ.
+TRAININGS = ("checkpoint_sha256", "file_sha256", "set", "num_bytes")
+
+
+@dataclass
+class Cost:
+    """Cost of training one classifier."""
+
+    images_seen: int = 0
+    steps: int = 0
+    seconds_generate: float = 0.0
+    seconds_train: float = 0.0
+    seconds_test: float = 0.0
+
+
+@dataclass
+class Outcome:
+    """Result of one classifier: its accuracy in percent at the last epoch, its cost, and the size of what it was trained on.
+
+    confusion[i][j]: number of test images of class i that are classified as class j. curve: (images seen, accuracy) of each test during
+    training. num_images: number of stored images; None if they are generated. num_bytes: size of what is stored.
+    """
+
+    accuracy: float
+    cost: Cost
+    confusion: list[list[int]] = field(default_factory=list)
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    num_images: int | None = None
+    num_bytes: int = 0
+
+
+class ResultsFile:
+    """The rows in results/TAG/results.json; the file is rewritten as a whole after each classifier.
+
+    writes: whether this process writes the file. Raises UsageError if the file does not hold a list of rows.
+    """
+
+    def __init__(self, folder: Path, writes: bool = True):
+        self.path, self.writes = folder / "results.json", writes
+        try:
+            self.rows = json.loads(self.path.read_text()) if self.path.exists() else []
+            if not all(isinstance(row, dict) and isinstance(row.get("accs"), list) for row in list(self.rows)):
+                raise ValueError("no list of rows")
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"{self.path}: expected a list of rows, found something else ({error})") from None
+
+    def row(self, settings: dict) -> dict:
+        """Return the row with these settings; add it if there is none."""
+        for row in self.rows:
+            if all(row.get(name) == value for name, value in settings.items()):
+                return row
+        self.rows.append(settings | {"n": 0, "mean": None, "std": None, "accs": [], "seconds_generate": 0.0, "seconds_train": 0.0})
+        return self.rows[-1]
+
+    def add(self, row: dict, outcome: Outcome) -> None:
+        """Add the result of one classifier to `row` and rewrite the file.
+
+        Seconds, number of images and bytes are means over classifiers; confusion matrices are summed.
+        """
+        n, cost = row["n"], outcome.cost
+        row["accs"].append(round(outcome.accuracy, 4))
+        row["n"] = n + 1
+        row["mean"] = statistics.mean(row["accs"])
+        row["std"] = statistics.stdev(row["accs"]) if n else None
+        row["images_seen"], row["steps"] = cost.images_seen, cost.steps
+        for name, value in (
+            *((name, getattr(cost, name)) for name in ("seconds_generate", "seconds_train")),
+            *((name, getattr(outcome, name)) for name in ("num_bytes", "num_images")),
+        ):
+            row[name] = None if value is None else ((row.get(name) or 0) * n + value) / (n + 1)
+        row["bits_per_class"] = 8 * row["num_bytes"] / max(1, len(outcome.confusion))
+        before = [list(map(int, line.split())) for line in row.get("confusion") or []]
+        sums = (
+            [[a + b for a, b in zip(*lines, strict=True)] for lines in zip(before, outcome.confusion, strict=True)]
+            if n
+            else outcome.confusion
+        )
+        row["confusion"] = [" ".join(map(str, line)) for line in sums]
+        if outcome.curve:
+            row["curve_images_seen"] = [images for images, _ in outcome.curve]
+            row["curve_accs"] = [*row.get("curve_accs", []), [round(acc, 4) for _, acc in outcome.curve]]
+        self.write()
+
+    def write(self) -> None:
+        """Rewrite the file, if this process is the one that writes it."""
+        if self.writes:
+            write_json(self.path, self.rows)
+
+
+def describe(row: dict) -> str:
+    """Describe how a row's images are stored, with the size in megabytes (10^6 bytes): "0.23 MB, fp16, 2 generators, filter 0.5"."""
+    parts = [f"{row['num_bytes'] / 1e6:.2f} MB"]
+    if row.get("generator_bytes"):
+        storage = row.get("storage") or "fp32"  # one name, or a list with one for each generator
+        parts.append(storage if isinstance(storage, str) else "/".join(sorted(set(storage))))
+        if isinstance(row["checkpoint_sha256"], list):
+            parts.append(f"{len(row['checkpoint_sha256'])} generators")
+        if row.get("filter"):
+            parts.append(f"filter {row['filter']}")
+    elif row.get("num_images") is not None:
+        parts.append(f"{row['num_images']:,.0f} images")
+    return ", ".join(parts)
+
+
+def source_name(row: dict) -> str:
+    """Name of a row's source and of its labels: "file set.pt", "generator, soft labels at 4"."""
+    parts = [f"{row['source']} {row['file']}" if row.get("file") else row["source"]]
+    if row.get("set"):
+        parts[0] += f" [{row['set']}]"
+    if row.get("labels") == "soft":
+        parts.append("soft labels" + (f" at {row['temperature']:g}" if row.get("temperature") else ""))
+    return ", ".join(parts)
+
+
+def plus_minus(mean: float, std: float | None) -> str:
+    """Format mean and standard deviation as "95.62 ± 0.31", or the mean alone."""
+    return f"{mean:.2f}" + ("" if std is None else f" ± {std:.2f}")
+
+
+def over_trainings(rows: Sequence[dict]) -> list[dict]:
+    """Summarise each group of rows that differ only in the training of the generator or in the set of the file.
+
+    A summary holds the settings that name the group, n (number of trainings), mean and std (sample standard deviation) over trainings,
+    classifiers (number per training) and classifier_std, the mean of the standard deviations over classifiers. A row that is alone in its
+    group has no summary.
+    """
+    groups: dict[str, list[dict]] = {}
+    for row in rows:
+        shared = {name: value for name, value in row.items() if name not in (*RESULTS, *TRAININGS)}
+        groups.setdefault(json.dumps(shared, sort_keys=True), []).append(row)
+    summaries = []
+    for group in groups.values():
+        if len(group) < 2:
+            continue
+        means, stds = [row["mean"] for row in group], [row["std"] for row in group]
+        summary = {
+            name: group[0].get(name) for name in ("classifier", "source", "budget", "ipc", "labels", "temperature", "file", "storage")
+        }
+        summary |= {"n": len(group), "mean": statistics.mean(means), "std": statistics.stdev(means), "classifiers": group[0]["n"]}
+        summaries.append(summary | {"classifier_std": None if None in stds else statistics.mean(stds)})
+    return summaries
+
+
+def print_table(rows: list[dict]) -> None:
+    """Print a line for each row, with the mean and sample standard deviation of its accuracy in percent, then the means over trainings."""
+    heads = ("classifier", "source", "budget", "recipe", "stored", "bits/class", "ipc", "accuracy", "n", "images seen", "steps")
+    lines = [(*heads, "generate s", "train s")]
+    for row in rows:
+        cells = (row["classifier"], source_name(row), row["budget"], row["recipe"], describe(row), f"{row['bits_per_class']:,.0f}")
+        cells += (row["ipc"], plus_minus(row["mean"], row["std"]), row["n"])
+        counts = (f"{row['images_seen']:,}", f"{row['steps']:,}", f"{row['seconds_generate']:.1f}", f"{row['seconds_train']:.1f}")
+        lines.append(tuple(map(str, cells + counts)))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        left = [cell.ljust(width) for cell, width in zip(line[:5], widths, strict=False)]
+        right = [cell.rjust(width) for cell, width in zip(line[5:], widths[5:], strict=True)]
+        print("  ".join(left + right))
+    for summary in over_trainings(rows):
+        spread = (
+            ""
+            if summary["classifier_std"] is None
+            else f" (over {summary['classifiers']} classifiers each: ± {summary['classifier_std']:.2f})"
+        )
+        name = f"{summary['classifier']}, {source_name(summary)}, {summary['budget']}, ipc {summary['ipc']}"
+        print(f"{name}: {plus_minus(summary['mean'], summary['std'])} over {summary['n']} trainings{spread}")
+    split = "held-out training images" if rows[0]["split"] == "val" else "test set"
+    few = "; provisional, n < 5" if min(row["n"] for row in rows) < 5 else ""
+    print(f"{rows[0]['dataset']}, {split}: percent at the last epoch, mean ± sample standard deviation over n classifiers{few}")

@@ -1,0 +1,230 @@
+"""Sources of training images for classifiers: generated, real, selected or stored images, with their own labels or a teacher's.
+
+A source has `per_epoch`, the number of images in an epoch, and open(seed, draws) -> Opened for the classifier of `seed`. Images are
+float32 (N, C, H, W) in [-1, 1]; labels are (N,), or soft (N, K).
+"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from data import DataInfo, ImageSet, balanced_epochs, to_float
+from engine.files import file_hash
+from engine.runtime import Runtime
+from engine.seeds import Draws, derive_seed
+from engine.tensors import eval_mode
+from models import Classifier, SavedClassifier
+from scoring.storage import LENGTH_BYTES, decode_images, encode_images, make_codec, num_bytes
+from utils import UsageError
+
+
+class Opened(NamedTuple):
+    """Endless epochs of images and labels, and the size of what they are drawn from.
+
+    num_images: number of different images that are stored; None if they are generated. num_bytes: size of the stored images or of the
+    generator.
+    """
+
+    epochs: Iterator[tuple[Tensor, Tensor]]
+    num_images: int | None
+    num_bytes: int
+
+
+class Fixed:
+    """A set of images that is the same at each epoch.
+
+    num_bytes: size of the stored set (default: that of uint8 images whose order implies their labels).
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, num_bytes: int | None = None):
+        self.images, self.labels, self.per_epoch = images, labels, len(labels)
+        self.num_bytes = images.numel() if num_bytes is None else num_bytes
+
+    def open(self, seed: int, draws: Draws) -> Opened:
+        """Return the same set for every seed."""
+        return Opened(itertools.repeat((self.images, self.labels)), len(self.labels), self.num_bytes)
+
+
+class Generated:
+    """Generated images, `ipc` of each class, drawn anew at each epoch.
+
+    fixed: draw them once, rounded to uint8. seed: seed of the fixed set; None = each classifier draws its own. num_bytes: size of all that
+    the deployment of the generator takes.
+    """
+
+    def __init__(self, generator: nn.Module, ipc: int, fixed: bool, num_bytes: int, runtime: Runtime, seed: int | None = None):
+        self.generator, self.ipc, self.fixed, self.num_bytes, self.runtime, self.seed = generator, ipc, fixed, num_bytes, runtime, seed
+        self.per_epoch = generator.num_classes * ipc
+
+    def open(self, seed: int, draws: Draws) -> Opened:
+        """Draw the latents of a stream from `draws`, those of a fixed set from the source's own seed or else from `seed`."""
+        if self.fixed:
+            images, labels = draw_fixed(self.generator, self.ipc, seed if self.seed is None else self.seed, self.runtime)
+            return Opened(itertools.repeat((to_float(images), labels)), None, self.num_bytes)
+        labels = torch.arange(self.generator.num_classes, device=self.runtime.device).repeat_interleave(self.ipc)
+        return Opened(
+            ((generate(self.generator, labels, draws.device, self.runtime), labels) for _ in itertools.count()), None, self.num_bytes
+        )
+
+
+class Real:
+    """Real images, `ipc` of each class at each epoch, in shuffled passes over the set.
+
+    fixed: choose `ipc` random images of each class once, and use these at every epoch.
+    """
+
+    def __init__(self, images: ImageSet, ipc: int, num_classes: int, fixed: bool = False):
+        self.images, self.ipc, self.num_classes, self.fixed = images, ipc, num_classes, fixed
+        self.per_epoch = num_classes * ipc
+
+    def open(self, seed: int, draws: Draws) -> Opened:
+        """Draw the order and the choice of the images from `seed`."""
+        order = balanced_epochs(self.images.labels, self.ipc, self.num_classes, seed, "random-real" if self.fixed else "real")
+        if self.fixed:
+            images, labels = self.images.batch(next(order))
+            return Opened(itertools.repeat((images, labels)), len(labels), images.numel())
+        return Opened((self.images.batch(index) for index in order), len(self.images), self.images.images.numel())
+
+
+class WithinBytes:
+    """As many random real images as fit into `max_bytes`, stored with `codec` and decoded from what is stored.
+
+    Each class gets an equal part of the bytes. An epoch has `ipc` images of each class, in shuffled passes over the stored images, so that
+    steps and images seen are those of a stream. item_bytes: size of what is stored with each image beside its code, such as a soft label.
+    """
+
+    def __init__(self, images: ImageSet, ipc: int, info: DataInfo, max_bytes: int, codec: str, quality: int, item_bytes: int = 0):
+        self.images, self.ipc, self.info, self.max_bytes, self.item_bytes = images, ipc, info, max_bytes, item_bytes
+        self.codec, self.per_epoch = make_codec(codec, quality, info.channels), info.num_classes * ipc
+
+    def open(self, seed: int, draws: Draws) -> Opened:
+        """Draw the choice and the order of the images from `seed`. Raises UsageError if not even one image of a class fits."""
+        stored, num_bytes = self.choose(seed)
+        order = balanced_epochs(stored.labels, self.ipc, self.info.num_classes, seed, "real")
+        return Opened((stored.batch(index) for index in order), len(stored), num_bytes)
+
+    def choose(self, seed: int) -> tuple[ImageSet, int]:
+        """Return the stored images, as they are decoded, and their size in bytes without item_bytes."""
+        rng = torch.Generator().manual_seed(derive_seed(seed, "within bytes"))
+        shared = self.codec.shared if self.codec else 0
+        share, kept, sizes = (self.max_bytes - shared) // self.info.num_classes, [], []
+        labels = self.images.labels.cpu()
+        for label in range(self.info.num_classes):
+            room, members = share, (labels == label).nonzero().flatten()
+            for index in members[torch.randperm(len(members), generator=rng)]:
+                pixels = self.images.images[index : index + 1]
+                code = encode_images(self.codec, pixels)[0] if self.codec else None
+                size = pixels.numel() if code is None else len(code) + LENGTH_BYTES
+                room -= size + self.item_bytes
+                if room < 0:
+                    break
+                image = pixels if code is None else decode_images(self.codec, [code], self.info).to(pixels.device)
+                kept.append((image, label)), sizes.append(size)
+            if not kept or kept[-1][1] != label:
+                raise UsageError(f"--match-bytes: {share} bytes for a class hold no image, expected {size + self.item_bytes} or more")
+        images, classes = zip(*kept, strict=True)
+        chosen = ImageSet(torch.cat(images), torch.tensor(classes, device=self.images.labels.device))
+        return chosen, sum(sizes) + shared
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A trained classifier of the same classes, which labels images with softmax(logits / temperature).
+
+    about: the fields that a row of results holds of it.
+    """
+
+    classifier: Classifier
+    num_bytes: int
+    temperature: float
+    about: dict
+
+    @classmethod
+    def of(cls, saved: SavedClassifier, path: str, temperature: float, runtime: Runtime) -> "Teacher":
+        """Make a teacher of the classifier `saved`, which was read from `path`."""
+        about = {"teacher": saved.network, "teacher_sha256": file_hash(path)}
+        return cls(runtime.place(saved.classifier), num_bytes(saved.classifier), temperature, about)
+
+    @torch.no_grad()
+    def labels(self, images: Tensor, batch_size: int = 500) -> Tensor:
+        """Label images (N, C, H, W) in [-1, 1] with float32 probabilities (N, K), in eval mode."""
+        with eval_mode(self.classifier):
+            return torch.cat([(self.classifier(part) / self.temperature).softmax(1) for part in images.split(batch_size)])
+
+
+class Labelled:
+    """A source whose labels are replaced by a teacher's.
+
+    With stored images, the soft labels are stored too, and their size is added. A generator needs the teacher wherever it is deployed, so
+    teacher_bytes is added: the size of the teacher, or 0 if it is counted already.
+    """
+
+    def __init__(self, source, teacher: Teacher, num_classes: int, teacher_bytes: int):
+        self.source, self.teacher, self.num_classes = source, teacher, num_classes
+        self.teacher_bytes, self.per_epoch = teacher_bytes, source.per_epoch
+
+    def open(self, seed: int, draws: Draws) -> Opened:
+        """Return the images of the source, with the teacher's labels."""
+        opened = self.source.open(seed, draws)
+        extra = self.teacher_bytes if opened.num_images is None else opened.num_images * soft_bytes(self.num_classes)
+        return Opened(self._relabelled(opened.epochs), opened.num_images, opened.num_bytes + extra)
+
+    def _relabelled(self, epochs: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        last, labels = None, None
+        for images, _ in epochs:
+            if images is not last:
+                last, labels = images, self.teacher.labels(images)
+            yield images, labels
+
+
+def soft_bytes(num_classes: int) -> int:
+    """Size in bytes of the soft label of one image, as float32."""
+    return 4 * num_classes
+
+
+@torch.no_grad()
+def generate(generator: nn.Module, labels: Tensor, rng: torch.Generator, runtime: Runtime, batch_size: int = 500) -> Tensor:
+    """Generate one image for each label (N,), in eval mode, z from `rng`: (N, C, H, W) in [-1, 1]."""
+    with eval_mode(generator), runtime.autocast():
+        return torch.cat([generator.sample(part, rng) for part in labels.split(batch_size)])
+
+
+def draw_fixed(generator: nn.Module, ipc: int, seed: int, runtime: Runtime) -> tuple[Tensor, Tensor]:
+    """Draw a fixed set of `ipc` images of each class: uint8 images (N, C, H, W), sorted by class, and labels (N,)."""
+    rng = torch.Generator(runtime.device).manual_seed(derive_seed(seed, "fixed", ipc))
+    labels = torch.arange(generator.num_classes, device=runtime.device).repeat_interleave(ipc)
+    images = generate(generator, labels, rng, runtime).float()
+    return ((images + 1) * 127.5).round().clamp(0, 255).byte(), labels
+
+
+@torch.no_grad()
+def herding_order(classifier: Classifier, images: ImageSet, ipc: int, num_classes: int, batch_size: int = 1000) -> Tensor:
+    """Choose real images whose mean feature follows that of their class: indices (num_classes, ipc), the best first.
+
+    Herding (Welling 2009, doi:10.1145/1553374.1553517) as iCaRL uses it (arXiv:1611.07725, Alg. 4): each step adds the image that brings
+    the mean feature of the chosen images closest to the mean feature of the class. The features are the last ones of `classifier`, scaled
+    to unit length.
+    """
+    order = []
+    with eval_mode(classifier):
+        for label in range(num_classes):
+            members = (images.labels == label).nonzero().flatten()
+            parts = [classifier.logits_and_features(images.batch(part)[0])[1][-1].flatten(1) for part in members.split(batch_size)]
+            features = torch.nn.functional.normalize(torch.cat(parts))  # (M, F)
+            mean, total, free = (
+                features.mean(0),
+                torch.zeros_like(features[0]),
+                torch.ones(len(members), dtype=torch.bool, device=members.device),
+            )
+            chosen = []
+            for number in range(1, ipc + 1):
+                distance = ((total + features) / number - mean).norm(dim=1)
+                best = torch.where(free, distance, torch.inf).argmin()
+                free[best], total = False, total + features[best]
+                chosen.append(members[best])
+            order.append(torch.stack(chosen))
+    return torch.stack(order)

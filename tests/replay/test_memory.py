@@ -1,0 +1,235 @@
+"""What a learner keeps: the sample is uniform, the bytes are the bytes, the digest notices."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from conftest import same
+
+from data import DATASETS, load_data
+from models import build_gan
+from models.gan import GAN
+from replay.buffer import Buffer
+from replay.memory import GeneratorMemory, Memory, digest, generator_bytes, training_bytes, widest
+from scoring.storage import BYTES, CODECS, make_codec, num_bytes
+from utils import UsageError
+
+CPU = torch.device("cpu")
+INFO = DATASETS["digits"].info
+CONFIG = {"gan": "dim", "num_classes": 10, "channels": 1, "image_size": 28, "width": 4, "z_dim": 20}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_data("digits", "").train
+
+
+def numbered(n: int) -> torch.Tensor:
+    """Images of which number i is filled with i."""
+    return torch.arange(n, dtype=torch.uint8).view(n, 1, 1, 1).expand(n, 1, 28, 28).contiguous()
+
+
+def test_reservoir_keeps_every_image_with_the_same_probability():
+    counts = torch.zeros(50)
+    images, labels = numbered(50), torch.zeros(50, dtype=torch.long)
+    trials = 600
+    for seed in range(trials):
+        buffer = Buffer(INFO, CPU, max_images=10, seed=seed)
+        for part in torch.arange(50).split(7):
+            buffer.offer(images[part], labels[part])
+        assert len(buffer) == 10
+        assert len(set(buffer.images[:, 0, 0, 0].tolist())) == 10
+        counts[buffer.images[:, 0, 0, 0].long()] += 1
+    expected, spread = trials / 5, (trials * 0.2 * 0.8) ** 0.5
+    assert (counts - expected).abs().max() < 4.5 * spread
+    assert ((counts - expected) ** 2 / spread**2).mean() < 1.7  # as spread as chance would have it, and no more
+    assert ((counts - expected) ** 2 / spread**2).mean() > 0.5
+
+
+def test_balanced_reservoir_gives_each_class_its_share(digits):
+    buffer = Buffer(INFO, CPU, max_images=60, balanced=True)
+    first = torch.where(digits.labels < 2)[0]
+    buffer.offer(digits.images[first], digits.labels[first])
+    assert torch.bincount(buffer.labels, minlength=10).tolist() == [30, 30] + [0] * 8
+    kept = {label: buffer.images[buffer.labels == label] for label in range(2)}
+    rest = torch.where((digits.labels >= 2) & (digits.labels < 6))[0]
+    buffer.offer(digits.images[rest], digits.labels[rest])
+    assert torch.bincount(buffer.labels, minlength=10).tolist() == [10] * 6 + [0] * 4
+    for label in range(2):  # those that stayed are of those that were there
+        for image in buffer.images[buffer.labels == label]:
+            assert (kept[label] == image).flatten(1).all(1).any()
+
+
+def test_a_share_below_one_image_leaves_a_buffer_of_some_classes(digits):
+    buffer = Buffer(INFO, CPU, max_images=5, balanced=True)
+    for label in range(8):
+        index = torch.where(digits.labels == label)[0]
+        buffer.offer(digits.images[index], digits.labels[index])
+        assert len(buffer) == 5
+    assert torch.bincount(buffer.labels, minlength=10).max() == 1
+
+
+@pytest.mark.parametrize(("codec", "budget"), [("raw", 784), ("png", 60), ("webp", 20), ("jpeg", 600)])
+def test_a_budget_without_room_for_an_image_is_refused(codec, budget):
+    with pytest.raises(UsageError, match=rf"{budget} bytes are left for real images, expected room for one, \d+ bytes or more"):
+        Buffer(INFO, CPU, max_bytes=budget, codec=codec)
+    with pytest.raises(UsageError, match="expected room for one of each class, 7850 bytes or more"):
+        Buffer(INFO, CPU, max_bytes=7849, balanced=True)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("balanced", [False, True])
+def test_bytes_stay_within_the_budget_and_labels_with_their_images(digits, codec, balanced):
+    budget = 80_000
+    buffer = Buffer(INFO, CPU, max_bytes=budget, codec=codec, balanced=balanced)
+    for index in torch.arange(1500).split(50):
+        buffer.offer(digits.images[index], digits.labels[index])
+        parts = buffer.num_bytes()
+        assert sum(parts.values()) <= budget
+    assert sum(parts.values()) > 0.9 * budget
+    codes = sum(len(code) + 2 for code in buffer.codes) if codec != "raw" else buffer.images.numel()
+    assert parts["images"] == codes + (buffer.codec.shared if codec == "jpeg" else 0)
+    assert parts["labels"] == len(buffer) == len(buffer.images)
+    known = digits.images.float().flatten(1)
+    nearest = torch.cdist(buffer.images.float().flatten(1), known).argmin(1)
+    assert torch.equal(digits.labels[nearest], buffer.labels)
+    if codec != "jpeg":
+        assert torch.equal(digits.images[nearest], buffer.images)
+
+
+def test_compressed_images_are_learnt_from_as_they_are_stored(digits):
+    jpeg, png = (Buffer(INFO, CPU, max_bytes=20_000, codec=codec) for codec in ("jpeg", "png"))
+    for buffer in (jpeg, png):
+        buffer.offer(digits.images[:30], digits.labels[:30])
+    error = (jpeg.images.float() - png.images.float()).abs()
+    assert 0 < error.mean() < 10
+    assert len(jpeg.codes[0]) < 784
+
+
+def test_jpeg_streams_share_their_tables():
+    codec, color = make_codec("jpeg", 75, 1), make_codec("jpeg", 75, 3)
+    array = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
+    assert codec.shared > 100
+    assert codec.decode(codec.encode(array[..., 0])).shape == (32, 32)
+    assert color.decode(color.encode(array)).shape == (32, 32, 3)
+    with pytest.raises(Exception, match=r"identify|broken|truncated|DQT"):
+        make_codec("png", 75, 3).decode(color.encode(array))  # without them it is no picture
+
+
+def test_logits_stay_with_their_images_and_cost_bytes(digits):
+    buffer = Buffer(INFO, CPU, max_bytes=10 * (784 + 1 + 2 * 40), networks=2)
+    logits = torch.arange(100.0)[:, None, None].expand(100, 2, 10)
+    for index in torch.arange(100).split(9):
+        buffer.offer(numbered(100)[index], torch.zeros(len(index), dtype=torch.long), logits[index])
+    assert len(buffer) == 10
+    assert torch.equal(buffer.logits[:, 1, 3], buffer.images[:, 0, 0, 0].float())
+    assert buffer.num_bytes() == {"images": 7840, "labels": 10, "logits": 800}
+
+
+def test_draws_are_without_repeats(digits):
+    buffer = Buffer(INFO, CPU, max_images=20)
+    buffer.offer(numbered(50), torch.zeros(50, dtype=torch.long))
+    draw = buffer.draw(12)
+    assert draw.images.min() >= -1
+    assert len(draw.y) == len({image[0, 0, 0].item() for image in draw.images}) == 12
+    assert len(buffer.draw(100).y) == 20
+
+
+@pytest.mark.parametrize("codec", ["raw", "png"])
+def test_a_buffer_read_back_goes_on_as_it_would_have(digits, codec):
+    def fill(buffer, parts):
+        for index in parts:
+            buffer.offer(digits.images[index], digits.labels[index])
+        return buffer
+
+    new = lambda: Buffer(INFO, CPU, max_bytes=9000, codec=codec, balanced=True, seed=3)  # noqa: E731
+    parts = torch.arange(300).split(25)
+    through = fill(new(), parts)
+    half, other = fill(new(), parts[:5]), new()
+    other.load_state_dict(copy.deepcopy(half.state_dict()))
+    assert same(fill(other, parts[5:]).state_dict(), through.state_dict())
+
+
+def generators(layout: str, storage: str) -> GeneratorMemory:
+    memory = GeneratorMemory(CONFIG, storage, layout)
+    for task in range(2):
+        torch.manual_seed(task)
+        memory.keep(build_gan(CONFIG)[0], [2 * task, 2 * task + 1])
+    return memory
+
+
+@pytest.mark.parametrize("storage", BYTES)
+def test_one_generator_for_each_task_samples_its_own_classes(storage):
+    memory = generators("per-task", storage)
+    assert memory.num_bytes() == {"weights": 2 * generator_bytes(CONFIG, storage)}
+    both, z = memory.build(), torch.Generator().manual_seed(0)
+    y = torch.tensor([3, 0, 2, 1, 0])
+    images = both.sample(y, z)
+    z = torch.Generator().manual_seed(0)
+    expected = both.generators[0].sample(y[[1, 3, 4]], z), both.generators[1].sample(y[[0, 2]], z)
+    assert torch.equal(images[[1, 3, 4]], expected[0])
+    assert torch.equal(images[[0, 2]], expected[1])
+
+
+def test_a_carried_generator_takes_the_place_of_the_last():
+    memory = generators("carried", "fp32")
+    torch.manual_seed(1)
+    last = build_gan(CONFIG)[0].fc1.weight
+    state = torch.get_rng_state()
+    assert torch.equal(memory.build().fc1.weight, last)
+    assert torch.equal(torch.get_rng_state(), state)  # reading it back costs no random numbers
+    assert memory.classes == [[2, 3]]
+    assert memory.num_bytes() == {"weights": num_bytes(build_gan(CONFIG)[0])}
+
+
+@pytest.mark.parametrize("gan", ["dim", "resnet"])
+def test_a_kept_discriminator_and_optimisers_are_counted_to_the_byte(gan):
+    config = CONFIG | {"gan": gan}
+    pair = GAN(*build_gan(config), lr=1e-3)
+    for optim in (pair.optim_g, pair.optim_d):
+        for group in optim.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.ones_like(parameter)
+        optim.step()
+    memory = GeneratorMemory(config, "int8", "carried")
+    state = pair.state_dict()
+    memory.keep(
+        pair.generator,
+        range(10),
+        {"discriminator": state["discriminator"], "optim_g": state["optim_g"]["state"], "optim_d": state["optim_d"]["state"]},
+    )
+    assert memory.num_bytes() == {"weights": generator_bytes(config, "int8"), "training": training_bytes(config)}
+
+
+def test_the_widest_that_fits():
+    def size(width):
+        return generator_bytes(CONFIG | {"width": width}, "int8")
+
+    for budget in (40_000, 600_000):
+        width = widest(size, budget)
+        assert size(width) <= budget < size(width + 1)
+    with pytest.raises(UsageError, match=r"100 bytes are left for generators, expected at least the \d+ of width 1"):
+        widest(size, 100)
+
+
+def test_a_memory_that_was_altered_or_is_too_large_is_refused(digits):
+    def new(max_bytes):
+        return Memory(max_bytes, Buffer(INFO, CPU, max_images=20), generators("carried", "fp16"), copies=100)
+
+    memory = new(None)
+    memory.buffer.offer(digits.images[:50], digits.labels[:50])
+    total = memory.num_bytes()["total"]
+    assert total == 100 + 20 * 785 + generator_bytes(CONFIG, "fp16")
+    state = memory.state_dict()
+    new(total).load_state_dict(state)
+    with pytest.raises(UsageError, match=f"the memory holds {total} bytes, expected at most the {total - 1}"):
+        new(total - 1).load_state_dict(state)
+    state["memory"]["generators"]["stored"][0]["fc1.weight"][0, 0] += 1
+    with pytest.raises(UsageError, match="the memory was altered"):
+        new(None).load_state_dict(state)
+
+
+def test_digests_tell_values_shapes_and_types_apart():
+    values = [torch.zeros(4), torch.zeros(2, 2), torch.zeros(4, dtype=torch.int32), [0.0], {"a": 0}, {"b": 0}, None]
+    assert len({digest(value) for value in values}) == len(values)

@@ -1,0 +1,88 @@
+"""The rooms of the house: imports point one way, files stay of one topic, and what the README and DESIGN promise of the root holds."""
+
+import ast
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+# Lowest first; a room may import from those before it and from itself.
+ROOMS = [
+    ("utils",),
+    ("engine",),
+    ("augment", "data", "losses"),
+    ("models",),
+    ("scoring",),
+    ("replay",),
+    ("gen_condense", "pool_match", "validate", "continual"),
+    ("benchmarks",),
+    ("figs",),
+]
+LEVEL = {name: level for level, names in enumerate(ROOMS) for name in names}
+SCRIPTS = ROOMS[6]
+FILES = [path for name in LEVEL for path in (sorted((ROOT / name).rglob("*.py")) if (ROOT / name).is_dir() else [ROOT / f"{name}.py"])]
+
+
+def room(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    """The modules of this project that a file imports, those inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module)
+    return {name for name in found if name.split(".")[0] in LEVEL}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_one_way(path):
+    own = room(path)
+    for module in imported(path):
+        other = module.split(".")[0]
+        peers = other != own and LEVEL[other] == LEVEL[own] and own not in SCRIPTS
+        assert LEVEL[other] <= LEVEL[own], f"{path.name} imports {module}, which lies above it"
+        assert not peers, f"{path.name} imports {module}, which lies beside it"
+
+
+def test_there_is_no_circle_of_files():
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
+    below = {name: {module for module in imported(path) if module in names and module != name} for name, path in names.items()}
+    while below:
+        free = {name for name, modules in below.items() if not modules & below.keys()}
+        assert free, f"a circle among {sorted(below)}"
+        below = {name: modules for name, modules in below.items() if name not in free}
+
+
+def test_only_continual_imports_a_script():
+    assert {path.name for path in FILES if any(m in SCRIPTS for m in imported(path)) and room(path) in SCRIPTS} == {"continual.py"}
+
+
+def test_the_root_shows_what_the_project_is():
+    files = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    root = [name for name in files if "/" not in name] or [path.name for path in ROOT.glob("*.py")]
+    assert len(root) <= 9, root
+    assert {name.removesuffix(".py") for name in root} == {name for name in LEVEL if (ROOT / f"{name}.py").exists()}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_is_short_enough_to_be_of_one_topic(path):
+    assert len(path.read_text().splitlines()) <= 300
+
+
+def test_classes_are_short_enough_to_hold_one_thing():
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                assert node.end_lineno - node.lineno < 200, f"{path.name}: {node.name}"
+
+
+def test_every_package_says_in_one_sentence_what_lives_there():
+    for path in FILES:
+        if path.name == "__init__.py":
+            first = (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n\n")[0]
+            assert first.endswith("."), path
