@@ -63,7 +63,7 @@ def work(request: dict) -> None:
 
     script.discriminator_step = counted_step
     for module in list(sys.modules.values()):
-        if getattr(module, "write_atomic", None) is write_atomic:
+        if vars(module).get("write_atomic") is write_atomic:  # getattr would wake the modules that are loaded when they are used
             module.write_atomic = counted_write
     script.evaluate_generator = lambda generator, *args: {"val_accuracy": generator.fc1.weight.abs().sum().item()}
     script.main(script.parse_args(request["flags"]))
