@@ -63,13 +63,22 @@ def handle_stops(handler: Callable[[int], None]) -> Iterator[None]:
             signal.signal(number, old)
 
 
+class DefaultsInHelp(argparse.ArgumentDefaultsHelpFormatter):
+    """A help formatter that adds the default to each text, except where there is none or the text names it itself."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False) or "(default" in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line, and whose flags may not be abbreviated."""
 
     def __init__(self, description: str):
         super().__init__(
             description=description,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=DefaultsInHelp,
             allow_abbrev=False,
         )
 

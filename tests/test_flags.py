@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import re
 
 import pytest
 from conftest import ROOT, SCRIPTS, TOOLS
@@ -60,6 +61,15 @@ def test_flags_declared_are_the_flags_read(script):
 @pytest.mark.parametrize("script", SCRIPTS | TOOLS)
 def test_every_flag_has_a_help_text(script):
     assert all(action.help for action in declared(script).values())
+
+
+@pytest.mark.parametrize("script", SCRIPTS | TOOLS)
+def test_help_names_each_default_once(script, capsys):
+    with pytest.raises(SystemExit):
+        (SCRIPTS | TOOLS)[script].parse_args(["--help"])
+    text = capsys.readouterr().out
+    assert "None)" not in text
+    assert not re.search(r"\(default[^()]*\)\s+\(default", text)
 
 
 def test_shared_flags_agree():
