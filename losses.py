@@ -115,6 +115,56 @@ def match_distributions(real: Sequence[Tensor], fake: Sequence[Tensor], y: Tenso
     return torch.stack(losses).mean()
 
 
+def energy_distance(real: Tensor, fake: Tensor) -> Tensor:
+    """Energy distance between the real and the generated images of each class, averaged over classes.
+
+    real (C, m, D), fake (C, n, D): features of m and n images, two or more, of each of C classes. The distance of a class is
+        2 E|f - r| - E|f - f'| - E|r - r'|
+    over pairs of distinct images (Szekely & Rizzo 2013, doi:10.1016/j.jspi.2013.03.018): zero in expectation for two draws of one
+    distribution, and otherwise positive in expectation. The unit is the mean distance between two real images of a class.
+    """
+    real, fake = real.float(), fake.float()
+    among_real, among_fake = (_distances(x, x).sum((1, 2)) / (x.shape[1] * (x.shape[1] - 1)) for x in (real, fake))  # (C,)
+    across = _distances(fake, real).mean((1, 2))
+    return (2 * across - among_fake - among_real).mean() / among_real.mean().clamp(min=1e-6)
+
+
+def mean_distance(real: Tensor, fake: Tensor) -> Tensor:
+    """Squared distance between the mean features of each class, averaged over classes.
+
+    Distribution matching of DM (Zhao & Bilen 2023, arXiv:2110.04181), Eq. 5. real (C, m, D), fake (C, n, D). The unit is the mean squared
+    deviation of a real image from the mean of its class.
+    """
+    real, fake = real.float(), fake.float()
+    mean = real.mean(1, keepdim=True)
+    spread = (real - mean).square().sum(2).mean().clamp(min=1e-6)
+    return (fake.mean(1) - mean.squeeze(1)).square().sum(1).mean() / spread
+
+
+def match_standardized_logits(real: Tensor, fake: Tensor, temperature: float = 2.0) -> Tensor:
+    """T^2 KL(softmax(z(real) / T) || softmax(z(fake) / T)) averaged over images; z: each image's logits with mean 0 and deviation 1.
+
+    real, fake: logits (B, K) of images with the same labels. Logit standardisation and self-knowledge distillation of Li et al. 2025
+    (arXiv:2501.04202).
+    """
+    real, fake = ((x - x.mean(1, keepdim=True)) / x.std(1, correction=0, keepdim=True).clamp(min=1e-6) for x in (real, fake))
+    return distillation_loss(fake, real, temperature)
+
+
+def attention_distance(real: Tensor, fake: Tensor, power: int = 4) -> Tensor:
+    """Squared distance between the mean attention maps of each class, averaged over classes.
+
+    real (C, m, channels, h, w), fake (C, n, channels, h, w): features of one layer. The attention map of an image is the sum over its
+    channels of |feature|^power, divided by its norm. Embedding matching of D2M (Sajedi et al. 2024, arXiv:2411.12841).
+    """
+
+    def mean_map(features: Tensor) -> Tensor:  # (C, h * w)
+        maps = features.float().abs().pow(power).sum(2).flatten(2)
+        return (maps / maps.norm(dim=2, keepdim=True).clamp(min=1e-6)).mean(1)
+
+    return (mean_map(fake) - mean_map(real)).square().sum(1).mean()
+
+
 def distillation_loss(logits: Tensor, target_logits: Tensor, temperature: float = 2.0) -> Tensor:
     """T^2 KL(softmax(target / T) || softmax(logits / T)) of logits (B, K), averaged over images.
 
@@ -133,7 +183,7 @@ def masked_cross_entropy(logits: Tensor, y: Tensor, classes: Tensor) -> Tensor:
 
 
 def _distances(a: Tensor, b: Tensor) -> Tensor:
-    """Euclidean distances (B, B) between rows, with float32's precision even if the rows are equal."""
+    """Euclidean distances (..., n, m) between rows (..., n, D) and (..., m, D), in float32's precision even if rows are equal."""
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
 
 

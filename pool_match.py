@@ -7,23 +7,25 @@ command continues.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import data as datasets
-from augment import choose_operations, draw_operations, parse_strategy
-from data import ImageSet, epoch_order, load_data, steps_per_epoch
+from augment import COMPOSITIONS, draw_operations, parse_strategy
+from data import ImageSet, epoch_order, load_data
 from engine.files import file_hash, run_path
 from engine.graphs import Losses
+from engine.optim import ADAM_BETAS
 from engine.run_folder import RunFolder
 from engine.runtime import Runtime, add_execution_flags, make_runtime
 from engine.seeds import derive_seed
 from engine.steps import START, Position, Step
 from engine.tensors import frozen
 from losses import METRICS, generator_loss
-from models import describe_networks, network_name, read_gan
+from models import Classifier, describe_networks, network_name, read_gan
 from models.gan import (
     GAN,
     LR_DECAYS,
@@ -35,10 +37,11 @@ from models.gan import (
     rate_factor,
     sample_grid,
 )
-from models.matching import MATCH_WEIGHTS, matching_loss
-from models.pool import Pool
+from models.matching import MATCH_RECIPES, MATCH_WEIGHTS, Matching
+from models.pool import Pool, shuffled_batches
 from scoring.evaluation import BUDGETS, evaluate_generator, warn_of_seen_images
 from scoring.recipes import RECIPES, make_recipe
+from scoring.teachers import make_teachers
 from utils import (
     Parser,
     UsageError,
@@ -62,14 +65,13 @@ def train_match(
     batch_size: int,
     gp_weight: float,
     pool_steps: int,
-    match: str,
-    match_weight: float,
-    match_strategy: str | None,
-    metric: str | None,
-    bias: bool,
-    fc: bool,
+    matching: Matching,
     seed: int,
     runtime: Runtime,
+    gan_weight: float = 1.0,
+    teachers: Sequence[Classifier] = (),
+    teacher_weight: float = 0.0,
+    pool_age: int | None = None,
     lr_decay: str = "none",
     diffaug: str = "none",
     classes: Tensor | None = None,
@@ -78,72 +80,84 @@ def train_match(
     """Fine-tune `gan` in place, one yield a step; Wang et al. 2023 (arXiv:2303.04707), second stage.
 
     Before each generator step the pool's network whose turn it is takes `pool_steps` SGD steps on its own shuffled passes over
-    `train`. match_strategy: DSA operations of the matching term, None = none. classes (M,): those that `train` holds,
-    None = all. `start` is where an earlier run stopped.
+    `train`; it is drawn anew after `pool_age` steps, None = an epoch. gan_weight: factor of the GAN's loss of the generator; 0 =
+    matching alone, without a discriminator, and an epoch is then a pass in matching batches. teachers: trained classifiers, which
+    take turns; the cross-entropy of their outputs for the generated images has the weight teacher_weight. classes (M,): those
+    that `train` holds, None = all. `start` is where an earlier run stopped.
     """
-    generator, discriminator = gan.generator.train(), gan.discriminator.train()
+    generator = gan.generator
+    for player in gan.players.values():
+        player.train()
     diffaug_operations = parse_diffaug(diffaug)
 
-    def step(index: Tensor, network: tuple[int, str], operations: tuple[str, ...] | None) -> Losses:
-        real, y = train.batch(index)
-
-        # loss_g = -E[D(fake)] + CE(fake) + match_weight * distance(pool(real), pool(fake)), on fakes of the real labels; CE is DiM's alone
-        with runtime.autocast():
-            fake = generator.sample(y)
-            with frozen(discriminator):
-                scores, logits = discriminator(differentiable_augment(fake, diffaug_operations), y)
-        loss_g = generator_loss(scores, logits, y)
-        loss_match = torch.zeros_like(loss_g)
-        if match != "none":
-            augment = None if operations is None else draw_operations(operations, 1, real.shape[-1], real.device)
+    def step(index: Tensor, groups: Tensor, network: tuple[int, str], teacher: int, operations: tuple[str, ...] | None) -> Losses:
+        loss_g = loss_match = loss_teacher = torch.zeros((), device=index.device)
+        if gan_weight:
+            # loss_g = -E[D(fake)] + CE(fake), on fakes of the real labels; CE is DiM's alone
+            real, y = train.batch(index)
             with runtime.autocast():
-                loss_match = match_weight * matching_loss(
-                    match, pool.networks[network][0], real, fake, y, augment, metric, bias, fc, runtime
-                )
+                fake = generator.sample(y)
+                with frozen(gan.discriminator):
+                    scores, logits = gan.discriminator(differentiable_augment(fake, diffaug_operations), y)
+            loss_g = generator_loss(scores, logits, y)
+        if matching.name != "none":
+            # loss_match = match_weight * distance(pool(real), pool(fake)), on these images or on batches of its own
+            if matching.batch:
+                real_groups, y_groups = train.batch(groups.flatten())
+                with runtime.autocast():
+                    fake_groups = generator.sample(y_groups)
+            else:
+                real_groups, y_groups, fake_groups = real, y, fake
+            augment = None if operations is None else draw_operations(operations, 1, real_groups.shape[-1], real_groups.device)
+            with runtime.autocast():
+                num_groups = len(groups) if matching.batch else 0
+                loss_match = matching.loss(pool.networks[network][0], real_groups, fake_groups, y_groups, augment, runtime, num_groups)
+            if teachers:
+                # loss_teacher = teacher_weight * CE(teacher(fake)), under the same augmentation
+                with runtime.autocast():
+                    logits = runtime.call(teachers[teacher], fake_groups, augment)
+                loss_teacher = teacher_weight * F.cross_entropy(logits, y_groups)
         gan.optim_g.zero_grad()
-        (loss_g + loss_match).backward(inputs=list(generator.parameters()))
+        (gan_weight * loss_g + loss_match + loss_teacher).backward(inputs=list(generator.parameters()))
         runtime.update(gan.optim_g)
         gan.update_ema()
-
-        # loss_d as in stage 1
-        loss_d = discriminator_step(gan, real, y, gp_weight, runtime, diffaug_operations, classes)
-        return {"loss_d": loss_d, "loss_g": loss_g, "loss_match": loss_match}
+        losses = {}
+        if gan_weight:
+            # loss_d as in stage 1
+            losses["loss_d"] = discriminator_step(gan, real, y, gp_weight, runtime, diffaug_operations, classes)
+            losses["loss_g"] = loss_g
+        return losses | {"loss_match": loss_match} | ({"loss_teacher": loss_teacher} if teachers else {})
 
     step = runtime.graphed(step)
-    num_steps = steps_per_epoch(len(train), batch_size)
+    num_steps = matching.steps_per_epoch(train, batch_size, gan_weight, pool_steps)
     for epoch in range(start.epoch, epochs):
         first = start.step if epoch == start.epoch else 0
         if first == num_steps:
             continue
         pool_batches = shuffled_batches(len(train), batch_size, runtime.device, seed, epoch, skip=first * pool_steps)
         order = epoch_order(len(train), runtime.device, seed, "match", epoch)
+        groups = matching.batches(train.labels, seed, "groups", skip=epoch * num_steps + first)
         for i in range(first, num_steps):
-            pool.turn(epoch, i, num_steps)
+            number = epoch * num_steps + i
+            pool.turn(number, pool_age or num_steps)
             choices = torch.Generator().manual_seed(derive_seed(seed, "operations", epoch, i))  # the same on every rank
-            for _ in range(pool_steps if match != "none" else 0):
+            for _ in range(pool_steps if matching.name != "none" else 0):
                 pool.train_step(train, runtime.shard(next(pool_batches)), choices)
-            gan.set_rates(rate_factor(lr_decay, epoch * num_steps + i, epochs * num_steps))
+            gan.set_rates(rate_factor(lr_decay, number, epochs * num_steps))
             index = order[i * batch_size : (i + 1) * batch_size]
-            operations = None if match_strategy is None else choose_operations(match_strategy, "dim", choices)
-            yield Step(epoch, i + 1, step(runtime.shard(index), network=pool.key, operations=operations))
-
-
-def shuffled_batches(num_images: int, batch_size: int, device: torch.device, seed: int, epoch: int, skip: int) -> Iterator[Tensor]:
-    """Endless whole batches of indices (B,) for the pool network of `epoch`, after the first `skip` of them."""
-    per_pass = num_images // batch_size
-    first_pass, first_batch = divmod(skip, per_pass)
-    number = first_pass
-    while True:
-        order = epoch_order(num_images, device, seed, "pool", epoch, number)
-        for i in range(first_batch if number == first_pass else 0, per_pass):
-            yield order[i * batch_size : (i + 1) * batch_size]
-        number += 1
+            settings = {"network": pool.key, "teacher": number % max(1, len(teachers)), "operations": matching.choose_operations(choices)}
+            yield Step(epoch, i + 1, step(runtime.shard(index), runtime.shard(next(groups)), **settings))
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__.splitlines()[0])
     # what is fine-tuned
-    parser.add_argument("--weight", required=True, help="checkpoint of gen_condense.py, pool_match.py or the reference code")
+    parser.add_argument(
+        "--weight", required=True, help="checkpoint of stage 1 or 2 or of the reference code; with --gan-weight 0 also .safetensors"
+    )
+    parser.add_argument(
+        "--recipe-match", choices=MATCH_RECIPES, default="paper", help="defaults of the flags below; energy: matching alone, in minutes"
+    )
     # data
     parser.add_argument("--data", choices=datasets.NAMES, help="image set (default: the checkpoint's, or cifar10)")
     parser.add_argument("--data-dir", default="datasets", help="where the set lies or is downloaded to (--data folder: train/ and test/)")
@@ -155,6 +169,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--lr", type=positive, default=5e-6, help="learning rate of Adam for generator and discriminator")
     parser.add_argument("--lr-d", type=positive, help="learning rate of the discriminator (default: the generator's)")
     parser.add_argument("--lr-decay", choices=LR_DECAYS, default="none", help="linear: decay of both rates to zero over --epochs")
+    parser.add_argument("--betas", type=decay, nargs=2, default=ADAM_BETAS, help="decays of the means of the generator's Adam")
+    parser.add_argument("--gan-weight", type=nonnegative, default=1.0, help="weight of the GAN's losses; 0: no GAN, matching alone")
     parser.add_argument("--gp-weight", type=nonnegative, default=10.0, help="weight of DiM's gradient penalty")
     parser.add_argument("--diffaug", default="none", help="DiffAugment of real and generated images, such as color_crop_cutout")
     parser.add_argument("--ema", type=decay, default=0.0, help="decay of the generator's moving average; 0 = off")
@@ -168,18 +184,30 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--match-weight",
         type=nonnegative,
-        help="weight of the matching term (default: 0.01 for logit, 0.001 for feat and grad, 1 for dist)",
+        help="weight of the matching term (default: 0.01 for logit, 0.001 for feat and grad, else 1)",
     )
     parser.add_argument("--match-aug", action="store_true", help="match under --match-strategy, one draw for real and generated images")
     parser.add_argument("--match-strategy", default="color_crop_cutout", help="DSA operations of --match-aug")
+    parser.add_argument("--match-composition", choices=COMPOSITIONS, default="dim", help="how they combine; dc: one of them at a time")
+    parser.add_argument(
+        "--match-batch", type=count, default=0, help="match batches of so many images of each class; 0: match the GAN's batch"
+    )
+    parser.add_argument(
+        "--match-classes", type=positive_int, help="classes in a batch of --match-batch, which take turns (default: 10, or all if fewer)"
+    )
     parser.add_argument("--bias", action="store_true", help="--match grad: include biases and normalisation layers")
     parser.add_argument("--fc", action="store_true", help="--match grad: include the last layer")
     pool = ["convnet", "resnet10", "resnet18_w32", "resnet10_ap", "resnet18_ap"]
-    parser.add_argument("--pool", nargs="+", default=pool, help="networks; each epoch draws one and initialises it anew")
+    parser.add_argument("--pool", nargs="+", default=pool, help="networks, of which one is drawn and initialised anew when one is due")
+    parser.add_argument("--pool-age", type=positive_int, help="steps after which a network is drawn anew (default: those of an epoch)")
     parser.add_argument("--pool-size", type=positive_int, default=1, help="networks in use at once, of different ages, which take turns")
     parser.add_argument("--pool-steps", type=count, default=16, help="SGD steps of the pool network before each generator step")
     parser.add_argument("--pool-lr", type=positive, default=0.01, help="learning rate of the pool network")
     parser.add_argument("--pool-strategy", default="color_crop", help="DSA operations in training the pool network, or none")
+    # teachers
+    parser.add_argument("--teacher-weight", type=nonnegative, default=0.0, help="weight of the teachers' cross-entropy; 0: no teachers")
+    parser.add_argument("--teachers", nargs="+", default=["convnet_w32"], help="networks to train on real images before the first step")
+    parser.add_argument("--teacher-epochs", type=positive_int, default=4, help="passes over the training set for a teacher")
     # evaluation
     parser.add_argument("--eval-interval", type=count, default=10, help="epochs between evaluations; 0 = never")
     parser.add_argument("--eval-model", nargs="+", default=["convnet"], help="networks to train on generated images")
@@ -197,18 +225,24 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--save-interval", type=count, default=250, help="steps between checkpoints inside an epoch; 0 = only at its end")
     parser.add_argument("--print-freq", type=positive_int, default=50, help="steps between readings of the losses")
     add_execution_flags(parser)
+    parser.set_defaults_by("--recipe-match", MATCH_RECIPES, argv)
     return parser.parse_args(argv)
 
 
 @cli
 def main(args: argparse.Namespace) -> RunFolder:
-    networks = [network_name(name) for name in args.eval_model]
+    networks, teachers = ([network_name(name) for name in names] for names in (args.eval_model, args.teachers))
     parse_strategy(args.match_strategy), parse_strategy(args.pool_strategy), parse_diffaug(args.diffaug)
     folder = run_path(args.results_dir, args.tag)
     runtime = make_runtime(args.device, args.amp, args.channels_last, args.graphs, args.compile)
     runtime.check_batch_size(args.batch_size)
-    if args.metric and args.match in ("dist", "none"):
-        raise UsageError(f"--metric {args.metric}: --match {args.match} takes none")
+    others = (args.match_composition, args.metric, args.bias, args.fc, args.match_batch, args.match_classes)
+    matching = Matching(args.match, args.match_weight, args.match_strategy if args.match_aug else None, *others)
+    matching.check(args.gan_weight)
+    if args.match_batch:
+        runtime.check_batch_size(args.match_batch, "--match-batch")
+    if args.pool_age and args.pool_age < args.pool_size:
+        raise UsageError(f"--pool-age {args.pool_age}: expected a turn or more for each of the {args.pool_size} networks of --pool-size")
     checkpoint = read_gan(args.weight)
     data = load_data(
         checkpoint.data_name(args.data), args.data_dir, val_size=args.val_size, image_size=args.image_size, info=checkpoint.info
@@ -216,8 +250,9 @@ def main(args: argparse.Namespace) -> RunFolder:
     checkpoint.check_data(data.info)
     warn_of_seen_images(checkpoint, args.val_size)
     recipe = make_recipe(args.recipe, data.info.name, epochs=args.epochs_eval, mix_p=args.mix_p)
-    num_steps = steps_per_epoch(len(data.train), args.batch_size)
-    gan = GAN(*(runtime.place(player) for player in checkpoint.players()), args.lr, args.ema, args.lr_d)
+    num_steps = matching.steps_per_epoch(data.train, args.batch_size, args.gan_weight, args.pool_steps)
+    players = checkpoint.players() if args.gan_weight else (checkpoint.trainee(), None)
+    gan = GAN(*(player and runtime.place(player) for player in players), args.lr, args.ema, args.lr_d, tuple(args.betas))
     pool = Pool(args.pool, data.info, args.pool_lr, args.pool_strategy, args.seed, runtime, args.pool_size)
     torch.manual_seed(runtime.own_seed(args.seed, "match"))
 
@@ -226,6 +261,7 @@ def main(args: argparse.Namespace) -> RunFolder:
     inputs = {"image set": data.info.to_dict(), "sha256 of --weight": file_hash(args.weight)} | length_of_decay(args.lr_decay, args.epochs)
     run = RunFolder(folder, vars(args), inputs, [gan, pool], header, runtime, num_steps)
     data = data.to(runtime.device)
+    teachers = make_teachers(teachers if args.teacher_weight else [], args.teacher_epochs, data, folder, args.val_size, args.seed, runtime)
     steps = train_match(
         gan,
         pool,
@@ -236,18 +272,16 @@ def main(args: argparse.Namespace) -> RunFolder:
         gp_weight=args.gp_weight,
         diffaug=args.diffaug,
         pool_steps=args.pool_steps,
-        match=args.match,
-        match_weight=MATCH_WEIGHTS[args.match] if args.match_weight is None else args.match_weight,
-        match_strategy=args.match_strategy if args.match_aug else None,
-        metric=args.metric,
-        bias=args.bias,
-        fc=args.fc,
+        pool_age=args.pool_age,
+        matching=matching,
+        gan_weight=args.gan_weight,
+        teachers=teachers,
+        teacher_weight=args.teacher_weight,
         seed=args.seed,
         runtime=runtime,
         start=run.position,
     )
-    players = {"generator": gan.generator, "discriminator": gan.discriminator}
-    first_lines = [data.describe(), describe_networks(pool.names, data.info, **players)]
+    first_lines = [data.describe(), describe_networks(pool.names, data.info, **gan.players)]
     for epoch, values in run.epochs(steps, args.print_freq, args.save_interval, first_lines):
         if args.restat:
             estimate_statistics(gan.deployed, args.restat, args.batch_size, args.seed, runtime)

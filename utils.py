@@ -82,6 +82,14 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
 
+    def set_defaults_by(self, flag: str, defaults: dict[str, dict], argv: list[str] | None) -> None:
+        """Set the defaults of other flags to those that `defaults` has for the value of `flag` in `argv` (None = sys.argv)."""
+        chooser = Parser("")
+        chooser.prog = self.prog
+        chooser.add_argument(flag, choices=defaults, dest="chosen", default=next(iter(defaults)))
+        argv = [word for word in (sys.argv[1:] if argv is None else argv) if word not in ("-h", "--help")]
+        self.set_defaults(**defaults[chooser.parse_known_args(argv)[0].chosen])
+
     def error(self, message: str):
         tell(f"{self.prog}: error: {message} (see --help)")
         raise SystemExit(2)

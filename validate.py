@@ -25,16 +25,17 @@ from augment import COMPOSITIONS
 from data import Data, DataInfo, fingerprint, load_data
 from engine.environment import environment
 from engine.files import locked, make_folder, run_path
-from engine.runtime import Runtime, add_execution_flags, make_runtime
+from engine.runtime import add_execution_flags, make_runtime
 from engine.seeds import derive_seed
 from models import Classifier, GanCheckpoint, SavedClassifier, describe_networks, network_name, read_classifier, read_gan, save_classifier
 from scoring.distilled import RANGES, DistilledSet, read_distilled
 from scoring.evaluation import BUDGETS, seed_groups, validate_group, warn_of_seen_images
-from scoring.recipes import RECIPES, Recipe, make_recipe
+from scoring.recipes import RECIPES, make_recipe
 from scoring.results import RESULTS, Outcome, ResultsFile, print_table
-from scoring.sources import Real, Teacher
+from scoring.sources import Teacher
 from scoring.storage import BYTES
 from scoring.table import LABELS, SOURCES, Deployed, Table, export, keep_samples
+from scoring.teachers import trained_classifier
 from utils import Parser, UsageError, cli, count, jpeg_quality, positive, positive_int, probability, probability_or_off, tell
 
 
@@ -175,25 +176,6 @@ def load_inputs(
     return data, checkpoints, sets, teacher, ipcs
 
 
-def herding_network(network: str, recipe: Recipe, data: Data, folder: Path, val_size: int, seed: int, runtime: Runtime) -> Path:
-    """Train the network by whose features images are chosen on the whole training set, unless it lies in `folder`, the run's."""
-    k, trained = data.info.num_classes, fingerprint(data.info, data.train.to(torch.device("cpu")))
-    about = json.dumps([network, asdict(recipe), seed, trained])
-    path = folder / "classifiers" / f"herding_{hashlib.sha256(about.encode()).hexdigest()[:16]}.pth"
-
-    def train() -> None:
-        make_folder(path.parent)
-        source = Real(data.train, int(torch.bincount(data.train.labels, minlength=k).min()), k)
-
-        def keep(classifier: Classifier, seed: int) -> None:
-            save_classifier(path, classifier, network, data.info, val_size)
-
-        validate_group(network, source, data, recipe, [seed], runtime, keep, title=f"{network} for herding")
-
-    runtime.on_main(lambda: None if path.exists() else train())
-    return path
-
-
 def row_hash(row: dict) -> str:
     """A short name of a row's settings, so that the classifiers of two rows are never taken for each other."""
     settings = {name: value for name, value in row.items() if name not in RESULTS}
@@ -245,7 +227,8 @@ def main(args: argparse.Namespace) -> list[dict]:
             runtime.on_main(lambda: export(Path(args.export), checkpoints[0], storage, table, ipcs))
         if "herding" in names:
             whole = replace(recipe, epochs=args.herding_epochs)
-            path = herding_network(networks[0], whole, data, folder, args.val_size, derive_seed(args.seed, "herding"), runtime)
+            seed = derive_seed(args.seed, "herding")
+            path = trained_classifier("herding", networks[0], whole, data, folder, args.val_size, seed, runtime)
             table.herd(path, max(ipcs), f"{networks[0]}, {args.herding_epochs} epochs")
         for network, ipc, budget in itertools.product(networks, ipcs, dict.fromkeys(args.budget)):
             for about, source in table.sources(ipc, budget == "fixed", args.quality if args.match_bytes else None):

@@ -16,6 +16,7 @@ from engine.seeds import Draws
 from gen_condense import train_gan
 from models import build_classifier, build_gan
 from models.gan import GAN
+from models.matching import Matching
 from models.pool import Pool
 from pool_match import train_match
 from replay.buffer import Buffer
@@ -108,15 +109,15 @@ def stage2(variant: str, runtime: Runtime, batch_size: int, width: int, network:
     pool = (LoadedPool if variant == "loader" else Pool)([network], INFO, 0.01, "color_crop", 0, runtime)
     if variant == "loader":
         pool.loaded, images = Loaded(images, batch_size, runtime.device, 16), Loaded(images, batch_size, runtime.device, FOREVER)
-    matching = {"match": "logit", "match_weight": 0.01, "match_strategy": "color_crop_cutout", "metric": None, "bias": False, "fc": False}
+    matching = Matching(strategy="color_crop_cutout")
     common = {"epochs": FOREVER, "batch_size": batch_size, "gp_weight": 10, "seed": 0, "runtime": runtime}
-    return read_losses(train_match(pair(width, runtime), pool, images, pool_steps=16, **matching, **common), variant == "loader")
+    return read_losses(train_match(pair(width, runtime), pool, images, pool_steps=16, matching=matching, **common), variant == "loader")
 
 
 def pool_update(variant: str, runtime: Runtime, batch_size: int, width: int, network: str) -> Callable[[], object]:
     images = images_on(runtime.device)
     pool = Pool([network], INFO, 0.01, "color_crop", 0, runtime)
-    pool.turn(0, 0, 1)
+    pool.turn(0, 1)
     index, choices = torch.arange(batch_size, device=runtime.device), torch.Generator()
     return lambda: pool.train_step(images, index, choices)
 

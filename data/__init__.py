@@ -3,7 +3,7 @@
 Import these names from `data` itself.
 """
 
-from data.batches import balanced_epochs, epoch_order, split_held_out, steps_per_epoch
+from data.batches import balanced_epochs, class_batches, epoch_order, split_held_out, steps_per_epoch
 from data.images import SPLITS, Data, DataInfo, ImageSet, fingerprint, to_float
 from data.loading import check_data_dir, load_data
 from data.pictures import list_pictures, read_pictures
@@ -18,6 +18,7 @@ __all__ = [
     "ImageSet",
     "balanced_epochs",
     "check_data_dir",
+    "class_batches",
     "epoch_order",
     "fingerprint",
     "list_pictures",

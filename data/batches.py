@@ -1,5 +1,6 @@
 """The held-out split, and the order in which images are taken."""
 
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -40,6 +41,36 @@ def steps_per_epoch(num_images: int, batch_size: int, batches: int = 1) -> int:
 def epoch_order(num_images: int, device: torch.device, *seed: int | str) -> Tensor:
     """A permutation (num_images,) on `device` that depends on `seed` alone, the same on every kind of device."""
     return torch.randperm(num_images, generator=torch.Generator().manual_seed(derive_seed(*seed))).to(device)
+
+
+def class_batches(labels: Tensor, per_class: int, num_classes: int, *seed: int | str, skip: int = 0) -> Iterator[Tensor]:
+    """Yield batches of indices (num_classes, per_class) without end, each row of one class, after the first `skip` of them.
+
+    The classes that `labels` (N,) holds take turns, in an order that is shuffled anew whenever each had its turn; each class is taken in
+    shuffled passes over its images, in whole batches. Raises UsageError if a class has too few images.
+    """
+    on_host = labels.cpu()
+    members = {int(label): (on_host == label).nonzero().flatten() for label in on_host.unique()}
+    for label, indices in members.items():
+        if len(indices) < per_class:
+            raise UsageError(f"--match-batch {per_class}: class {label} has {len(indices)} training images, expected as many or more")
+    present, passes = list(members), {}
+
+    def shuffled(n: int, *what: int | str) -> Tensor:  # kept until the next one of the same kind is asked for
+        kind, number = what[:-1], what[-1]
+        if passes.get(kind, (None,))[0] != number:
+            passes[kind] = number, torch.randperm(n, generator=torch.Generator().manual_seed(derive_seed(*seed, *what)))
+        return passes[kind][1]
+
+    for turn in itertools.count(skip * num_classes, num_classes):
+        rows = []
+        for place in range(turn, turn + num_classes):
+            visit, at = divmod(place, len(present))
+            label = present[int(shuffled(len(present), "classes", visit)[at])]
+            indices = members[label]
+            number, batch = divmod(visit, len(indices) // per_class)
+            rows.append(indices[shuffled(len(indices), "class", label, number)[batch * per_class :][:per_class]])
+        yield torch.stack(rows).to(labels.device)
 
 
 def balanced_epochs(labels: Tensor, ipc: int, num_classes: int, *seed: int | str) -> Iterator[Tensor]:

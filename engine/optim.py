@@ -15,12 +15,15 @@ def make_sgd(parameters: list[nn.Parameter], lr: float) -> torch.optim.SGD:
     return torch.optim.SGD(parameters, lr=rate, momentum=0.9, weight_decay=5e-4, **fused(parameters))
 
 
-def make_adam(parameters: list[nn.Parameter], lr: float) -> torch.optim.Adam:
-    """Adam with betas 0.0 and 0.9. On CUDA the learning rate and step count are on the device, where a CUDA graph reads them."""
+ADAM_BETAS = (0.0, 0.9)  # of GANs with a gradient penalty (arXiv:1704.00028)
+
+
+def make_adam(parameters: list[nn.Parameter], lr: float, betas: tuple[float, float] = ADAM_BETAS) -> torch.optim.Adam:
+    """Adam. On CUDA the learning rate and step count are on the device, where a CUDA graph reads them."""
     if not parameters[0].is_cuda:
-        return torch.optim.Adam(parameters, lr=lr, betas=(0.0, 0.9))
+        return torch.optim.Adam(parameters, lr=lr, betas=betas)
     rate = torch.tensor(lr, device=parameters[0].device)
-    return torch.optim.Adam(parameters, lr=rate, betas=(0.0, 0.9), fused=True, capturable=True)
+    return torch.optim.Adam(parameters, lr=rate, betas=betas, fused=True, capturable=True)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

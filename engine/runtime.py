@@ -87,12 +87,10 @@ class Runtime:
         """derive_seed(*parts) on the first rank; a different seed on each other rank."""
         return derive_seed(*parts) if self.is_main else derive_seed(*parts, "rank", self.rank)
 
-    def check_batch_size(self, batch_size: int) -> None:
+    def check_batch_size(self, batch_size: int, flag: str = "--batch-size") -> None:
         """Raise UsageError unless a global batch splits into equal shards of two or more images (BatchNorm needs two)."""
         if batch_size % self.world_size or batch_size < 2 * self.world_size:
-            raise UsageError(
-                f"--batch-size {batch_size}: expected a multiple of the {self.world_size} processes, at least {2 * self.world_size}"
-            )
+            raise UsageError(f"{flag} {batch_size}: expected a multiple of the {self.world_size} processes, at least {2 * self.world_size}")
 
     def shard(self, index: Tensor) -> Tensor:
         """This rank's part of the indices (..., B) of a global batch."""

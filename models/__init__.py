@@ -129,18 +129,24 @@ class GanCheckpoint:
 
     def generator(self) -> nn.Module:
         """The generator to deploy, in eval mode on the CPU: the moving average if one was kept."""
+        return self.trainee().eval().requires_grad_(False)
+
+    def trainee(self) -> nn.Module:
+        """The generator to go on training, on the CPU: the moving average if one was kept."""
         generator, _ = self._build()
         self._load(generator, "generator" if self.state.get("generator_ema") is None else "generator_ema")
-        return generator.eval().requires_grad_(False)
+        return generator
 
     def players(self) -> tuple[nn.Module, nn.Module]:
-        """The generator and discriminator to continue training, on the CPU. The generator is the moving average if one was kept."""
-        if "discriminator" not in self.state:
-            raise UsageError(f"{self.path}: holds a generator to deploy, expected a checkpoint of training, with its discriminator")
-        generator, discriminator = self._build()
-        self._load(generator, "generator" if self.state.get("generator_ema") is None else "generator_ema")
+        """The generator and discriminator to go on training, on the CPU. Raises UsageError if the file has no discriminator."""
+        if self.state.get("discriminator") is None:
+            raise UsageError(
+                f"{self.path}: holds a generator without its discriminator, expected a checkpoint of GAN training "
+                "(matching alone, pool_match.py --gan-weight 0, needs none)"
+            )
+        _, discriminator = self._build()
         self._load(discriminator, "discriminator")
-        return generator, discriminator
+        return self.trainee(), discriminator
 
     def data_name(self, asked: str | None) -> str:
         """The name of the data set: from the file, else `asked`, the value of --data (default "cifar10").
@@ -186,7 +192,7 @@ def read_gan(path: str | Path) -> GanCheckpoint:
         return _read_exported(path)
     state = read_checkpoint(path)
     generator, discriminator = state.get("generator"), state.get("discriminator")
-    if not isinstance(generator, dict) or not isinstance(discriminator, dict):
+    if not isinstance(generator, dict) or not isinstance(discriminator, dict if "config" not in state else dict | None):
         raise UsageError(f"{path}: expected a checkpoint with generator and discriminator, found {', '.join(map(str, state)) or 'nothing'}")
     try:
         if "config" in state:

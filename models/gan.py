@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from augment import draw_operations, parse_strategy
-from engine.optim import follow, load_optimizer, make_adam, set_rate
+from engine.optim import ADAM_BETAS, follow, load_optimizer, make_adam, set_rate
 from engine.runtime import Runtime
 from engine.seeds import derive_seed, seeded
 from engine.tensors import eval_mode
@@ -104,21 +104,31 @@ def check_z_dim(z_dim: int, num_classes: int) -> None:
 class GAN:
     """A generator and a discriminator in training, on their device, with their Adam optimisers and the generator's moving average.
 
-    lr, lr_d: learning rates of the generator and the discriminator (default: the same). ema: decay of the moving average per step, 0 = no
-    average. Step t uses min(ema, (1 + t) / (10 + t)), so that the weights of the first steps are soon forgotten.
+    discriminator: None for a generator that is trained by matching alone. lr, lr_d: learning rates of the generator and the discriminator
+    (default: the same). betas: of the generator's Adam. ema: decay of the moving average per step, 0 = no average. Step t uses
+    min(ema, (1 + t) / (10 + t)), so that the weights of the first steps are soon forgotten.
     """
 
-    def __init__(self, generator: nn.Module, discriminator: nn.Module, lr: float, ema: float = 0.0, lr_d: float | None = None):
+    def __init__(
+        self,
+        generator: nn.Module,
+        discriminator: nn.Module | None,
+        lr: float,
+        ema: float = 0.0,
+        lr_d: float | None = None,
+        betas: tuple[float, float] = ADAM_BETAS,
+    ):
         self.generator, self.discriminator, self.ema = generator, discriminator, ema
         self.generator_ema = copy.deepcopy(generator).requires_grad_(False) if ema else None
         self.ema_steps = torch.zeros((), device=next(generator.parameters()).device)
         self.rates = {"optim_g": lr, "optim_d": lr_d or lr}
-        self.optim_g, self.optim_d = (make_adam(list(p.parameters()), r) for p, r in zip(self.players, self.rates.values(), strict=True))
+        self.optim_g = make_adam(list(generator.parameters()), lr, betas)
+        self.optim_d = None if discriminator is None else make_adam(list(discriminator.parameters()), lr_d or lr)
 
     @property
-    def players(self) -> tuple[nn.Module, nn.Module]:
-        """Generator and discriminator."""
-        return self.generator, self.discriminator
+    def players(self) -> dict[str, nn.Module]:
+        """Generator and discriminator, by name; the latter only if there is one."""
+        return {"generator": self.generator} | ({} if self.discriminator is None else {"discriminator": self.discriminator})
 
     @property
     def deployed(self) -> nn.Module:
@@ -128,7 +138,8 @@ class GAN:
     def set_rates(self, factor: float) -> None:
         """Set both learning rates to `factor` times their initial values."""
         for name, lr in self.rates.items():
-            set_rate(getattr(self, name), lr * factor)
+            if (optimizer := getattr(self, name)) is not None:
+                set_rate(optimizer, lr * factor)
 
     def update_ema(self) -> None:
         """Move the average towards the generator by one step. BatchNorm's statistics are copied."""
@@ -139,19 +150,20 @@ class GAN:
         """The parts by their names in a checkpoint."""
         return {
             "generator": self.generator.state_dict(),
-            "discriminator": self.discriminator.state_dict(),
+            "discriminator": self.discriminator and self.discriminator.state_dict(),
             "generator_ema": self.generator_ema.state_dict() if self.generator_ema is not None else None,
             "ema_steps": self.ema_steps,
             "optim_g": self.optim_g.state_dict(),
-            "optim_d": self.optim_d.state_dict(),
+            "optim_d": self.optim_d and self.optim_d.state_dict(),
         }
 
     def load_state_dict(self, state: dict) -> None:
         """Restore what state_dict() returned."""
-        for name in ("generator", "discriminator"):
-            getattr(self, name).load_state_dict(state[name])
-        for name in ("optim_g", "optim_d"):
-            load_optimizer(getattr(self, name), state[name])
+        for name, player in self.players.items():
+            player.load_state_dict(state[name])
+        for optimizer, name in ((self.optim_g, "optim_g"), (self.optim_d, "optim_d")):
+            if optimizer is not None:
+                load_optimizer(optimizer, state[name])
         if self.generator_ema is not None:
             self.generator_ema.load_state_dict(state["generator_ema"])
             self.ema_steps.copy_(state["ema_steps"])

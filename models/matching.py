@@ -1,53 +1,178 @@
 """The matching term of stage 2: what `--match` names, its default weight, and its value on a batch."""
 
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from augment import Augmentation
+from augment import Augmentation, choose_operations
+from data import ImageSet, class_batches, steps_per_epoch
 from engine.runtime import Runtime
 from engine.tensors import frozen
-from losses import match_distributions, match_features, match_gradients, match_logits
+from losses import (
+    attention_distance,
+    distillation_loss,
+    energy_distance,
+    match_distributions,
+    match_features,
+    match_gradients,
+    match_logits,
+    match_standardized_logits,
+    mean_distance,
+)
 from models import Classifier
+from utils import UsageError
 
-# Default weight of each matching term in the generator's loss, for --match-weight (arXiv:2303.04707 and its code; dist is ours).
-MATCH_WEIGHTS = {"logit": 0.01, "feat": 0.001, "grad": 0.001, "dist": 1.0, "none": 0.0}
+# Default weight of each matching term in the generator's loss, for --match-weight (logit, feat and grad: arXiv:2303.04707 and its code).
+MATCH_WEIGHTS = {
+    "logit": 0.01,
+    "feat": 0.001,
+    "grad": 0.001,
+    "dist": 1.0,
+    "mean": 1.0,
+    "standardized": 1.0,
+    "attention": 1.0,
+    "none": 0.0,
+}
+METRICS_OF = ("logit", "feat", "grad")  # those that --metric applies to
+BY_CLASS = ("mean", "attention")  # those that need the class-balanced batches of --match-batch
+
+# The flags that --recipe-match sets; paper: those of arXiv:2303.04707, which are the defaults.
+MATCH_RECIPES = {
+    "paper": {},
+    "energy": {
+        "match": "dist",
+        "match_aug": True,
+        "match_strategy": "color_crop_cutout_flip_scale_rotate",
+        "match_composition": "dc",
+        "match_batch": 16,
+        "gan_weight": 0.0,
+        "pool": ["convnet_w32"],
+        "pool_age": 1,
+        "pool_steps": 0,
+        "epochs": 2,
+        "lr": 1e-3,
+        "lr_decay": "linear",
+        "betas": [0.5, 0.99],
+        "ema": 0.99,
+        "eval_interval": 0,
+    },
+}
 
 
-def matching_loss(
-    match: str,
-    pool_model: Classifier,
-    real: Tensor,
-    fake: Tensor,
-    y: Tensor,
-    augment: Augmentation | None,
-    metric: str | None,
-    bias: bool,
-    fc: bool,
-    runtime: Runtime,
-) -> Tensor:
-    """The distance between real and generated images (B, C, H, W) of the same labels y as `pool_model` sees them.
+@dataclass(frozen=True)
+class Matching:
+    """What is matched in stage 2, how strongly, and on which images.
 
-    The two pass the network separately, in the mode it is in, under one draw of the augmentation. Gradients reach `fake`.
+    name: one of MATCH_WEIGHTS. weight: None = the name's. strategy: DSA operations for both sides, None = none; composition: how they
+    combine. metric, bias, fc: see match_logits, match_features and match_gradients. batch: images of each class in a batch of its own, 0 =
+    the images of the GAN's batch. classes: classes in such a batch, None = ten, or all if there are fewer.
     """
-    if match == "grad":  # a gradient of a gradient, which cannot be compiled
+
+    name: str = "logit"
+    weight: float | None = None
+    strategy: str | None = None
+    composition: str = "dim"
+    metric: str | None = None
+    bias: bool = False
+    fc: bool = False
+    batch: int = 0
+    classes: int | None = None
+
+    def check(self, gan_weight: float) -> None:
+        """Raise UsageError for values that contradict each other. gan_weight: that of the GAN's losses beside this term."""
+        if self.metric and self.name not in METRICS_OF:
+            raise UsageError(f"--metric {self.metric}: --match {self.name} takes none, expected --match {', '.join(METRICS_OF)}")
+        if self.name in BY_CLASS and not self.batch:
+            raise UsageError(f"--match {self.name} compares classes: expected --match-batch, images of each class, found 0")
+        if self.classes and not self.batch:
+            raise UsageError(f"--match-classes {self.classes} is of --match-batch, found 0")
+        if self.batch == 1 and self.name != "none":
+            raise UsageError("--match-batch 1: expected two or more images of each class, or 0")
+        if not gan_weight and (self.name == "none" or not self.batch):
+            found = "none" if self.name == "none" else f"{self.name} without --match-batch"
+            raise UsageError(
+                f"--gan-weight 0 is of matching alone, in batches of its own: expected --match and --match-batch, found {found}"
+            )
+
+    def steps_per_epoch(self, train: ImageSet, batch_size: int, gan_weight: float, pool_steps: int) -> int:
+        """The number of steps in a pass over the set: in the GAN's batches of `batch_size`, or without a GAN in matching batches.
+
+        Raises UsageError if the set is too small for a batch of the GAN, of the pool's networks, or for one of a class.
+        """
+        next(self.batches(train.labels))
+        if gan_weight or (pool_steps and self.name != "none"):
+            steps = steps_per_epoch(len(train), batch_size)
+        return steps if gan_weight else max(1, len(train) // (self.batch * self.classes_of(train.labels.unique().numel())))
+
+    def classes_of(self, present: int) -> int:
+        """The number of classes in a matching batch, if the set has images of `present` classes."""
+        return min(self.classes or 10, present)
+
+    def choose_operations(self, rng: torch.Generator) -> tuple[str, ...] | None:
+        """The operations of a step, drawn on the host; None without a strategy."""
+        return None if self.strategy is None else choose_operations(self.strategy, self.composition, rng)
+
+    def batches(self, labels: Tensor, *seed: int | str, skip: int = 0) -> Iterator[Tensor]:
+        """Endless class-balanced batches of indices (classes, batch) into `labels`, after the first `skip`; empty ones if batch is 0."""
+        if not self.batch:
+            return itertools.repeat(labels.new_empty(1, 0))
+        return class_batches(labels, self.batch, self.classes_of(labels.unique().numel()), *seed, skip=skip)
+
+    def loss(
+        self,
+        pool_model: Classifier,
+        real: Tensor,
+        fake: Tensor,
+        y: Tensor,
+        augment: Augmentation | None,
+        runtime: Runtime,
+        groups: int = 0,
+    ) -> Tensor:
+        """The weighted distance between real and generated images (B, C, H, W) of the same labels y (B,), as `pool_model` sees them.
+
+        groups: the batch consists of so many parts of equal size, each of one class; 0 = classes as they come. The two sides pass the
+        network separately, in the mode it is in, under one draw of the augmentation. Gradients reach `fake`.
+        """
+        weight = MATCH_WEIGHTS[self.name] if self.weight is None else self.weight
+        if self.name == "grad":
+            return weight * self._gradients(pool_model, real, fake, y, augment, groups)
+        forward = runtime.compiled(Classifier.logits_and_features)
+        with torch.no_grad():
+            real_logits, real_features = forward(pool_model, real, augment)
+        with frozen(pool_model):
+            fake_logits, fake_features = forward(pool_model, fake, augment)
+        if self.name == "logit":
+            return weight * match_logits(real_logits, fake_logits, self.metric)
+        if self.name == "standardized":
+            return weight * match_standardized_logits(real_logits, fake_logits)
+        if self.name == "feat":
+            return weight * match_features(real_features, fake_features, self.metric)
+        if self.name == "attention":
+            pairs = zip(real_features, fake_features, strict=True)
+            maps = [attention_distance(*(x.unflatten(0, (groups, -1)) for x in pair)) for pair in pairs]
+            return weight * (torch.stack(maps).sum() + distillation_loss(fake_logits, real_logits))
+        real_features, fake_features = ([pooled(f) for f in features] for features in (real_features, fake_features))
+        if not groups:
+            return weight * match_distributions([*real_features, real_logits], [*fake_features, fake_logits], y)
+        distance = mean_distance if self.name == "mean" else energy_distance
+        pairs = zip(real_features, fake_features, strict=True)
+        return weight * torch.stack([distance(*(x.unflatten(0, (groups, -1)) for x in pair)) for pair in pairs]).mean()
+
+    def _gradients(
+        self, pool_model: Classifier, real: Tensor, fake: Tensor, y: Tensor, augment: Augmentation | None, groups: int
+    ) -> Tensor:
+        """The distance of match_gradients, averaged over the groups. It cannot be compiled: a gradient of a gradient."""
         parameters = list(pool_model.parameters())
-        real_grads = torch.autograd.grad(F.cross_entropy(pool_model(real, augment), y), parameters)
-        fake_grads = torch.autograd.grad(F.cross_entropy(pool_model(fake, augment), y), parameters, create_graph=True)
-        return match_gradients(real_grads, fake_grads, metric, bias=bias, fc=fc)
-    forward = runtime.compiled(Classifier.logits_and_features)
-    with torch.no_grad():
-        real_logits, real_features = forward(pool_model, real, augment)
-    with frozen(pool_model):
-        fake_logits, fake_features = forward(pool_model, fake, augment)
-    if match == "feat":
-        return match_features(real_features, fake_features, metric)
-    if match == "dist":
-        layers = (
-            [*(pooled(f) for f in features), logits] for features, logits in ((real_features, real_logits), (fake_features, fake_logits))
-        )
-        return match_distributions(*layers, y)
-    return match_logits(real_logits, fake_logits, metric)
+        losses = []
+        for part in torch.arange(len(y), device=y.device).chunk(groups or 1):
+            real_grads = torch.autograd.grad(F.cross_entropy(pool_model(real[part], augment), y[part]), parameters)
+            fake_grads = torch.autograd.grad(F.cross_entropy(pool_model(fake[part], augment), y[part]), parameters, create_graph=True)
+            losses.append(match_gradients(real_grads, fake_grads, self.metric, bias=self.bias, fc=self.fc))
+        return torch.stack(losses).mean()
 
 
 def pooled(features: Tensor) -> Tensor:

@@ -1,13 +1,13 @@
 """The pool of stage 2: networks trained on real images, whose outputs for real and generated images are matched."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from augment import choose_operations, draw_operations
-from data import DataInfo, ImageSet
+from data import DataInfo, ImageSet, epoch_order
 from engine.graphs import Losses
 from engine.optim import fused, load_optimizer
 from engine.runtime import Runtime
@@ -18,8 +18,8 @@ from models import Classifier, build_classifier, network_name
 class Pool:
     """Networks trained by SGD on real images between generator steps. `size` of them are in use and take turns, one step each.
 
-    Each of them is drawn anew once an epoch. With several, these times are spread evenly over the epoch, so that the networks differ in
-    age, and each gets its share of the SGD steps. A network is built once and re-initialised in place, so that it keeps its place in
+    Each of them is drawn anew after a number of steps (see turn). With several, these times are spread evenly, so that the networks differ
+    in age, and each gets its share of the SGD steps. A network is built once and re-initialised in place, so that it keeps its place in
     memory.
     """
 
@@ -31,10 +31,13 @@ class Pool:
         self.slot = 0  # the one in use
         self.update = runtime.graphed(self._update)
 
-    def turn(self, epoch: int, step: int, num_steps: int) -> None:
-        """Select the network for this step of an epoch of `num_steps`, and if it is due, initialise it anew from (seed, drawing)."""
-        self.slot = step % self.size
-        drawing = epoch if step >= self.slot * num_steps // self.size else epoch - 1
+    def turn(self, step: int, age: int) -> None:
+        """Select the network for generator step number `step`, and if it is due, initialise it anew from (seed, drawing).
+
+        age: number of steps, those of the other networks included, after which a network is drawn anew.
+        """
+        self.slot = step % age % self.size
+        drawing = (step - self.slot * age // self.size) // age
         if self.slot in self.drawn and self.drawn[self.slot][1] == drawing:
             return
         slot = (self.slot,) if self.slot else ()
@@ -103,3 +106,15 @@ class Pool:
             model, optim = self.networks[network["slot"], network["name"]]
             model.load_state_dict(network["model"])
             load_optimizer(optim, network["optim"])
+
+
+def shuffled_batches(num_images: int, batch_size: int, device: torch.device, seed: int, epoch: int, skip: int) -> Iterator[Tensor]:
+    """Endless whole batches of indices (B,) for the pool network of `epoch`, after the first `skip` of them."""
+    per_pass = num_images // batch_size
+    first_pass, first_batch = divmod(skip, per_pass)
+    number = first_pass
+    while True:
+        order = epoch_order(num_images, device, seed, "pool", epoch, number)
+        for i in range(first_batch if number == first_pass else 0, per_pass):
+            yield order[i * batch_size : (i + 1) * batch_size]
+        number += 1

@@ -11,7 +11,7 @@ from engine.seeds import derive_seed, seeded
 from engine.steps import Position, Step
 from models import build_gan
 from models.gan import GAN, estimate_statistics
-from models.matching import MATCH_WEIGHTS
+from models.matching import Matching
 from models.pool import Pool
 from replay.memory import Memory
 from replay.plan import Plan
@@ -112,12 +112,7 @@ class TaskGenerator:
             batch_size=o.gan_batch_size,
             gp_weight=o.gp_weight,
             pool_steps=o.pool_steps,
-            match=o.match,
-            match_weight=MATCH_WEIGHTS[o.match] if o.match_weight is None else o.match_weight,
-            match_strategy="color_crop_cutout",
-            metric=None,
-            bias=False,
-            fc=False,
+            matching=Matching(o.match, o.match_weight, "color_crop_cutout"),
             seed=derive_seed(self.plan.seed, "match", task),
             runtime=self.plan.runtime,
             classes=labels,

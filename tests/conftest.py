@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -79,20 +80,35 @@ def trained(tmp_path_factory) -> Path:
 
 
 class Driver:
-    """The server in driver.py: starts scripts as processes of their own and says how they ended."""
+    """The server in driver.py: starts scripts as processes of their own and says how they ended.
+
+    Where a test is broken off, as by its time limit, the server and its processes are killed, and the next test gets a new one.
+    """
 
     def __init__(self):
-        command = [sys.executable, str(ROOT / "tests" / "driver.py")]
-        self.server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+        self.serve()
+
+    def serve(self) -> None:
+        command, pipe = [sys.executable, str(ROOT / "tests" / "driver.py")], subprocess.PIPE
+        self.server = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, bufsize=1, start_new_session=True)
+
+    def answer(self) -> dict:
+        try:
+            return json.loads(self.server.stdout.readline())
+        except BaseException:
+            os.killpg(self.server.pid, signal.SIGKILL)
+            self.server.wait()
+            self.serve()
+            raise
 
     def start(self, script: str, counter, flags: list[str], kill_at_write: int = 0, kill_after_write: int = 0, ranks: int = 1) -> list[int]:
         request = {"script": script, "counter": str(counter), "flags": flags, "ranks": ranks}
         request |= {"kill_at_write": kill_at_write, "kill_after_write": kill_after_write}
         self.server.stdin.write(json.dumps(request) + "\n")
-        return json.loads(self.server.stdout.readline())["pids"]
+        return self.answer()["pids"]
 
     def wait(self) -> list[int]:
-        return json.loads(self.server.stdout.readline())["statuses"]
+        return self.answer()["statuses"]
 
     def call(self, *args, **kwargs) -> list[int]:
         self.start(*args, **kwargs)

@@ -55,7 +55,7 @@ def read(path) -> set[str]:
 
 @pytest.mark.parametrize("script", SCRIPTS | TOOLS)
 def test_flags_declared_are_the_flags_read(script):
-    assert set(declared(script)) == read(ROOT / f"{script}.py")
+    assert set(declared(script)) - {"recipe_match"} == read(ROOT / f"{script}.py")  # that one sets the defaults of others
 
 
 @pytest.mark.parametrize("script", SCRIPTS | TOOLS)

@@ -140,3 +140,62 @@ def test_energy_distance_is_unbiased_and_its_gradient_finite_for_equal_images():
     fake = torch.zeros(20, 4, requires_grad=True)
     losses.match_distributions([torch.zeros(20, 4)], [fake], y).backward()
     assert torch.isfinite(fake.grad).all()
+
+
+def test_class_wise_energy_distance_by_hand():
+    real = torch.tensor([[[0.0], [2.0]], [[10.0], [11.0]]])  # two classes of two images, one feature
+    fake = torch.tensor([[[1.0], [1.0]], [[10.0], [14.0]]])
+    # class 0: 2 * mean(1, 1, 1, 1) - 0 - 2 = 0; class 1: 2 * mean(0, 1, 4, 3) - 4 - 1 = -1; unit: mean(2, 1)
+    assert losses.energy_distance(real, fake).item() == pytest.approx((0 - 1) / 2 / 1.5)
+    assert losses.energy_distance(3 * real, 3 * fake).item() == pytest.approx(-1 / 3)
+    three = torch.tensor([[[0.0], [3.0], [0.0]], [[0.0], [0.0], [0.0]]])  # unequal numbers of images
+    # class 0: 2 * mean(0, 2, 3, 1, 0, 2) - mean(3, 0, 3) - 2; class 1: 2 * 10.5 - 0 - 1
+    assert losses.energy_distance(real, three).item() == pytest.approx(((2 * 8 / 6 - 2 - 2) + 20) / 2 / 1.5)
+
+
+def test_class_wise_energy_distance_agrees_with_double_precision():
+    torch.manual_seed(0)
+    real, fake = torch.randn(3, 6, 50) + 100, torch.randn(3, 5, 50) + 100.1  # a small difference of large numbers
+
+    def reference(c: int) -> float:
+        r, f = real[c].double(), fake[c].double()
+        across = sum((a - b).norm() for a in f for b in r) / 30
+        return 2 * across - sum((a - b).norm() for a in f for b in f) / 20 - sum((a - b).norm() for a in r for b in r) / 30
+
+    unit = sum((a - b).norm() for c in range(3) for a in real[c].double() for b in real[c].double()) / 90
+    expected = sum(reference(c) for c in range(3)) / 3 / unit
+    assert losses.energy_distance(real, fake).item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_class_wise_energy_distance_is_zero_in_expectation_for_two_draws_of_one_set():
+    torch.manual_seed(0)
+    values = torch.stack([losses.energy_distance(torch.randn(4, 5, 3), torch.randn(4, 4, 3)) for _ in range(1000)])
+    error = values.std() / math.sqrt(1000)
+    assert abs(values.mean()) < 4 * error
+    narrow = torch.stack([losses.energy_distance(torch.randn(4, 5, 3), 0.5 * torch.randn(4, 4, 3)) for _ in range(1000)])
+    assert narrow.mean() > 10 * error
+    fake = torch.zeros(2, 3, 4, requires_grad=True)
+    losses.energy_distance(torch.zeros(2, 3, 4), fake).backward()
+    assert torch.isfinite(fake.grad).all()
+
+
+def test_mean_distance_by_hand():
+    real, fake = torch.tensor([[[0.0, 0.0], [2.0, 0.0]]]), torch.tensor([[[1.0, 3.0], [1.0, 3.0], [4.0, 0.0]]])
+    # means (1, 0) and (2, 2); real images lie 1 from their mean, squared
+    assert losses.mean_distance(real, fake).item() == pytest.approx(1 + 4)
+    assert losses.mean_distance(10 * real, 10 * fake).item() == pytest.approx(5)
+
+
+def test_standardized_logits_by_hand():
+    real, fake = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 6.0]])  # standardised: (1, -1) and (-1, 1)
+    p = 1 / (1 + math.exp(-2 / 2))  # at temperature 2
+    expected = 4 * (p * math.log(p / (1 - p)) + (1 - p) * math.log((1 - p) / p))
+    assert losses.match_standardized_logits(real, fake).item() == pytest.approx(expected, rel=1e-5)
+    assert losses.match_standardized_logits(real, 7 * real + 3).item() == pytest.approx(0, abs=1e-6)  # scale and shift are forgotten
+
+
+def test_attention_distance_by_hand():
+    real = torch.tensor([[[[[1.0, 0.0]], [[1.0, 0.0]]]]])  # one class, one image, two channels of 1 x 2: map (2, 0) -> (1, 0)
+    fake = torch.tensor([[[[[0.0, 1.0]], [[0.0, -1.0]]], [[[3.0, 0.0]], [[0.0, 0.0]]]]])  # maps (0, 1) and (1, 0), mean (1/2, 1/2)
+    assert losses.attention_distance(real, fake).item() == pytest.approx(0.5)
+    assert losses.attention_distance(real, 5 * real).item() == pytest.approx(0)

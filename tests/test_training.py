@@ -27,7 +27,7 @@ from gen_condense import train_gan
 from losses import METRICS
 from models import NETWORKS, build_classifier, build_gan
 from models.gan import GAN
-from models.matching import MATCH_WEIGHTS, pooled
+from models.matching import METRICS_OF, Matching, pooled
 from utils import FailedRun, Stopped, UsageError
 
 CPU = Runtime(torch.device("cpu"))
@@ -143,7 +143,7 @@ def test_pool_steps_are_taken_on_real_batches_in_shuffled_passes():
 def test_the_pool_is_drawn_anew_each_epoch_from_the_seed_alone():
     def names(seed: int) -> list[str]:
         pool = pool_match.Pool(["convnet_w32", "resnet10", "resnet10_ap"], DATASETS["digits"].info, 0.01, "none", seed, CPU)
-        return [(pool.turn(epoch, 0, 1), pool.key[1])[1] for epoch in range(12)]
+        return [(pool.turn(epoch, 1), pool.key[1])[1] for epoch in range(12)]
 
     torch.manual_seed(5)
     assert names(0) == names(0)
@@ -161,13 +161,13 @@ def test_a_network_drawn_again_is_fresh_and_stays_where_it_was():
 
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    used.turn(0, 0, 1)
+    used.turn(0, 1)
     assert torch.equal(torch.get_rng_state(), state)  # the surrounding random numbers are left alone
     places = [p.data_ptr() for p in used.model.parameters()]
     step(used)
     momentum = next(iter(used.optim.state.values()))["momentum_buffer"]
     for pool in (used, new):
-        pool.turn(1, 0, 1)
+        pool.turn(1, 1)
     assert not momentum.any()
     assert same(used.model.state_dict(), new.model.state_dict())
     for pool in (used, new):
@@ -178,7 +178,7 @@ def test_a_network_drawn_again_is_fresh_and_stays_where_it_was():
 
 
 @pytest.mark.parametrize("metric", [None, *METRICS])
-@pytest.mark.parametrize("match", [name for name in MATCH_WEIGHTS if name not in ("dist", "none")])
+@pytest.mark.parametrize("match", METRICS_OF)
 @pytest.mark.parametrize("network", ["convnet_w32", "resnet10"])
 def test_matching_pulls_generated_images_alone(match, metric, network):
     torch.manual_seed(0)
@@ -187,12 +187,12 @@ def test_matching_pulls_generated_images_alone(match, metric, network):
     real, y = torch.rand(6, 1, 28, 28) * 2 - 1, torch.arange(6)
     fake = (torch.rand(6, 1, 28, 28) * 2 - 1).requires_grad_(True)
     augment = draw_dsa("color_crop_cutout", "dim", 1, 28, CPU.device)
-    loss = pool_match.matching_loss(match, model, real, fake, y, augment, metric, True, True, CPU)
+    loss = Matching(match, metric=metric, bias=True, fc=True).loss(model, real, fake, y, augment, CPU)
     loss.backward()
     assert loss > 0
     assert fake.grad.abs().sum() > 0
     # without biases: those before a norm have no gradient but rounding, of any direction
-    equal = pool_match.matching_loss(match, model, real, real.clone().requires_grad_(True), y, augment, metric, False, True, CPU)
+    equal = Matching(match, metric=metric, fc=True).loss(model, real, real.clone().requires_grad_(True), y, augment, CPU)
     assert equal < 1e-2 * loss
     if match != "grad":
         assert all(p.grad is None for p in model.parameters())
@@ -211,14 +211,15 @@ def test_matching_distributions_pulls_generated_images_alone(network):
     real, y = torch.rand(8, 1, 28, 28) * 0.5, torch.arange(8) % 2
     fake = (torch.rand(8, 1, 28, 28) * 0.5 - 1).requires_grad_(True)
     augment = draw_dsa("color_crop_cutout", "dim", 1, 28, CPU.device)
-    loss = pool_match.matching_loss("dist", model, real, fake, y, augment, None, False, False, CPU)
+    dist = Matching("dist")
+    loss = dist.loss(model, real, fake, y, augment, CPU)
     loss.backward()
     assert loss > 1
     assert fake.grad.abs().sum() > 0
     assert all(p.grad is None for p in model.parameters())
-    assert pool_match.matching_loss("dist", model, real, real.clone(), y, augment, None, False, False, CPU) <= 1e-6
-    others = pool_match.matching_loss("dist", model, real, real, y.flip(0), augment, None, False, False, CPU)
-    assert pool_match.matching_loss("dist", model, real, fake, torch.arange(8), augment, None, False, False, CPU) == 0  # no pairs
+    assert dist.loss(model, real, real.clone(), y, augment, CPU) <= 1e-6
+    others = dist.loss(model, real, real, y.flip(0), augment, CPU)
+    assert dist.loss(model, real, fake, torch.arange(8), augment, CPU) == 0  # no pairs
     assert others <= 1e-6
 
 
@@ -247,7 +248,7 @@ def test_networks_of_a_pool_take_turns_and_are_born_evenly_over_an_epoch():
     pool = pool_match.Pool(["convnet_w32"], DATASETS["digits"].info, 0.01, "none", 0, CPU, size=3)
     born, weights = {}, {}
     for place in range(36):  # three epochs of twelve steps
-        pool.turn(place // 12, place % 12, 12)
+        pool.turn(place, 12)
         assert pool.slot == place % 12 % 3
         weight = pool.model.network.classifier.weight
         if pool.slot not in weights or not torch.equal(weights[pool.slot], weight):
@@ -617,13 +618,9 @@ def test_a_loop_cannot_run_zero_steps():
     with pytest.raises(UsageError, match="--batch-size 4: larger than the training set, which has 3"):
         next(train_gan(gan, few, epochs=1, batch_size=4, gp_weight=10, seed=0, runtime=CPU))
     pool = pool_match.Pool(["convnet_w32"], info, 0.01, "none", 0, CPU)
-    settings = {"gp_weight": 10, "pool_steps": 1, "match": "logit", "match_weight": 0.01, "match_strategy": None}
+    settings = {"gp_weight": 10, "pool_steps": 1, "matching": Matching(), "seed": 0, "runtime": CPU}
     with pytest.raises(UsageError, match="larger than the training set"):
-        next(
-            pool_match.train_match(
-                gan, pool, few, epochs=1, batch_size=4, metric=None, bias=False, fc=False, seed=0, runtime=CPU, **settings
-            )
-        )
+        next(pool_match.train_match(gan, pool, few, epochs=1, batch_size=4, **settings))
 
 
 def test_the_generator_step_leaves_the_discriminator_alone(monkeypatch):

@@ -1,5 +1,6 @@
 import gzip
 import hashlib
+import itertools
 import pickle
 import struct
 
@@ -11,7 +12,7 @@ from inputs import picture
 from PIL import Image
 
 import data
-from data import DATASETS, balanced_epochs, epoch_order, load_data, readers, sets, split_held_out, steps_per_epoch
+from data import DATASETS, balanced_epochs, class_batches, epoch_order, load_data, readers, sets, split_held_out, steps_per_epoch
 from utils import UsageError
 
 RNG = np.random.default_rng(0)
@@ -210,6 +211,28 @@ def test_orders_depend_on_their_seed_alone():
     assert torch.equal(first, epoch_order(50, torch.device("cpu"), 0, "gan", 3))
     assert not torch.equal(first, epoch_order(50, torch.device("cpu"), 0, "gan", 4))
     assert sorted(first.tolist()) == list(range(50))
+
+
+def test_class_batches_take_classes_in_turn_and_their_images_in_whole_passes():
+    labels = torch.tensor([4, 7, 9]).repeat(5)  # five images of each of three classes that are not numbered from 0
+
+    def take(n: int, num_classes: int, skip: int = 0) -> list:
+        return list(itertools.islice(class_batches(labels, 2, num_classes, 0, "match", skip=skip), n))
+
+    batches = take(12, 3)
+    assert all(batch.shape == (3, 2) for batch in batches)
+    assert all(len(set(labels[row].tolist())) == 1 for batch in batches for row in batch)
+    assert all(sorted(labels[batch[:, 0]].tolist()) == [4, 7, 9] for batch in batches)
+    for label in (4, 7, 9):
+        rows = [row for batch in batches for row in batch if labels[row[0]] == label]
+        passes = [torch.cat(rows[i : i + 2]).tolist() for i in range(0, 12, 2)]
+        assert all(len(set(images)) == 4 for images in passes)  # of five images, two whole batches; none twice
+        assert len({tuple(images) for images in passes}) > 1
+    dealt = [label for batch in take(12, 2) for label in labels[batch[:, 0]].tolist()]  # two of three classes at a time
+    assert all(sorted(dealt[i : i + 3]) == [4, 7, 9] for i in range(0, 24, 3))
+    assert torch.equal(torch.stack(take(4, 2, skip=7)), torch.stack(take(11, 2)[7:]))
+    with pytest.raises(UsageError, match="--match-batch 6: class 4 has 5 training images"):
+        next(class_batches(labels, 6, 3, 0))
 
 
 def test_balanced_epochs_pass_through_each_class_before_they_repeat():

@@ -298,5 +298,5 @@ def test_stage_2_wants_a_discriminator(trained, tmp_path, capsys):
     path = tmp_path / "generator.safetensors"
     with pytest.raises(SystemExit):
         run(pool_match, ["--tag", "m", "--results-dir", str(tmp_path), "--weight", str(path), "--device", "cpu"])
-    assert "holds a generator to deploy, expected a checkpoint of training" in capsys.readouterr().err
+    assert "holds a generator without its discriminator, expected a checkpoint of GAN training" in capsys.readouterr().err
     assert read_gan(path).info == INFO

@@ -1,0 +1,92 @@
+"""The matching term: what it compares, on which batches, and what it refuses."""
+
+import pytest
+import torch
+
+from augment import draw_dsa
+from data import DATASETS, load_data
+from engine.runtime import Runtime
+from models import build_classifier
+from models.matching import MATCH_WEIGHTS, Matching
+from utils import UsageError
+
+CPU = Runtime(torch.device("cpu"))
+ALONE = [name for name in MATCH_WEIGHTS if name != "none"]
+
+
+def groups(num_classes: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Real digits (num_classes * n, 1, 28, 28), n of each class one after another, and their labels."""
+    train = load_data("digits", "").train
+    return train.batch(next(Matching(batch=n, classes=num_classes).batches(train.labels, 0)).flatten())
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_every_distance_takes_class_balanced_batches_and_pulls_generated_images_alone(name):
+    torch.manual_seed(0)
+    model = build_classifier("convnet_w32", DATASETS["digits"].info).train()
+    real, y = groups(3, 4)
+    fake = (torch.rand_like(real) * 2 - 1).requires_grad_(True)
+    augment = draw_dsa("color_crop", "dim", 1, 28, CPU.device)
+    matching = Matching(name, batch=4)
+    loss = matching.loss(model, real, fake, y, augment, CPU, groups=3)
+    loss.backward()
+    assert loss > 0
+    assert fake.grad.abs().sum() > 0
+    if name != "grad":
+        assert all(p.grad is None for p in model.parameters())
+    doubled = Matching(name, 2 * MATCH_WEIGHTS[name], batch=4).loss(model, real, fake, y, augment, CPU, groups=3)
+    assert doubled.item() == pytest.approx(2 * loss.item(), rel=1e-3)
+    assert matching.loss(model, real, real.clone(), y, augment, CPU, groups=3) < 0.1 * loss
+
+
+@pytest.mark.parametrize("name", ["dist", "mean", "attention", "grad"])
+def test_images_of_other_classes_are_farther(name):
+    torch.manual_seed(0)
+    model = build_classifier("convnet_w32", DATASETS["digits"].info).train()
+    real, y = groups(4, 16)
+    train = load_data("digits", "").train
+    others = torch.cat([train.images[train.labels == label][:16] for label in y[::16]]).float() / 127.5 - 1
+    matching = Matching(name, batch=16)
+    right = matching.loss(model, real, others, y, None, CPU, groups=4)
+    permuted = matching.loss(model, real, others.roll(16, 0), y, None, CPU, groups=4)
+    assert permuted > 1.5 * right
+
+
+def test_features_of_a_class_are_compared_in_the_batch_of_the_class():
+    """The order within a class does not matter, that of the classes does."""
+    torch.manual_seed(0)
+    model = build_classifier("convnet_w32", DATASETS["digits"].info).train()
+    real, y = groups(2, 6)
+    fake = torch.rand_like(real)
+    shuffled = torch.cat([fake[:6].flip(0), fake[6:].roll(2, 0)])
+    for name in ("dist", "mean", "attention"):
+        one, other, swapped = (
+            Matching(name, batch=6).loss(model, real, images, y, None, CPU, groups=2)
+            for images in (fake, shuffled, torch.cat([fake[:3], fake[6:9], fake[3:6], fake[9:]]))
+        )
+        if name != "attention":  # whose logits are compared in pairs
+            assert one.item() == pytest.approx(other.item(), rel=1e-3)
+        assert one.item() != pytest.approx(swapped.item(), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("matching", "message"),
+    [
+        (Matching("dist", metric="l1"), "--metric l1: --match dist takes none, expected --match logit, feat, grad"),
+        (Matching("none", metric="l1"), "--metric l1: --match none takes none"),
+        (Matching("mean"), "--match mean compares classes: expected --match-batch"),
+        (Matching("attention"), "--match attention compares classes"),
+        (Matching("dist", classes=2), "--match-classes 2 is of --match-batch, found 0"),
+        (Matching("dist", batch=1), "--match-batch 1: expected two or more"),
+    ],
+)
+def test_contradictions_are_refused(matching, message):
+    with pytest.raises(UsageError, match=message):
+        matching.check(1.0)
+
+
+@pytest.mark.parametrize("matching", [Matching("none", batch=4), Matching("dist")])
+def test_matching_alone_needs_a_distance_and_batches_of_its_own(matching):
+    matching.check(0.1)
+    with pytest.raises(UsageError, match="--gan-weight 0 is of matching alone"):
+        matching.check(0.0)
