@@ -368,6 +368,16 @@ def test_graphs_take_the_steps_that_eager_takes(tmp_path, gan, extra):
         assert torch.equal(graphs["rng"]["cuda"], eager["rng"]["cuda"])  # the same random numbers were drawn
 
 
+def test_matching_alone_takes_as_graphs_the_steps_that_eager_takes(tmp_path, trained):
+    alone = "--device cuda --recipe-match energy --match-batch 4 --match-composition dim --match-strategy color --epochs 2".split()
+    alone += ["--val-size", "1380", "--teacher-weight", "1", "--teacher-epochs", "1", *PLAIN]
+    for folder, graphs in (("eager", []), ("graphs", ["--graphs"])):
+        run(pool_match, match_flags(tmp_path / folder, trained / "gan" / "last.pth", *alone, "--pool-steps", "0", *graphs))
+    eager, graphs = (weights(tmp_path / folder / "match" / "last.pth") for folder in ("eager", "graphs"))
+    assert agree(graphs["generator"], eager["generator"], 1e-3)
+    assert torch.equal(graphs["rng"]["cuda"], eager["rng"]["cuda"])
+
+
 def steps_of(runtime: Runtime, batch_sizes: list[int], steps: int, width: int = 16) -> tuple[GAN, list]:
     """A pair after some steps with each batch size in turn, and the losses."""
     torch.manual_seed(0)
