@@ -38,7 +38,7 @@ from models.gan import (
     sample_grid,
 )
 from models.matching import MATCH_RECIPES, MATCH_WEIGHTS, Matching
-from models.pool import Pool, shuffled_batches
+from models.pool import POOL_DATA, Pool, shuffled_batches
 from scoring.evaluation import BUDGETS, evaluate_generator, warn_of_seen_images
 from scoring.recipes import RECIPES, make_recipe
 from scoring.teachers import make_teachers
@@ -202,6 +202,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--pool-age", type=positive_int, help="steps after which a network is drawn anew (default: those of an epoch)")
     parser.add_argument("--pool-size", type=positive_int, default=1, help="networks in use at once, of different ages, which take turns")
     parser.add_argument("--pool-steps", type=count, default=16, help="SGD steps of the pool network before each generator step")
+    parser.add_argument("--pool-data", choices=POOL_DATA, default="real", help="images that the pool's networks are trained on")
     parser.add_argument("--pool-lr", type=positive, default=0.01, help="learning rate of the pool network")
     parser.add_argument("--pool-strategy", default="color_crop", help="DSA operations in training the pool network, or none")
     # teachers
@@ -253,7 +254,8 @@ def main(args: argparse.Namespace) -> RunFolder:
     num_steps = matching.steps_per_epoch(data.train, args.batch_size, args.gan_weight, args.pool_steps)
     players = checkpoint.players() if args.gan_weight else (checkpoint.trainee(), None)
     gan = GAN(*(player and runtime.place(player) for player in players), args.lr, args.ema, args.lr_d, tuple(args.betas))
-    pool = Pool(args.pool, data.info, args.pool_lr, args.pool_strategy, args.seed, runtime, args.pool_size)
+    trained_on = gan.generator if args.pool_data == "generated" else None
+    pool = Pool(args.pool, data.info, args.pool_lr, args.pool_strategy, args.seed, runtime, args.pool_size, trained_on)
     torch.manual_seed(runtime.own_seed(args.seed, "match"))
 
     unseen = min(args.val_size, checkpoint.val_size or 0)  # the splits are nested

@@ -53,7 +53,8 @@ MATCH_RECIPES = {
         "pool": ["convnet_w32"],
         "pool_age": 1,
         "pool_steps": 0,
-        "epochs": 2,
+        "teacher_weight": 0.1,
+        "epochs": 1,
         "lr": 1e-3,
         "lr_decay": "linear",
         "betas": [0.5, 0.99],
@@ -156,10 +157,11 @@ class Matching:
             maps = [attention_distance(*(x.unflatten(0, (groups, -1)) for x in pair)) for pair in pairs]
             return weight * (torch.stack(maps).sum() + distillation_loss(fake_logits, real_logits))
         real_features, fake_features = ([pooled(f) for f in features] for features in (real_features, fake_features))
+        real_layers, fake_layers = [*real_features, real_logits], [*fake_features, fake_logits]
         if not groups:
-            return weight * match_distributions([*real_features, real_logits], [*fake_features, fake_logits], y)
+            return weight * match_distributions(real_layers, fake_layers, y)
         distance = mean_distance if self.name == "mean" else energy_distance
-        pairs = zip(real_features, fake_features, strict=True)
+        pairs = zip(real_layers, fake_layers, strict=True)
         return weight * torch.stack([distance(*(x.unflatten(0, (groups, -1)) for x in pair)) for pair in pairs]).mean()
 
     def _gradients(

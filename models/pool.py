@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from augment import choose_operations, draw_operations
 from data import DataInfo, ImageSet, epoch_order
@@ -14,17 +14,31 @@ from engine.runtime import Runtime
 from engine.seeds import seeded
 from models import Classifier, build_classifier, network_name
 
+POOL_DATA = ("real", "generated")
+
 
 class Pool:
-    """Networks trained by SGD on real images between generator steps. `size` of them are in use and take turns, one step each.
+    """Networks trained by SGD between generator steps, on real images, or on those of `generator` if one is given.
+
+    `size` of them are in use and take turns, one step each.
 
     Each of them is drawn anew after a number of steps (see turn). With several, these times are spread evenly, so that the networks differ
     in age, and each gets its share of the SGD steps. A network is built once and re-initialised in place, so that it keeps its place in
     memory.
     """
 
-    def __init__(self, names: Sequence[str], info: DataInfo, lr: float, strategy: str, seed: int, runtime: Runtime, size: int = 1):
-        self.names, self.size = [network_name(name) for name in names], size
+    def __init__(
+        self,
+        names: Sequence[str],
+        info: DataInfo,
+        lr: float,
+        strategy: str,
+        seed: int,
+        runtime: Runtime,
+        size: int = 1,
+        generator: nn.Module | None = None,
+    ):
+        self.names, self.size, self.generator = [network_name(name) for name in names], size, generator
         self.info, self.lr, self.strategy, self.seed, self.runtime = info, lr, strategy, seed, runtime
         self.networks: dict[tuple[int, str], tuple[Classifier, torch.optim.SGD]] = {}
         self.drawn: dict[int, tuple[str, int]] = {}  # slot -> the name of its network, and the epoch it was drawn for
@@ -73,17 +87,20 @@ class Pool:
         return self.networks[self.key][1]
 
     def train_step(self, train: ImageSet, index: Tensor, choices: torch.Generator) -> None:
-        """One SGD step on the real images at `index` (B,), each augmented with its own parameters.
+        """One SGD step on the images of `train` at `index` (B,), or on generated ones of their labels; each is augmented on its own.
 
         choices: the generator from which the operations are drawn on the host.
         """
         self.update(*train.batch(index), network=self.key, operations=choose_operations(self.strategy, "dim", choices))
 
-    def _update(self, real: Tensor, y: Tensor, network: tuple[int, str], operations: tuple[str, ...]) -> Losses:
+    def _update(self, images: Tensor, y: Tensor, network: tuple[int, str], operations: tuple[str, ...]) -> Losses:
         model, optim = self.networks[network]
-        augment = draw_operations(operations, len(real), real.shape[-1], real.device)
+        if self.generator is not None:
+            with torch.no_grad(), self.runtime.autocast():
+                images = self.generator.sample(y)
+        augment = draw_operations(operations, len(images), images.shape[-1], images.device)
         with self.runtime.autocast():
-            logits = self.runtime.call(model, real, augment)
+            logits = self.runtime.call(model, images, augment)
         loss = F.cross_entropy(logits, y)
         optim.zero_grad()
         loss.backward()

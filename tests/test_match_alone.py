@@ -13,13 +13,14 @@ import pool_match
 import validate
 from data import DATASETS, load_data
 from engine.runtime import Runtime
-from models import build_classifier, load_generator, read_classifier, read_gan
+from models import GanCheckpoint, build_classifier, build_generator, load_generator, read_classifier, read_gan
 from models.gan import GAN
 from models.matching import MATCH_RECIPES, Matching
 from models.pool import Pool
+from scoring.storage import export_generator
 from utils import UsageError
 
-ALONE = "--recipe-match energy --match-batch 8 --epochs 2 --batch-size 1600 --pool-steps 0".split()  # the GAN's batch size is not used
+ALONE = "--recipe-match energy --match-batch 8 --epochs 2 --batch-size 1600 --pool-steps 0 --teacher-weight 0".split()  # the GAN's batch size is not used
 CPU = Runtime(torch.device("cpu"))
 STEPS = 3  # of a pass over 120 digits in batches of 8 images of 5 classes
 
@@ -83,7 +84,7 @@ def test_a_file_without_a_discriminator_can_be_matched_and_not_trained_as_a_gan(
 
 @pytest.mark.parametrize("at", [1, STEPS, STEPS + 2])
 def test_stopped_anywhere_the_same_command_ends_with_the_same_bits(trained, tmp_path, monkeypatch, at):
-    extra = ["--pool-steps", "1", "--pool-size", "2", "--pool-age", "4", "--batch-size", "16"]
+    extra = ["--pool-steps", "1", "--pool-size", "2", "--pool-age", "4", "--batch-size", "16", "--pool-data", "generated"]
     weight = trained / "gan" / "last.pth"
     whole = alone(tmp_path / "whole", weight, *extra)
     loss, calls = models.matching.Matching.loss, []
@@ -103,6 +104,26 @@ def test_stopped_anywhere_the_same_command_ends_with_the_same_bits(trained, tmp_
     rest = alone(tmp_path / "stopped", weight, *extra)
     for name in ("generator", "generator_ema", "optim_g", "pool"):
         assert same(state(rest)[name], state(whole)[name])
+
+
+def test_the_pool_can_be_trained_on_generated_images(trained, monkeypatch):
+    info, train = DATASETS["digits"].info, load_data("digits", "").train
+    generator = read_gan(trained / "gan" / "last.pth").trainee()
+    pools = [Pool(["mlp_w100"], info, 0.1, "none", 0, CPU, 1, source) for source in (None, generator)]
+    made = []
+    sample = generator.sample
+    monkeypatch.setattr(generator, "sample", lambda y: made.append((sample(y), y)) or made[-1][0])
+    for pool in pools:
+        pool.turn(0, 1)
+        pool.train_step(train, torch.arange(8), torch.Generator())
+    ((images, y),) = made
+    assert torch.equal(y, train.labels[:8])
+    assert not images.requires_grad
+    by_hand = Pool(["mlp_w100"], info, 0.1, "none", 0, CPU)
+    by_hand.turn(0, 1)
+    by_hand._update(images, y, by_hand.key, ())
+    assert same(pools[1].model.state_dict(), by_hand.model.state_dict())
+    assert not same(pools[0].model.state_dict(), by_hand.model.state_dict())
 
 
 def test_a_network_is_drawn_anew_after_pool_age_steps(trained, tmp_path, monkeypatch):
@@ -193,3 +214,23 @@ def test_the_teacher_s_term_is_its_cross_entropy_under_the_matching_s_augmentati
         expected = 3 * torch.nn.functional.cross_entropy(teachers[number % 2](fake, augment), y)
         assert at.losses["loss_teacher"].item() == pytest.approx(expected.item(), rel=1e-4)
         assert set(at.losses) == {"loss_match", "loss_teacher"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_matching_alone_from_an_untrained_generator_teaches_the_digits(tmp_path):
+    torch.manual_seed(0)
+    info = DATASETS["digits"].info
+    config = {"num_classes": 10, "channels": 1, "image_size": 28, "width": 32, "z_dim": 100}
+    untrained = GanCheckpoint(tmp_path / "untrained", config, info, 0, {"generator": build_generator(config).state_dict()})
+    export_generator(tmp_path / "untrained.safetensors", untrained, "fp32")
+    recipe = f"--recipe-match energy --epochs 30 --teacher-epochs 40 --results-dir {tmp_path} --device cpu --no-amp"
+    found = run(pool_match, ["--weight", str(tmp_path / "untrained.safetensors"), *recipe.split()])
+    scored = f"--source generator --ipc 10 --epochs-eval 200 --repeats 1 --eval-model convnet_w32 --results-dir {tmp_path} --device cpu"
+    rows = {}
+    for name, weight in (("matched", found.best_path), ("untrained", tmp_path / "untrained.safetensors")):
+        flags = [*scored.split(), "--no-real", "--no-amp", "--tag", name, "--pretrain-weight", str(weight)]
+        (row,) = run(validate, flags)
+        rows[name] = row["accuracy"]
+    assert rows["matched"] >= 80
+    assert rows["untrained"] < 40

@@ -57,7 +57,7 @@ def test_features_of_a_class_are_compared_in_the_batch_of_the_class():
     torch.manual_seed(0)
     model = build_classifier("convnet_w32", DATASETS["digits"].info).train()
     real, y = groups(2, 6)
-    fake = torch.rand_like(real)
+    fake = real[torch.randperm(12)]
     shuffled = torch.cat([fake[:6].flip(0), fake[6:].roll(2, 0)])
     for name in ("dist", "mean", "attention"):
         one, other, swapped = (
