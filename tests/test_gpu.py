@@ -370,9 +370,9 @@ def test_graphs_take_the_steps_that_eager_takes(tmp_path, gan, extra):
 
 def test_matching_alone_takes_as_graphs_the_steps_that_eager_takes(tmp_path, trained):
     alone = "--device cuda --recipe-match energy --match-batch 4 --match-composition dim --match-strategy color --epochs 2".split()
-    alone += ["--val-size", "1380", "--teacher-weight", "1", "--teacher-epochs", "1", *PLAIN]
+    alone += ["--val-size", "1380", "--teacher-epochs", "1", "--batch-size", "16", "--pool-size", "2", "--pool-age", "4", *PLAIN]
     for folder, graphs in (("eager", []), ("graphs", ["--graphs"])):
-        run(pool_match, match_flags(tmp_path / folder, trained / "gan" / "last.pth", *alone, "--pool-steps", "0", *graphs))
+        run(pool_match, match_flags(tmp_path / folder, trained / "gan" / "last.pth", *alone, *graphs))
     eager, graphs = (weights(tmp_path / folder / "match" / "last.pth") for folder in ("eager", "graphs"))
     assert agree(graphs["generator"], eager["generator"], 1e-3)
     assert torch.equal(graphs["rng"]["cuda"], eager["rng"]["cuda"])

@@ -20,7 +20,8 @@ from models.pool import Pool
 from scoring.storage import export_generator
 from utils import UsageError
 
-ALONE = "--recipe-match energy --match-batch 8 --epochs 2 --batch-size 1600 --pool-steps 0 --teacher-weight 0".split()  # the GAN's batch size is not used
+ALONE = "--recipe-match energy --match-batch 8 --epochs 2 --batch-size 1600 --teacher-weight 0".split()
+ALONE += "--pool-data real --pool-steps 0 --pool-size 1 --pool-age 1".split()  # the GAN's batch size is not used
 CPU = Runtime(torch.device("cpu"))
 STEPS = 3  # of a pass over 120 digits in batches of 8 images of 5 classes
 
@@ -60,7 +61,7 @@ def test_flags_override_the_recipe_and_the_recipe_the_defaults():
     given = ["--weight", "x"]
     paper, energy = pool_match.parse_args(given), pool_match.parse_args([*given, "--recipe-match", "energy"])
     assert (paper.match, paper.gan_weight, paper.lr) == ("logit", 1.0, 5e-6)
-    assert (energy.match, energy.gan_weight, energy.pool_age) == ("dist", 0.0, 1)
+    assert (energy.match, energy.gan_weight, energy.pool_data) == ("dist", 0.0, "generated")
     assert pool_match.parse_args([*given, "--lr", "0.5", "--recipe-match", "energy"]).lr == 0.5
     for recipe in MATCH_RECIPES.values():
         assert set(recipe) <= set(vars(paper))
