@@ -38,7 +38,7 @@ from models.gan import (
     sample_grid,
 )
 from models.matching import MATCH_RECIPES, MATCH_WEIGHTS, Matching
-from models.pool import POOL_DATA, Pool, shuffled_batches
+from models.pool import POOL_DATA, NetworkKey, Pool, shuffled_batches
 from scoring.evaluation import BUDGETS, evaluate_generator, warn_of_seen_images
 from scoring.recipes import RECIPES, make_recipe
 from scoring.teachers import make_teachers
@@ -85,12 +85,10 @@ def train_match(
     take turns; the cross-entropy of their outputs for the generated images has the weight teacher_weight. classes (M,): those
     that `train` holds, None = all. `start` is where an earlier run stopped.
     """
-    generator = gan.generator
-    for player in gan.players.values():
-        player.train()
+    generator, fresh = gan.train().generator, pool.untrained() if matching.fresh else None
     diffaug_operations = parse_diffaug(diffaug)
 
-    def step(index: Tensor, groups: Tensor, network: tuple[int, str], teacher: int, operations: tuple[str, ...] | None) -> Losses:
+    def step(index: Tensor, groups: Tensor, network: NetworkKey, untrained: NetworkKey | None, teacher: int, operations) -> Losses:
         loss_g = loss_match = loss_teacher = torch.zeros((), device=index.device)
         if gan_weight:
             # loss_g = -E[D(fake)] + CE(fake), on fakes of the real labels; CE is DiM's alone
@@ -111,7 +109,10 @@ def train_match(
             augment = None if operations is None else draw_operations(operations, 1, real_groups.shape[-1], real_groups.device)
             with runtime.autocast():
                 num_groups = len(groups) if matching.batch else 0
-                loss_match = matching.loss(pool.networks[network][0], real_groups, fake_groups, y_groups, augment, runtime, num_groups)
+                sides = (real_groups, fake_groups, y_groups, augment, runtime, num_groups)
+                loss_match = matching.loss(pool.networks[network][0], *sides)
+                if fresh is not None:
+                    loss_match = loss_match + matching.fresh * matching.loss(fresh.networks[untrained][0], *sides)
             if teachers:
                 # loss_teacher = teacher_weight * CE(teacher(fake)), under the same augmentation
                 with runtime.autocast():
@@ -145,8 +146,11 @@ def train_match(
                 pool.train_step(train, runtime.shard(next(pool_batches)), choices)
             gan.set_rates(rate_factor(lr_decay, number, epochs * num_steps))
             index = order[i * batch_size : (i + 1) * batch_size]
-            settings = {"network": pool.key, "teacher": number % max(1, len(teachers)), "operations": matching.choose_operations(choices)}
-            yield Step(epoch, i + 1, step(runtime.shard(index), runtime.shard(next(groups)), **settings))
+            if fresh is not None:
+                fresh.turn(number, 1)
+            networks = {"network": pool.key, "untrained": fresh and fresh.key, "teacher": number % max(1, len(teachers))}
+            operations = matching.choose_operations(choices)
+            yield Step(epoch, i + 1, step(runtime.shard(index), runtime.shard(next(groups)), **networks, operations=operations))
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -181,17 +185,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     # matching
     parser.add_argument("--match", choices=MATCH_WEIGHTS, default="logit", help="what is matched; none: GAN training alone, as a control")
     parser.add_argument("--metric", choices=METRICS, help="distance to match by (default: mean square for logit, l1 for feat and grad)")
-    parser.add_argument(
-        "--match-weight",
-        type=nonnegative,
-        help="weight of the matching term (default: 0.01 for logit, 0.001 for feat and grad, else 1)",
-    )
+    parser.add_argument("--match-weight", type=nonnegative, help="weight of it (default: 0.01 for logit, 0.001 for feat and grad, else 1)")
+    parser.add_argument("--match-fresh", type=nonnegative, default=0.0, help="weight of a second network, untrained and new at each step")
     parser.add_argument("--match-aug", action="store_true", help="match under --match-strategy, one draw for real and generated images")
     parser.add_argument("--match-strategy", default="color_crop_cutout", help="DSA operations of --match-aug")
     parser.add_argument("--match-composition", choices=COMPOSITIONS, default="dim", help="how they combine; dc: one of them at a time")
-    parser.add_argument(
-        "--match-batch", type=count, default=0, help="match batches of so many images of each class; 0: match the GAN's batch"
-    )
+    parser.add_argument("--match-batch", type=count, default=0, help="images of each class in batches for matching; 0: the GAN's batch")
     parser.add_argument(
         "--match-classes", type=positive_int, help="classes in a batch of --match-batch, which take turns (default: 10, or all if fewer)"
     )
@@ -237,7 +236,7 @@ def main(args: argparse.Namespace) -> RunFolder:
     folder = run_path(args.results_dir, args.tag)
     runtime = make_runtime(args.device, args.amp, args.channels_last, args.graphs, args.compile)
     runtime.check_batch_size(args.batch_size)
-    others = (args.match_composition, args.metric, args.bias, args.fc, args.match_batch, args.match_classes)
+    others = (args.match_composition, args.metric, args.bias, args.fc, args.match_batch, args.match_classes, args.match_fresh)
     matching = Matching(args.match, args.match_weight, args.match_strategy if args.match_aug else None, *others)
     matching.check(args.gan_weight)
     if args.match_batch:

@@ -125,6 +125,12 @@ class GAN:
         self.optim_g = make_adam(list(generator.parameters()), lr, betas)
         self.optim_d = None if discriminator is None else make_adam(list(discriminator.parameters()), lr_d or lr)
 
+    def train(self) -> "GAN":
+        """Put the players in train mode, and return the pair."""
+        for player in self.players.values():
+            player.train()
+        return self
+
     @property
     def players(self) -> dict[str, nn.Module]:
         """Generator and discriminator, by name; the latter only if there is one."""

@@ -56,7 +56,8 @@ MATCH_RECIPES = {
         "pool_steps": 4,
         "pool_data": "generated",
         "batch_size": 100,
-        "teacher_weight": 0.1,
+        "match_fresh": 0.33,
+        "teacher_weight": 0.33,
         "epochs": 1,
         "lr": 1e-3,
         "lr_decay": "linear",
@@ -73,7 +74,8 @@ class Matching:
 
     name: one of MATCH_WEIGHTS. weight: None = the name's. strategy: DSA operations for both sides, None = none; composition: how they
     combine. metric, bias, fc: see match_logits, match_features and match_gradients. batch: images of each class in a batch of its own, 0 =
-    the images of the GAN's batch. classes: classes in such a batch, None = ten, or all if there are fewer.
+    the images of the GAN's batch. classes: classes in such a batch, None = ten, or all if there are fewer. fresh: weight, relative to that
+    of the pool's network, of the same distance in a network that is drawn anew at each step.
     """
 
     name: str = "logit"
@@ -85,6 +87,7 @@ class Matching:
     fc: bool = False
     batch: int = 0
     classes: int | None = None
+    fresh: float = 0.0
 
     def check(self, gan_weight: float) -> None:
         """Raise UsageError for values that contradict each other. gan_weight: that of the GAN's losses beside this term."""
@@ -94,6 +97,8 @@ class Matching:
             raise UsageError(f"--match {self.name} compares classes: expected --match-batch, images of each class, found 0")
         if self.classes and not self.batch:
             raise UsageError(f"--match-classes {self.classes} is of --match-batch, found 0")
+        if self.fresh and self.name == "none":
+            raise UsageError(f"--match-fresh {self.fresh:g}: expected a distance, found --match none")
         if self.batch == 1 and self.name != "none":
             raise UsageError("--match-batch 1: expected two or more images of each class, or 0")
         if not gan_weight and (self.name == "none" or not self.batch):

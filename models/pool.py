@@ -11,10 +11,11 @@ from data import DataInfo, ImageSet, epoch_order
 from engine.graphs import Losses
 from engine.optim import fused, load_optimizer
 from engine.runtime import Runtime
-from engine.seeds import seeded
+from engine.seeds import derive_seed, seeded
 from models import Classifier, build_classifier, network_name
 
 POOL_DATA = ("real", "generated")
+NetworkKey = tuple[int, str]  # the slot and the name of a network
 
 
 class Pool:
@@ -40,7 +41,7 @@ class Pool:
     ):
         self.names, self.size, self.generator = [network_name(name) for name in names], size, generator
         self.info, self.lr, self.strategy, self.seed, self.runtime = info, lr, strategy, seed, runtime
-        self.networks: dict[tuple[int, str], tuple[Classifier, torch.optim.SGD]] = {}
+        self.networks: dict[NetworkKey, tuple[Classifier, torch.optim.SGD]] = {}
         self.drawn: dict[int, tuple[str, int]] = {}  # slot -> the name of its network, and the epoch it was drawn for
         self.slot = 0  # the one in use
         self.update = runtime.graphed(self._update)
@@ -71,8 +72,12 @@ class Pool:
             self.networks[slot, name] = model, torch.optim.SGD(parameters, self.lr, momentum=0.9, weight_decay=5e-4, **fused(parameters))
         self.drawn[slot] = name, drawing
 
+    def untrained(self) -> "Pool":
+        """A pool of one network of the same kinds, which is drawn with a seed of its own and is not trained."""
+        return Pool(self.names, self.info, 0.0, "none", derive_seed(self.seed, "untrained"), self.runtime)
+
     @property
-    def key(self) -> tuple[int, str]:
+    def key(self) -> NetworkKey:
         """The key of the network in use in `networks`."""
         return self.slot, self.drawn[self.slot][0]
 
@@ -93,7 +98,7 @@ class Pool:
         """
         self.update(*train.batch(index), network=self.key, operations=choose_operations(self.strategy, "dim", choices))
 
-    def _update(self, images: Tensor, y: Tensor, network: tuple[int, str], operations: tuple[str, ...]) -> Losses:
+    def _update(self, images: Tensor, y: Tensor, network: NetworkKey, operations: tuple[str, ...]) -> Losses:
         model, optim = self.networks[network]
         if self.generator is not None:
             with torch.no_grad(), self.runtime.autocast():

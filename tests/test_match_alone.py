@@ -21,7 +21,7 @@ from scoring.storage import export_generator
 from utils import UsageError
 
 ALONE = "--recipe-match energy --match-batch 8 --epochs 2 --batch-size 1600 --teacher-weight 0".split()
-ALONE += "--pool-data real --pool-steps 0 --pool-size 1 --pool-age 1".split()  # the GAN's batch size is not used
+ALONE += "--pool-data real --pool-steps 0 --pool-size 1 --pool-age 1 --match-fresh 0".split()  # the GAN's batch size is not used
 CPU = Runtime(torch.device("cpu"))
 STEPS = 3  # of a pass over 120 digits in batches of 8 images of 5 classes
 
@@ -86,13 +86,14 @@ def test_a_file_without_a_discriminator_can_be_matched_and_not_trained_as_a_gan(
 @pytest.mark.parametrize("at", [1, STEPS, STEPS + 2])
 def test_stopped_anywhere_the_same_command_ends_with_the_same_bits(trained, tmp_path, monkeypatch, at):
     extra = ["--pool-steps", "1", "--pool-size", "2", "--pool-age", "4", "--batch-size", "16", "--pool-data", "generated"]
+    extra += ["--match-fresh", "0.5"]
     weight = trained / "gan" / "last.pth"
     whole = alone(tmp_path / "whole", weight, *extra)
     loss, calls = models.matching.Matching.loss, []
 
     def interrupted(*args):
         calls.append(args)
-        if len(calls) == at:
+        if len(calls) == 2 * at:  # each step matches in two networks
             signal.raise_signal(signal.SIGINT)
         return loss(*args)
 
@@ -101,10 +102,29 @@ def test_stopped_anywhere_the_same_command_ends_with_the_same_bits(trained, tmp_
         with pytest.raises(SystemExit) as error:
             alone(tmp_path / "stopped", weight, *extra)
     assert error.value.code == 130
-    assert len(calls) == at
+    assert len(calls) == 2 * at
     rest = alone(tmp_path / "stopped", weight, *extra)
     for name in ("generator", "generator_ema", "optim_g", "pool"):
         assert same(state(rest)[name], state(whole)[name])
+
+
+def test_an_untrained_network_of_each_step_adds_its_share(trained, monkeypatch):
+    info, train = DATASETS["digits"].info, load_data("digits", "").train
+    gan = GAN(read_gan(trained / "gan" / "last.pth").trainee(), None, 0.0)
+    pool = Pool(["convnet_w32"], info, 0.01, "none", 0, CPU)
+    seen, loss = [], Matching.loss
+    monkeypatch.setattr(Matching, "loss", lambda self, model, *args: seen.append((model, loss(self, model, *args))) or seen[-1][1])
+    matching = Matching("dist", batch=4, classes=5, fresh=0.25)
+    settings = {"epochs": 1, "batch_size": 9, "gp_weight": 0, "pool_steps": 0, "seed": 0, "runtime": CPU, "gan_weight": 0.0}
+    weights = []
+    for at in itertools.islice(pool_match.train_match(gan, pool, train, matching=matching, **settings), 3):
+        (model, own), (fresh, other) = seen
+        seen.clear()
+        assert model is pool.model
+        assert at.losses["loss_match"].item() == pytest.approx((own + 0.25 * other).item(), rel=1e-5)
+        weights.append(fresh.network.classifier.weight.detach().clone())
+        assert not torch.equal(weights[-1], model.network.classifier.weight)
+    assert not any(torch.equal(a, b) for a, b in itertools.pairwise(weights))
 
 
 def test_the_pool_can_be_trained_on_generated_images(trained, monkeypatch):
@@ -156,6 +176,7 @@ def test_every_distance_trains_in_batches_of_its_own(trained, tmp_path, match):
         ("--match-batch 1", "--match-batch 1: expected"),
         ("--match-batch 100", "--match-batch 100: class 0 has 13 training images"),
         ("--pool-age 2 --pool-size 3", "--pool-age 2: expected a turn or more for each of the 3 networks"),
+        ("--match none --match-fresh 1 --gan-weight 1", "--match-fresh 1: expected a distance, found --match none"),
         ("--pool-steps 1", "--batch-size 1600: larger than the training set, which has 120"),
         ("--betas 0.5 1.0", "--betas: "),
     ],
