@@ -238,7 +238,7 @@ def main(args: argparse.Namespace) -> RunFolder:
     runtime.check_batch_size(args.batch_size)
     others = (args.match_composition, args.metric, args.bias, args.fc, args.match_batch, args.match_classes, args.match_fresh)
     matching = Matching(args.match, args.match_weight, args.match_strategy if args.match_aug else None, *others)
-    matching.check(args.gan_weight)
+    matching.check(args.gan_weight, args.teacher_weight)
     if args.match_batch:
         runtime.check_batch_size(args.match_batch, "--match-batch")
     if args.pool_age and args.pool_age < args.pool_size:

@@ -89,16 +89,17 @@ class Matching:
     classes: int | None = None
     fresh: float = 0.0
 
-    def check(self, gan_weight: float) -> None:
-        """Raise UsageError for values that contradict each other. gan_weight: that of the GAN's losses beside this term."""
+    def check(self, gan_weight: float, teacher_weight: float = 0.0) -> None:
+        """Raise UsageError for values that contradict each other. gan_weight, teacher_weight: those of the losses beside this term."""
         if self.metric and self.name not in METRICS_OF:
             raise UsageError(f"--metric {self.metric}: --match {self.name} takes none, expected --match {', '.join(METRICS_OF)}")
         if self.name in BY_CLASS and not self.batch:
             raise UsageError(f"--match {self.name} compares classes: expected --match-batch, images of each class, found 0")
         if self.classes and not self.batch:
             raise UsageError(f"--match-classes {self.classes} is of --match-batch, found 0")
-        if self.fresh and self.name == "none":
-            raise UsageError(f"--match-fresh {self.fresh:g}: expected a distance, found --match none")
+        for flag, weight in (("--match-fresh", self.fresh), ("--teacher-weight", teacher_weight)):
+            if weight and self.name == "none":
+                raise UsageError(f"{flag} {weight:g}: expected a distance to go with, found --match none")
         if self.batch == 1 and self.name != "none":
             raise UsageError("--match-batch 1: expected two or more images of each class, or 0")
         if not gan_weight and (self.name == "none" or not self.batch):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+from models.matching import BY_CLASS, MATCH_WEIGHTS
 from replay.methods import Method
 from utils import UsageError
 
@@ -86,6 +87,9 @@ def check_flags(flags: Mapping[str, Any], method: Method) -> None:
         raise UsageError(f"--replay-loss {given.replay_loss} is of --method dim; dgr distils")
     elif given.track == "online":
         raise UsageError(f"--track online: --method {given.method} goes over a task's images several times, expected --track offline")
+    if given.match in BY_CLASS:
+        usable = ", ".join(name for name in MATCH_WEIGHTS if name not in BY_CLASS)
+        raise UsageError(f"--match {given.match}: needs the batches of pool_match.py --match-batch, expected one of {usable}")
     if given.replay_loss and given.retrain:
         raise UsageError(f"--replay-loss {given.replay_loss}: --retrain learns from memory alone, nothing is replayed beside a task")
     if given.replay_loss and (given.distill_weight or given.replay_balance != "classes"):
