@@ -113,7 +113,7 @@ CASES = [
     ("continual", [*DIM, "900000", "--gan-batch-size", "400"], "--gan-batch-size 400: larger than task 1, which has 3"),
     ("continual", ["--track", "online", "--epochs", "2"], "--epochs 2: --track online sees each image once, expected 1 or --track offline"),
     ("continual", [*DIM, "900000", "--track", "online"], "--track online: --method dim goes over a task's images several times"),
-    ("continual", [*DIM, "900000", "--match", "mean"], "--match mean: needs the batches of pool_match.py --match-batch, expected one of logit"),
+    ("continual", [*DIM, "900000", "--match", "mean"], "--match mean: needs the batches of pool_match.py --match-batch"),
     ("continual", [*DIM, "900000", "--layout", "per-task", "--oracle"], "--oracle is one generator of all classes, found --layout"),
     ("continual", ["--method", "dgr", "--layout", "per-task"], "--layout per-task: --method dgr carries one generator on"),
     ("continual", [*DIM, "900000", "--buffer-share", "1"], "--buffer-share 1.0: expected a share below 1 of --memory-bytes"),
