@@ -137,7 +137,7 @@ def train_match(
             continue
         pool_batches = shuffled_batches(len(train), batch_size, runtime.device, seed, epoch, skip=first * pool_steps)
         order = epoch_order(len(train), runtime.device, seed, "match", epoch)
-        groups = matching.batches(train.labels, seed, "groups", skip=epoch * num_steps + first)
+        groups = matching.batches(train, runtime.device, seed, "groups", skip=epoch * num_steps + first)
         for i in range(first, num_steps):
             number = epoch * num_steps + i
             pool.turn(number, pool_age or num_steps)

@@ -113,7 +113,7 @@ class Matching:
 
         Raises UsageError if the set is too small for a batch of the GAN, of the pool's networks, or for one of a class.
         """
-        next(self.batches(train.labels))
+        next(self.batches(train, torch.device("cpu")))
         if gan_weight or (pool_steps and self.name != "none"):
             steps = steps_per_epoch(len(train), batch_size)
         return steps if gan_weight else max(1, len(train) // (self.batch * self.classes_of(train.labels.unique().numel())))
@@ -126,11 +126,11 @@ class Matching:
         """The operations of a step, drawn on the host; None without a strategy."""
         return None if self.strategy is None else choose_operations(self.strategy, self.composition, rng)
 
-    def batches(self, labels: Tensor, *seed: int | str, skip: int = 0) -> Iterator[Tensor]:
-        """Endless class-balanced batches of indices (classes, batch) into `labels`, after the first `skip`; empty ones if batch is 0."""
+    def batches(self, train: ImageSet, device: torch.device, *seed: int | str, skip: int = 0) -> Iterator[Tensor]:
+        """Endless class-balanced batches of indices (classes, batch) into `train`, after the first `skip`; empty ones if batch is 0."""
         if not self.batch:
-            return itertools.repeat(labels.new_empty(1, 0))
-        return class_batches(labels, self.batch, self.classes_of(labels.unique().numel()), *seed, skip=skip)
+            return itertools.repeat(torch.empty(1, 0, dtype=torch.long, device=device))
+        return class_batches(train.labels, self.batch, self.classes_of(train.labels.unique().numel()), *seed, skip=skip)
 
     def loss(
         self,

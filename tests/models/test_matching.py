@@ -17,7 +17,7 @@ ALONE = [name for name in MATCH_WEIGHTS if name != "none"]
 def groups(num_classes: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Real digits (num_classes * n, 1, 28, 28), n of each class one after another, and their labels."""
     train = load_data("digits", "").train
-    return train.batch(next(Matching(batch=n, classes=num_classes).batches(train.labels, 0)).flatten())
+    return train.batch(next(Matching(batch=n, classes=num_classes).batches(train, CPU.device, 0)).flatten())
 
 
 @pytest.mark.parametrize("name", ALONE)
