@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Matching alone from a released generator, on two CPU cores: the commands of benchmarks/results/*_match_{cifar10,fashion}.json.
+# Matching alone from a released generator, on two CPU cores: the commands of benchmarks/results/*_match_cifar10.json.
 #   bash runs/match.sh match    stage 2 without a GAN, minutes
-#   bash runs/match.sh table    the generator before and after it, and real images
-# Stopped, the same command continues. DATA=fashion for Fashion-MNIST.
+#   bash runs/match.sh table    the generator after it and before
+# Stopped, the same command continues. DATA=fashion for Fashion-MNIST (not measured).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python}

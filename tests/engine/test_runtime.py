@@ -217,7 +217,7 @@ def test_bf16_agrees_in_the_losses_and_in_the_direction_of_the_gradients(variant
     norm whatever is done in float32 around them; what must not differ is where they point."""
     for loss, _, cosine in compare(variant, amp=True, channels_last=channels_last):
         assert loss < 1e-2
-        assert cosine > 0.98  # 0.989 was seen with torch 2.6, which emulates bf16 in another way
+        assert cosine > (0.98 if torch.__version__.startswith("2.6.") else 0.99)  # torch 2.6 emulates bf16 in another way: 0.989
 
 
 @pytest.mark.slow
