@@ -10,6 +10,7 @@ on with the classifiers it was at.
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
@@ -28,7 +29,9 @@ from engine.files import locked, make_folder, run_path
 from engine.runtime import add_execution_flags, make_runtime
 from engine.seeds import derive_seed
 from models import Classifier, GanCheckpoint, SavedClassifier, describe_networks, network_name, read_classifier, read_gan, save_classifier
+from pool_match import train_match
 from scoring.distilled import RANGES, DistilledSet, read_distilled
+from scoring.drawing import DRAW_STEPS, DRAWS, make_drawer
 from scoring.evaluation import BUDGETS, seed_groups, validate_group, warn_of_seen_images
 from scoring.recipes import RECIPES, make_recipe
 from scoring.results import RESULTS, Outcome, ResultsFile, print_table
@@ -74,6 +77,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--storage", choices=BYTES, help="precision at which the generator is stored, measured and scored (default: the file's)"
     )
+    parser.add_argument("--draw", choices=DRAWS, default="random", help="how the latents of a fixed set are found; matched: optimised")
+    parser.add_argument("--draw-candidates", type=positive_int, default=1000, help="generated images a class of --draw herding")
+    parser.add_argument("--draw-steps", type=positive_int, default=DRAW_STEPS, help="steps of --draw matched")
     parser.add_argument("--export", help="folder for the generator at --storage and for the scored sets drawn from it")
     parser.add_argument(
         "--filter", type=probability, default=0.0, help="redraw an image if --teacher gives its class less than this probability"
@@ -125,6 +131,12 @@ def check_flags(args: argparse.Namespace) -> list[str]:
         raise UsageError(f"{flag} of --source generator, found {' '.join(names)}")
     if args.export and len(weights) != 1:
         raise UsageError(f"--export {args.export}: expected one --pretrain-weight, found {len(weights)}")
+    if args.draw != "random" and not (generates and "fixed" in args.budget):
+        raise UsageError(f"--draw {args.draw} is of a generator's fixed sets, expected --source generator and --budget fixed")
+    if args.draw == "matched" and (args.mixture or args.filter):
+        raise UsageError("--draw matched optimises the latents of one generator, expected neither --mixture nor --filter")
+    if args.draw == "herding" and args.draw_candidates < max(args.ipc or [50]):
+        raise UsageError(f"--draw-candidates {args.draw_candidates}: expected at least the {max(args.ipc or [50])} images a class of --ipc")
     soft = "soft" in (args.labels or [])
     if args.filter and not args.teacher:
         raise UsageError("--filter and --teacher need each other: a probability, and the classifier that gives it")
@@ -145,7 +157,7 @@ def load_inputs(
     first = min(checkpoints, key=lambda checkpoint: checkpoint.info is None, default=None)  # the first that names its set
     name = first.data_name(args.data) if first else args.data or "cifar10"
     info = first.info if first else None
-    needs_train = args.val_size or args.match_bytes or {"real", "random-real", "herding"} & set(names)
+    needs_train = args.val_size or args.match_bytes or args.draw != "random" or {"real", "random-real", "herding"} & set(names)
     splits = (["train"] if needs_train else []) + ([] if args.val_size else ["test"])
     data = load_data(name, args.data_dir, splits=tuple(splits), val_size=args.val_size, image_size=args.image_size, info=info)
     for checkpoint in checkpoints:
@@ -222,14 +234,15 @@ def main(args: argparse.Namespace) -> list[dict]:
     with contextlib.ExitStack() as held:
         runtime.on_main(lambda: (make_folder(folder), held.enter_context(locked(folder))))
         results = ResultsFile(folder, writes=runtime.is_main)
+        whole, seed = replace(recipe, epochs=args.herding_epochs), derive_seed(args.seed, "herding")
+        herding = functools.partial(trained_classifier, "herding", networks[0], whole, data, folder, args.val_size, seed, runtime)
+        number, by = args.draw_candidates if args.draw == "herding" else args.draw_steps, f"{networks[0]}, {args.herding_epochs} epochs"
+        table.drawer = make_drawer(args.draw, number, herding, by, data, folder, train_match, args.val_size, args.seed, runtime)
         if args.export:
             storage = args.storage or checkpoints[0].storage
             runtime.on_main(lambda: export(Path(args.export), checkpoints[0], storage, table, ipcs))
         if "herding" in names:
-            whole = replace(recipe, epochs=args.herding_epochs)
-            seed = derive_seed(args.seed, "herding")
-            path = trained_classifier("herding", networks[0], whole, data, folder, args.val_size, seed, runtime)
-            table.herd(path, max(ipcs), f"{networks[0]}, {args.herding_epochs} epochs")
+            table.herd(herding(), max(ipcs), by)
         for network, ipc, budget in itertools.product(networks, ipcs, dict.fromkeys(args.budget)):
             for about, source in table.sources(ipc, budget == "fixed", args.quality if args.match_bytes else None):
                 row = results.row(shared | {"classifier": network, "budget": budget, "ipc": ipc} | about)

@@ -197,29 +197,36 @@ def draw_fixed(generator: nn.Module, ipc: int, seed: int, runtime: Runtime) -> t
     """Draw a fixed set of `ipc` images of each class: uint8 images (N, C, H, W), sorted by class, and labels (N,)."""
     rng = torch.Generator(runtime.device).manual_seed(derive_seed(seed, "fixed", ipc))
     labels = torch.arange(generator.num_classes, device=runtime.device).repeat_interleave(ipc)
-    images = generate(generator, labels, rng, runtime).float()
-    return ((images + 1) * 127.5).round().clamp(0, 255).byte(), labels
+    return to_pixels(generate(generator, labels, rng, runtime).float()), labels
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """Round images in [-1, 1] to uint8."""
+    return ((images + 1) * 127.5).round().clamp(0, 255).byte()
 
 
 @torch.no_grad()
-def herding_order(classifier: Classifier, images: ImageSet, ipc: int, num_classes: int, batch_size: int = 1000) -> Tensor:
-    """Choose real images whose mean feature follows that of their class: indices (num_classes, ipc), the best first.
+def herding_order(
+    classifier: Classifier, images: ImageSet, ipc: int, num_classes: int, batch_size: int = 1000, toward: ImageSet | None = None
+) -> Tensor:
+    """Choose images whose mean feature follows that of their class: indices (num_classes, ipc), the best first.
 
     Herding (Welling 2009, doi:10.1145/1553374.1553517) as iCaRL uses it (arXiv:1611.07725, Alg. 4): each step adds the image that brings
-    the mean feature of the chosen images closest to the mean feature of the class. The features are the last ones of `classifier`, scaled
-    to unit length.
+    the mean feature of the chosen images closest to the mean feature of the class, in `toward` if it is given. The features are the last
+    ones of `classifier`, scaled to unit length.
     """
+
+    def features_of(images: ImageSet, members: Tensor) -> Tensor:
+        parts = [classifier.logits_and_features(images.batch(part)[0])[1][-1].flatten(1) for part in members.split(batch_size)]
+        return torch.nn.functional.normalize(torch.cat(parts))  # (M, F)
+
     order = []
     with eval_mode(classifier):
         for label in range(num_classes):
             members = (images.labels == label).nonzero().flatten()
-            parts = [classifier.logits_and_features(images.batch(part)[0])[1][-1].flatten(1) for part in members.split(batch_size)]
-            features = torch.nn.functional.normalize(torch.cat(parts))  # (M, F)
-            mean, total, free = (
-                features.mean(0),
-                torch.zeros_like(features[0]),
-                torch.ones(len(members), dtype=torch.bool, device=members.device),
-            )
+            features = features_of(images, members)
+            mean = features.mean(0) if toward is None else features_of(toward, (toward.labels == label).nonzero().flatten()).mean(0)
+            total, free = torch.zeros_like(features[0]), torch.ones(len(members), dtype=torch.bool, device=members.device)
             chosen = []
             for number in range(1, ipc + 1):
                 distance = ((total + features) / number - mean).norm(dim=1)

@@ -12,6 +12,7 @@ from engine.runtime import Runtime
 from models import GanCheckpoint, read_classifier
 from models.deploy import Filtered, Several
 from scoring.distilled import DistilledSet, write_distilled
+from scoring.drawing import Drawer
 from scoring.results import ResultsFile
 from scoring.samples import make_samples
 from scoring.sources import Fixed, Generated, Labelled, Real, Teacher, WithinBytes, draw_fixed, herding_order, soft_bytes
@@ -80,7 +81,7 @@ class Table:
     """The sources of a table, on the device, and the fields that a row holds of each.
 
     names: the sources, in their order. labels: "hard", "soft" or both; None = the labels that the images come with. trained: fingerprint of
-    data.train.
+    data.train. drawer: draws the fixed sets of generators; None = at random.
     """
 
     names: list[str]
@@ -91,6 +92,7 @@ class Table:
     teacher: Teacher | None
     labels: list[str] | None
     trained: str | None
+    drawer: Drawer | None = None
     herded: tuple[Tensor, str] | None = None  # indices (K, ipc), and a description of the network that chose them
 
     def herd(self, path: Path, ipc: int, by: str) -> None:
@@ -118,6 +120,11 @@ class Table:
         for name in self.names:
             if name == "generator":
                 for one in self.deployed:
+                    if fixed and self.drawer:
+                        images, labels, size = self.drawer(one.generator, one.about, ipc)
+                        about = {"source": name} | one.about | {"drawn": self.drawer.about}
+                        yield about, Fixed(to_float(images), labels, one.num_bytes + size)
+                        continue
                     yield {"source": name} | one.about, Generated(one.generator, ipc, fixed, one.num_bytes, self.runtime, one.seed)
             elif name == "file":
                 for found in self.sets:
@@ -140,6 +147,9 @@ class Table:
         """Return float images (N, C, H, W) and labels to show for the row of a generator or a file; None for any other row."""
         for one in self.deployed:
             if row["source"] == "generator" and one.about["checkpoint_sha256"] == row["checkpoint_sha256"]:
+                if self.drawer and row["budget"] == "fixed":
+                    images, labels, _ = self.drawer(one.generator, one.about, row["ipc"])
+                    return to_float(images), labels
                 images, labels = draw_fixed(one.generator, per_class, seed, self.runtime)
                 return to_float(images), labels
         for found in self.sets:
@@ -154,7 +164,10 @@ def export(folder: Path, checkpoint: GanCheckpoint, storage: str, table: Table, 
     make_folder(folder)
     export_generator(folder / "generator.safetensors", checkpoint, storage)
     for ipc in ipcs:
-        images, labels = draw_fixed(deployed.generator, ipc, deployed.seed, table.runtime)
+        if table.drawer:
+            images, labels, _ = table.drawer(deployed.generator, deployed.about, ipc)
+        else:
+            images, labels = draw_fixed(deployed.generator, ipc, deployed.seed, table.runtime)
         soft = table.teacher.labels(to_float(images)) if "soft" in (table.labels or []) else None
         write_distilled(folder / f"ipc{ipc}", images, labels, soft, table.data.info)
 

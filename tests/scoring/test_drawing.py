@@ -1,0 +1,148 @@
+"""Fixed sets whose latents are chosen by herding or optimised by matching."""
+
+import json
+
+import pytest
+import torch
+from conftest import run, validate_flags
+
+import validate
+from data import ImageSet, load_data
+from engine.runtime import Runtime
+from losses import energy_distance
+from models import build_classifier, read_gan
+from models.matching import pooled
+from pool_match import train_match
+from scoring.drawing import Latents, herded_set, matched_set
+from scoring.sources import draw_fixed, herding_order
+from utils import UsageError
+
+CPU = Runtime(torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def generator(trained):
+    return read_gan(trained / "match" / "last.pth").generator().eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_data("digits", "")
+
+
+def classifier(info):
+    torch.manual_seed(3)
+    return build_classifier("convnet_w32", info).eval().requires_grad_(False)
+
+
+def test_latents_come_each_once_before_any_comes_again(generator):
+    latents = Latents(generator, 3, 0, CPU)
+    y = torch.tensor([4, 1, 4, 4, 1, 1])
+    images = latents.sample(y)
+    for label in (1, 4):
+        own = generator(latents.values[label], torch.full((3,), label))
+        found = images[y == label]
+        distances = torch.cdist(own.flatten(1), found.flatten(1))
+        assert torch.equal(distances.argmin(1).sort().values, torch.arange(3))
+        assert distances.min(1).values.max() < 1e-3
+    twice = latents.sample(torch.full((6,), 2))
+    assert len(twice.flatten(1).unique(dim=0)) == 3
+    images.sum().backward()
+    touched = latents.values.grad.abs().sum((1, 2)) > 0
+    assert touched.nonzero().flatten().tolist() == [1, 4]
+    assert latents.values.grad[:, :, :10].abs().sum() == 0  # the class overwrites these, so they are not stored
+    assert latents.num_bytes == 2 * 10 * 3 * (generator.z_dim - 10)
+    assert [name for name, _ in latents.named_parameters()] == ["values"]
+
+
+def test_matched_latents_are_nearer_to_the_classes_than_random_ones(generator, digits):
+    before = [tensor.clone() for tensor in generator.state_dict().values()]
+    state = torch.get_rng_state()
+    found = matched_set(generator, digits.train, digits.info, 8, 12, [], train_match, 0, CPU)
+    again = matched_set(generator, digits.train, digits.info, 8, 12, [], train_match, 0, CPU)
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(a, b) for a, b in zip(before, generator.state_dict().values(), strict=True))
+    images, labels, size = found
+    assert torch.equal(images, again[0])
+    assert (images.shape, images.dtype, labels.tolist()) == ((80, 1, 28, 28), torch.uint8, sorted([*range(10)] * 8))
+    assert size == 2 * 80 * 90
+    model = classifier(digits.info)
+
+    def features(images, labels):
+        x = ImageSet(images, labels).batch(torch.arange(len(labels)))[0]
+        return [pooled(layer).unflatten(0, (10, -1)) for layer in model.logits_and_features(x)[1]]
+
+    real = [torch.cat([digits.train.images[digits.train.labels == k][:100] for k in range(10)]), torch.arange(10).repeat_interleave(100)]
+    distance = {}
+    for name, drawn in (("matched", (images, labels)), ("random", draw_fixed(generator, 8, 0, CPU))):
+        distance[name] = sum(energy_distance(a, b).item() for a, b in zip(features(*real), features(*drawn), strict=True))
+    assert distance["matched"] < distance["random"]
+
+
+def test_one_image_a_class_is_matched_by_its_mean(generator, digits):
+    images, labels, size = matched_set(generator, digits.train, digits.info, 1, 2, [], train_match, 0, CPU)
+    assert (len(images), labels.tolist(), size) == (10, [*range(10)], 2 * 10 * 90)
+
+
+def test_herding_follows_the_mean_of_the_real_images(generator, digits):
+    model = classifier(digits.info)
+    images, labels, size = herded_set(generator, model, digits.train, 5, 60, 0, CPU)
+    assert (labels.tolist(), size) == (sorted([*range(10)] * 5), 2 * 50)
+
+    def mean(images, k, labels):
+        x = ImageSet(images, labels).batch((labels == k).nonzero().flatten())[0]
+        return torch.nn.functional.normalize(model.logits_and_features(x)[1][-1].flatten(1)).mean(0)
+
+    random = draw_fixed(generator, 5, 0, CPU)
+    nearer = 0
+    for k in range(10):
+        target = mean(digits.train.images, k, digits.train.labels)
+        nearer += (mean(images, k, labels) - target).norm() < (mean(*random[:1], k, random[1]) - target).norm()
+    assert nearer >= 9
+
+
+def test_herding_towards_another_set_follows_that_set(digits):
+    """Of two candidates, one the mean of the other set itself: that one comes first."""
+    model = classifier(digits.info)
+    one, other = digits.train.images[:2]
+    labels = torch.zeros(2, dtype=torch.long)
+    candidates = ImageSet(torch.stack([one, other]), labels)
+    for first, image in enumerate((one, other)):
+        toward = ImageSet(image[None], labels[:1])
+        assert herding_order(model, candidates, 1, 1, toward=toward).item() == first
+
+
+@pytest.mark.parametrize(("kind", "about"), [("herding", "--draw-candidates 20"), ("matched", "--draw-steps 2")])
+def test_rows_say_how_their_set_was_drawn_and_what_it_takes(tmp_path, trained, kind, about):
+    weight = str(trained / "match" / "last.pth")
+    flags = validate_flags(tmp_path, "--pretrain-weight", weight, "--source", "generator", "--budget", "fixed", "stream")
+    flags += ["--draw", kind, *about.split(), "--herding-epochs", "1", "--export", str(tmp_path / "export")]
+    rows = {row["budget"]: row for row in run(validate, flags)}
+    size = {"herding": 2 * 30, "matched": 2 * 30 * 90}[kind]
+    assert rows["fixed"]["num_bytes"] == rows["stream"]["num_bytes"] + size
+    assert rows["fixed"]["drawn"].startswith(kind)
+    assert rows["stream"]["drawn"] == "exported"
+    (kept,) = (tmp_path / "test" / "drawn").glob("*.safetensors")
+    stamp = kept.stat().st_mtime_ns
+    again = {row["budget"]: row for row in run(validate, flags)}
+    assert kept.stat().st_mtime_ns == stamp
+    assert json.dumps(again) == json.dumps(rows)
+    exported = ["--data", "digits", "--source", "file", "--file", str(tmp_path / "export" / "ipc3.pt"), "--tag", "file"]
+    scored = run(validate, validate_flags(tmp_path, *exported))
+    assert scored[0]["accs"] == pytest.approx(rows["fixed"]["accs"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--draw herding --budget stream", "--draw herding is of a generator's fixed sets"),
+        ("--draw matched --budget fixed --mixture", "neither --mixture nor --filter"),
+        ("--draw herding --budget fixed --draw-candidates 2", "--draw-candidates 2: expected at least the 3"),
+    ],
+)
+def test_flags_that_contradict_a_draw_are_refused(tmp_path, trained, flags, message):
+    weight = str(trained / "match" / "last.pth")
+    with pytest.raises(UsageError, match=message):
+        validate.main.__wrapped__(
+            validate.parse_args(validate_flags(tmp_path, "--pretrain-weight", weight, "--source", "generator", *flags.split()))
+        )
