@@ -26,14 +26,14 @@ from engine.runtime import add_execution_flags, make_runtime
 from engine.steps import START, Position, Step
 from gen_condense import train_gan
 from models import GANS, describe_networks, network_name
-from models.matching import MATCH_WEIGHTS
+from models.matching import MATCH_RECIPES, MATCH_WEIGHTS
 from pool_match import train_match
 from replay.continual import Continual
 from replay.learner import Learner
-from replay.memory import LAYOUTS, make_memory
+from replay.memory import LAYOUTS, STARTS, make_memory
 from replay.methods import METHODS
 from replay.metrics import SETTINGS
-from replay.options import Options, check_flags, layout_of
+from replay.options import check_flags, layout_of, make_options
 from replay.results import evaluate, picture, print_results, results_of
 from replay.tasks import check_sizes, split_classes, split_tasks
 from scoring.storage import BYTES, CODECS
@@ -60,7 +60,8 @@ def train_tasks(continual: Continual, start: Position = START) -> Iterator[Step]
     """Learn task after task, one yield a step; `start` is where an earlier run stopped. Phases without steps are left out.
 
     Of each task: the generator as a GAN, the generator by matching, then the networks, either on the stream beside what the
-    memory of the earlier tasks gives, or from scratch on the memory of all tasks so far.
+    memory of the earlier tasks gives, or from scratch on the memory of all tasks so far. With --recipe-match energy the networks
+    learn the stream first, since they teach the generator then, and --rehearse-steps go on with them on the memory of all tasks.
     """
     for task in range(start.epoch, len(continual.tasks)):
         done = start.step if task == start.epoch else 0
@@ -126,7 +127,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--layout", choices=LAYOUTS, help="one generator carried on, or one for each task (default: dim per-task, dgr carried)"
     )
-    parser.add_argument("--gan-steps", type=positive_int, default=1000, help="steps of stage 1 on a task")
+    parser.add_argument("--gan-steps", type=count, default=1000, help="steps of stage 1 on a task")
     parser.add_argument("--gan-batch-size", type=two_or_more, default=64, help="images per step of stages 1 and 2")
     parser.add_argument("--gan-lr", type=positive, default=1e-3, help="learning rate of Adam for generator and discriminator")
     parser.add_argument("--gan-lr-d", type=positive, help="learning rate of the discriminator (default: the generator's)")
@@ -140,7 +141,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--oracle", action="store_true", help="control: train the generator on all tasks before the first task")
     # stage 2
+    parser.add_argument("--recipe-match", choices=MATCH_RECIPES, default="paper", help="energy: matching alone, as in pool_match.py")
     parser.add_argument("--match-steps", type=count, help="steps of stage 2 on a task (default: dim 100, dgr 0)")
+    parser.add_argument("--match-batch", type=two_or_more, default=32, help="images of each class in a step of --recipe-match energy")
+    parser.add_argument("--teacher-weight", type=nonnegative, default=0.33, help="weight of the networks' cross-entropy in that recipe")
+    parser.add_argument(
+        "--generator-start", choices=STARTS, default="new", help="of a task's generator: new weights, or those of the last task's"
+    )
     parser.add_argument("--match", choices=MATCH_WEIGHTS, default="logit", help="what is matched; none: GAN training alone, as a control")
     parser.add_argument(
         "--match-weight",
@@ -169,6 +176,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--retrain-steps", type=positive_int, help="steps of --retrain or gdumb (default: those of the stream up to the task)"
     )
+    parser.add_argument(
+        "--rehearse-steps", type=count, default=0, help="steps that go on with the networks on memory alone at a task's end"
+    )
     # run
     parser.add_argument("--tag", default="continual", help="name of the folder under --results-dir")
     parser.add_argument("--results-dir", default="results", help="where results go")
@@ -176,43 +186,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--print-freq", type=positive_int, default=50, help="steps between readings of the losses")
     add_execution_flags(parser)
     return parser.parse_args(argv)
-
-
-def make_options(args: argparse.Namespace) -> Options:
-    """The run's values, defaults filled in."""
-    ours = args.method == "dim"
-    default = 0.0 if args.replay_loss else 0.5 if ours else 1.0
-    distill = default if args.distill_weight is None else args.distill_weight
-    return Options(
-        epochs=args.epochs or TRACKS[args.track],
-        batch_size=args.batch_size,
-        replay_batch_size=args.replay_batch_size or args.batch_size,
-        dsa_strategy=args.dsa_strategy,
-        alpha=args.alpha,
-        beta=args.beta,
-        consistency=args.consistency,
-        distill_weight=distill,
-        replay_balance=args.replay_balance,
-        replay_images=args.replay_images,
-        offer=args.offer,
-        filter=args.filter,
-        retrain=args.retrain,
-        retrain_steps=args.retrain_steps,
-        gan_steps=args.gan_steps,
-        gan_batch_size=args.gan_batch_size,
-        gan_lr=args.gan_lr,
-        gan_lr_d=args.gan_lr_d,
-        gp_weight=args.gp_weight,
-        ema=args.ema,
-        restat=args.restat,
-        keep_discriminator=args.keep_discriminator,
-        oracle=args.oracle,
-        match_steps=(100 if ours else 0) if args.match_steps is None else args.match_steps,
-        match=args.match,
-        match_weight=args.match_weight,
-        pool_steps=args.pool_steps,
-        pool_lr=args.pool_lr,
-    )
 
 
 @cli
@@ -224,7 +197,7 @@ def main(args: argparse.Namespace) -> dict:
         method = dataclasses.replace(method, loss=rule.loss, averaged=rule.averaged)
     names = list(dict.fromkeys(network_name(name) for name in args.pool))
     parse_strategy(args.dsa_strategy)
-    options = make_options(args)
+    options = make_options(vars(args), TRACKS)
     folder = run_path(args.results_dir, args.tag)
     runtime = make_runtime(args.device, args.amp, args.channels_last, args.graphs, args.compile)
     if runtime.world_size > 1:

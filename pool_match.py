@@ -75,6 +75,8 @@ def train_match(
     lr_decay: str = "none",
     diffaug: str = "none",
     classes: Tensor | None = None,
+    pool_set: ImageSet | None = None,
+    steps: int | None = None,
     start: Position = START,
 ) -> Iterator[Step]:
     """Fine-tune `gan` in place, one yield a step; Wang et al. 2023 (arXiv:2303.04707), second stage.
@@ -82,8 +84,8 @@ def train_match(
     Before each generator step the pool's network whose turn it is takes `pool_steps` SGD steps on its own shuffled passes over
     `train`; it is drawn anew after `pool_age` steps, None = an epoch. gan_weight: factor of the GAN's loss of the generator; 0 =
     matching alone, without a discriminator, and an epoch is then a pass in matching batches. teachers: trained classifiers, which
-    take turns; the cross-entropy of their outputs for the generated images has the weight teacher_weight. classes (M,): those
-    that `train` holds, None = all. `start` is where an earlier run stopped.
+    take turns; the cross-entropy of their outputs for the generated images has the weight teacher_weight. classes (M,): those that
+    `train` holds, None = all. pool_set: what the pool is trained on, None = `train`. steps: of an epoch, None = a pass. `start`: see Step.
     """
     generator, fresh = gan.train().generator, pool.untrained() if matching.fresh else None
     diffaug_operations = parse_diffaug(diffaug)
@@ -123,19 +125,17 @@ def train_match(
         runtime.update(gan.optim_g)
         gan.update_ema()
         losses = {}
-        if gan_weight:
-            # loss_d as in stage 1
-            losses["loss_d"] = discriminator_step(gan, real, y, gp_weight, runtime, diffaug_operations, classes)
-            losses["loss_g"] = loss_g
+        if gan_weight:  # loss_d as in stage 1
+            losses = {"loss_d": discriminator_step(gan, real, y, gp_weight, runtime, diffaug_operations, classes), "loss_g": loss_g}
         return losses | {"loss_match": loss_match} | ({"loss_teacher": loss_teacher} if teachers else {})
 
     step = runtime.graphed(step)
-    num_steps = matching.steps_per_epoch(train, batch_size, gan_weight, pool_steps)
+    pool_set, num_steps = pool_set or train, steps or matching.steps_per_epoch(train, batch_size, gan_weight, pool_steps)
     for epoch in range(start.epoch, epochs):
         first = start.step if epoch == start.epoch else 0
         if first == num_steps:
             continue
-        pool_batches = shuffled_batches(len(train), batch_size, runtime.device, seed, epoch, skip=first * pool_steps)
+        pool_batches = shuffled_batches(len(pool_set), batch_size, runtime.device, seed, epoch, skip=first * pool_steps)
         order = epoch_order(len(train), runtime.device, seed, "match", epoch)
         groups = matching.batches(train, runtime.device, seed, "groups", skip=epoch * num_steps + first)
         for i in range(first, num_steps):
@@ -143,9 +143,9 @@ def train_match(
             pool.turn(number, pool_age or num_steps)
             choices = torch.Generator().manual_seed(derive_seed(seed, "operations", epoch, i))  # the same on every rank
             for _ in range(pool_steps if matching.name != "none" else 0):
-                pool.train_step(train, runtime.shard(next(pool_batches)), choices)
+                pool.train_step(pool_set, runtime.shard(next(pool_batches)), choices)
             gan.set_rates(rate_factor(lr_decay, number, epochs * num_steps))
-            index = order[i * batch_size : (i + 1) * batch_size]
+            index = order[i * batch_size : (i + 1) * batch_size] if gan_weight else order[:batch_size]
             if fresh is not None:
                 fresh.turn(number, 1)
             networks = {"network": pool.key, "untrained": fresh and fresh.key, "teacher": number % max(1, len(teachers))}
@@ -236,8 +236,8 @@ def main(args: argparse.Namespace) -> RunFolder:
     folder = run_path(args.results_dir, args.tag)
     runtime = make_runtime(args.device, args.amp, args.channels_last, args.graphs, args.compile)
     runtime.check_batch_size(args.batch_size)
-    others = (args.match_composition, args.metric, args.bias, args.fc, args.match_batch, args.match_classes, args.match_fresh)
-    matching = Matching(args.match, args.match_weight, args.match_strategy if args.match_aug else None, *others)
+    strategy, sizes = args.match_strategy if args.match_aug else None, (args.match_batch, args.match_classes, args.match_fresh)
+    matching = Matching(args.match, args.match_weight, strategy, args.match_composition, args.metric, args.bias, args.fc, *sizes)
     matching.check(args.gan_weight, args.teacher_weight)
     if args.match_batch:
         runtime.check_batch_size(args.match_batch, "--match-batch")

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -184,6 +185,25 @@ class Matching:
             fake_grads = torch.autograd.grad(F.cross_entropy(pool_model(fake[part], augment), y[part]), parameters, create_graph=True)
             losses.append(match_gradients(real_grads, fake_grads, self.metric, bias=self.bias, fc=self.fc))
         return torch.stack(losses).mean()
+
+
+def recipe_settings(batch: int, teacher_weight: float | None = None) -> dict[str, Any]:
+    """Keyword arguments of train_match (pool_match.py) for MATCH_RECIPES["energy"] with `batch` images of each class.
+
+    With one image a class, which has no distance to another, means are matched.
+    """
+    r = MATCH_RECIPES["energy"]
+    name, batch = ("mean", 2) if batch == 1 else (r["match"], batch)
+    return {
+        "epochs": 1,
+        "gan_weight": r["gan_weight"],
+        "gp_weight": 0.0,
+        "lr_decay": r["lr_decay"],
+        "matching": Matching(name, None, r["match_strategy"], r["match_composition"], batch=batch, fresh=r["match_fresh"]),
+        "pool_age": r["pool_age"],
+        "pool_steps": r["pool_steps"],
+        "teacher_weight": r["teacher_weight"] if teacher_weight is None else teacher_weight,
+    }
 
 
 def pooled(features: Tensor) -> Tensor:

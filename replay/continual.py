@@ -131,10 +131,13 @@ class Continual:
             yield losses
 
     def retrain_steps(self, task: int, done: int) -> Iterator[Losses]:
-        """Train reinitialised networks on memory alone: each pass is over the images of the buffer and newly generated ones."""
+        """Train the networks on memory alone: each pass is over the images of the buffer and newly generated ones.
+
+        They are reinitialised, unless they go on from the stream (--rehearse-steps).
+        """
         if done == 0:
             self.finish(task)
-            for learner in self.learners:
+            for learner in self.learners if self.method.retrains or self.options.retrain else ():
                 learner.restart(task)
         o, step, at = self.options, self._step(task), 0
         for turn in itertools.count():

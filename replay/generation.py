@@ -1,18 +1,21 @@
 """Training of the generator of a task: stages 1 and 2 on the images that a continual learner may use."""
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data import ImageSet, steps_per_epoch
 from engine.graphs import Losses
 from engine.seeds import derive_seed, seeded
 from engine.steps import Position, Step
-from models import build_gan
+from models import Classifier, build_gan, decode
+from models.deploy import ByClass
 from models.gan import GAN, estimate_statistics
-from models.matching import Matching
+from models.matching import MATCH_RECIPES, Matching, recipe_settings
 from models.pool import Pool
+from replay.learner import Learner
 from replay.memory import Memory
 from replay.plan import Plan
 from replay.replaying import Replay
@@ -62,6 +65,8 @@ class TaskGenerator:
             generator, discriminator = build_gan(generators.config)
         if generators.layout == "carried" and generators.stored:
             generator.load_state_dict(generators.build().state_dict())
+        elif o.generator_start == "previous" and generators.stored:
+            generator.load_state_dict(decode(generators.stored[-1]), strict=False)  # the columns of its new classes are untrained
         gan = GAN(self.plan.runtime.place(generator), self.plan.runtime.place(discriminator), o.gan_lr, o.ema, o.gan_lr_d)
         if generators.kept_with and generators.layout == "carried":
             fresh, kept = gan.state_dict(), dict(generators.kept_with)
@@ -69,15 +74,28 @@ class TaskGenerator:
             gan.load_state_dict(fresh | kept)
         return gan
 
+    def _alone(self, generator: nn.Module) -> GAN:
+        """The generator in training by matching alone, as in MATCH_RECIPES["energy"]."""
+        r = MATCH_RECIPES["energy"]
+        return GAN(generator.requires_grad_(True), None, r["lr"], r["ema"], betas=tuple(r["betas"]))
+
     def _new_pool(self, task: int) -> Pool:
-        return Pool(
-            self.networks,
-            self.plan.info,
-            self.plan.options.pool_lr,
-            "color_crop",
-            derive_seed(self.plan.seed, "pool", task),
-            self.plan.runtime,
-        )
+        plan, size, generator = self.plan, 1, None
+        if plan.options.recipe_match == "energy":
+            size, generator = MATCH_RECIPES["energy"]["pool_size"], self._of_all_classes(task)
+        seed = derive_seed(plan.seed, "pool", task)
+        return Pool(self.networks, plan.info, plan.options.pool_lr, "color_crop", seed, plan.runtime, size, generator)
+
+    def _of_all_classes(self, task: int) -> nn.Module:
+        """A generator of all classes so far: the average of that in training, and the stored ones of earlier tasks.
+
+        It is in eval mode, since a batch may have few images of the classes of the task.
+        """
+        current = self.gan.deployed.eval()
+        if self.memory.generators.layout == "carried" or not task:
+            return current
+        earlier = self.plan.runtime.place(self.memory.generators.build())
+        return ByClass([current, earlier], [self.plan.classes[task], self.plan.seen(task - 1)])
 
     def gan_steps(self, task: int, done: int) -> Iterator[Losses]:
         """Run stage 1 on the images of _train_set; yield the losses of its steps, without the first `done`."""
@@ -99,25 +117,35 @@ class TaskGenerator:
         return (at.losses for at in steps)
 
     def match_steps(self, task: int, done: int) -> Iterator[Losses]:
-        """Run stage 2 on the same images; yield the losses of its steps, without the first `done`."""
+        """Run stage 2 on the same images; yield the losses of its steps, without the first `done`.
+
+        By --recipe-match energy the generator is matched alone, in networks that learn the generated images of all classes so far, and
+        the networks of the learner, which know these classes, are its teachers.
+        """
+        o, alone = self.plan.options, self.plan.options.recipe_match == "energy"
         if done == 0:
+            if self.gan is None:
+                self.gan = self._new_gan(task)
+            if alone:
+                self.gan = self._alone(self.gan.deployed)
             self.pool = self._new_pool(task)
-        o, (train, labels) = self.plan.options, self._train_set(task)
+        train, labels = self._train_set(task)
         num_steps = steps_per_epoch(len(train), o.gan_batch_size)
-        steps = self.train_match(
-            self.gan,
-            self.pool,
-            train,
-            epochs=-(-o.match_steps // num_steps),
-            batch_size=o.gan_batch_size,
-            gp_weight=o.gp_weight,
-            pool_steps=o.pool_steps,
-            matching=Matching(o.match, o.match_weight, "color_crop_cutout"),
-            seed=derive_seed(self.plan.seed, "match", task),
-            runtime=self.plan.runtime,
-            classes=labels,
-            start=Position(*divmod(done, num_steps)),
-        )
+        settings = {
+            "epochs": -(-o.match_steps // num_steps),
+            "gp_weight": o.gp_weight,
+            "pool_steps": o.pool_steps,
+            "matching": Matching(o.match, o.match_weight, "color_crop_cutout"),
+            "start": Position(*divmod(done, num_steps)),
+        }
+        if alone:
+            sets = [train] if self.replay.images is None else [train, self.replay.images]
+            pool_set = ImageSet(torch.cat([s.images for s in sets]), torch.cat([s.labels for s in sets]))
+            settings = recipe_settings(o.match_batch, o.teacher_weight) | {"pool_set": pool_set, "steps": o.match_steps}
+            settings |= {"teachers": [teacher_of(learner) for learner in self.replay.learners], "start": Position(0, done)}
+        seed = derive_seed(self.plan.seed, "match", task)
+        shared = {"batch_size": o.gan_batch_size, "seed": seed, "runtime": self.plan.runtime, "classes": labels}
+        steps = self.train_match(self.gan, self.pool, train, **shared, **settings)
         return ({f"match_{name}": loss for name, loss in at.losses.items()} for at in steps)
 
     def keep(self, task: int) -> None:
@@ -130,9 +158,11 @@ class TaskGenerator:
         if o.restat:
             labels = torch.tensor(held, device=self.plan.runtime.device)
             estimate_statistics(self.gan.deployed, o.restat, o.gan_batch_size, self.plan.seed, self.plan.runtime, labels)
-        kept = {"discriminator": self.gan.discriminator.state_dict()}
-        kept |= {name: getattr(self.gan, name).state_dict()["state"] for name in ("optim_g", "optim_d")}
-        self.memory.generators.keep(self.gan.deployed, held, kept if o.keep_discriminator else None)
+        kept = None
+        if o.keep_discriminator:
+            kept = {"discriminator": self.gan.discriminator.state_dict()}
+            kept |= {name: getattr(self.gan, name).state_dict()["state"] for name in ("optim_g", "optim_d")}
+        self.memory.generators.keep(self.gan.deployed, held, kept)
         self.gan = self.pool = None
 
     def state_dict(self) -> dict:
@@ -144,7 +174,14 @@ class TaskGenerator:
         task = state["position"]["epoch"]
         if state["gan"] is not None:
             self.gan = self._new_gan(task)
+            if state["gan"]["discriminator"] is None:
+                self.gan = self._alone(self.gan.generator)
             self.gan.load_state_dict(state["gan"])
         if state["match_pool"] is not None:
             self.pool = self._new_pool(task)
             self.pool.load_state_dict(state["match_pool"])
+
+
+def teacher_of(learner: Learner) -> Classifier:
+    """A frozen copy of the network as it is now, in eval mode."""
+    return copy.deepcopy(learner.deployed).eval().requires_grad_(False)

@@ -18,6 +18,7 @@ from scoring.storage import encode, num_bytes
 from utils import UsageError
 
 LAYOUTS = ("carried", "per-task")
+STARTS = ("new", "previous")
 
 
 class GeneratorMemory:

@@ -1,7 +1,7 @@
 """The settings of a continual learner, and the check that its flags agree."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,6 +28,7 @@ class Options:
     filter: float
     retrain: bool
     retrain_steps: int | None
+    rehearse_steps: int
     gan_steps: int
     gan_batch_size: int
     gan_lr: float
@@ -37,11 +38,28 @@ class Options:
     restat: int
     keep_discriminator: bool
     oracle: bool
+    recipe_match: str
     match_steps: int
+    match_batch: int
     match: str
     match_weight: float | None
+    teacher_weight: float
+    generator_start: str
     pool_steps: int
     pool_lr: float
+
+
+def make_options(flags: Mapping[str, Any], tracks: Mapping[str, int]) -> Options:
+    """Make the settings of the flags, with the defaults that depend on others filled in. tracks: default of --epochs for each --track."""
+    given, ours = SimpleNamespace(**flags), flags["method"] == "dim"
+    distill = 0.0 if given.replay_loss else 0.5 if ours else 1.0
+    filled = {
+        "epochs": given.epochs or tracks[given.track],
+        "replay_batch_size": given.replay_batch_size or given.batch_size,
+        "distill_weight": distill if given.distill_weight is None else given.distill_weight,
+        "match_steps": (100 if ours else 0) if given.match_steps is None else given.match_steps,
+    }
+    return Options(**{field.name: flags[field.name] for field in fields(Options)} | filled)
 
 
 def layout_of(method: str, layout: str | None, oracle: bool) -> str:
@@ -76,6 +94,9 @@ def check_flags(flags: Mapping[str, Any], method: Method) -> None:
         "--gan-lr-d": given.gan_lr_d,
         "--match-weight": given.match_weight,
         "--replay-loss": given.replay_loss,
+        "--recipe-match": None if given.recipe_match == "paper" else given.recipe_match,
+        "--generator-start": None if given.generator_start == "new" else given.generator_start,
+        "--rehearse-steps": given.rehearse_steps or None,
     }
     if method.memory != "generator":
         for flag, value in generator_flags.items():
@@ -103,6 +124,11 @@ def check_flags(flags: Mapping[str, Any], method: Method) -> None:
         raise UsageError(f"--epochs {given.epochs}: --track online sees each image once, expected 1 or --track offline")
     if given.oracle and given.layout == "per-task":
         raise UsageError(f"--oracle is one generator of all classes, found --layout {given.layout}")
+    if given.generator_start != "new" and layout_of(given.method, given.layout, given.oracle) == "carried":
+        raise UsageError(f"--generator-start {given.generator_start} is of a generator for each task, expected --layout per-task")
+    if given.recipe_match != "paper" and (given.keep_discriminator or given.retrain):
+        flag = "--keep-discriminator" if given.keep_discriminator else "--retrain"
+        raise UsageError(f"{flag}: --recipe-match {given.recipe_match} ends a task without it, see --rehearse-steps")
     if given.keep_discriminator and (given.oracle or layout_of(given.method, given.layout, given.oracle) != "carried"):
         raise UsageError("--keep-discriminator is for a generator that is carried on: --method dgr or --layout carried, without --oracle")
     if given.retrain and given.filter and given.layout != "carried":
@@ -111,5 +137,9 @@ def check_flags(flags: Mapping[str, Any], method: Method) -> None:
         raise UsageError("--offer task goes over a task's images again, expected --track offline")
     if given.codec != "raw" and not (given.buffer_size or given.buffer_share or (method.memory == "buffer" and given.memory_bytes)):
         raise UsageError(f"--codec {given.codec}: there is no buffer of real images to store")
+    if not given.gan_steps and given.recipe_match == "paper" and method.memory == "generator":
+        raise UsageError("--gan-steps 0: without a GAN the generator needs --recipe-match energy, found --recipe-match paper")
+    if given.recipe_match != "paper" and method.memory == "generator" and not given.match_steps:
+        raise UsageError(f"--recipe-match {given.recipe_match}: expected --match-steps, found {given.match_steps or 'none'}")
     if given.retrain_steps and not (method.retrains or given.retrain):
         raise UsageError(f"--retrain-steps {given.retrain_steps} is of --method gdumb and --retrain, found neither")

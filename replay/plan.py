@@ -8,6 +8,8 @@ from engine.runtime import Runtime
 from replay.methods import Method
 from replay.options import Options
 
+TAUGHT = ("gan", "stream", "match", "retrain")  # the order of the phases where the networks teach the generator
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -29,16 +31,18 @@ class Plan:
     def lengths(self, task: int) -> dict[str, int]:
         """Return the number of steps of each phase of a task, in the order of the phases."""
         o, size = self.options, len(self.tasks[task])
-        generates = self.layout is not None
+        generates = self.layout is not None and (task == 0 or not o.oracle)
         stream = o.epochs * -(-size // o.batch_size)
-        gan = o.gan_steps * (len(self.tasks) if o.oracle and task == 0 else not o.oracle) if generates else 0
         retrains = self.method.retrains or o.retrain
-        return {
-            "gan": gan,
-            "match": o.match_steps if gan else 0,
-            "stream": 0 if retrains else stream,
-            "retrain": (o.retrain_steps or stream * (task + 1)) if retrains else 0,
+        generator = {
+            "gan": o.gan_steps * (len(self.tasks) if o.oracle else 1) if generates else 0,
+            "match": o.match_steps if generates else 0,
         }
+        networks = {
+            "stream": 0 if retrains else stream,
+            "retrain": (o.retrain_steps or stream * (task + 1)) if retrains else o.rehearse_steps if self.layout else 0,
+        }
+        return {**generator, **networks} if o.recipe_match == "paper" else {name: (generator | networks)[name] for name in TAUGHT}
 
     def seen(self, task: int) -> list[int]:
         """The classes of the tasks up to this one."""
@@ -51,4 +55,4 @@ class Plan:
     def replays(self, task: int) -> bool:
         """Whether a task uses generated images of earlier classes, for its networks or for a generator that is carried on."""
         lengths = self.lengths(task)
-        return bool(task and self.layout and (lengths["stream"] or (lengths["gan"] and self.layout == "carried")))
+        return bool(task and self.layout and (lengths["stream"] or ((lengths["gan"] or lengths["match"]) and self.layout == "carried")))

@@ -4,7 +4,6 @@ Latents in the place of pixels: Zhao & Bilen 2022 (IT-GAN, arXiv:2204.07513), Ca
 """
 
 import hashlib
-import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from engine.steps import Step
 from engine.tensors import eval_mode
 from models import Classifier, read_classifier
 from models.gan import GAN
-from models.matching import MATCH_RECIPES, Matching
+from models.matching import MATCH_RECIPES, recipe_settings
 from models.pool import Pool
 from scoring.sources import generate, herding_order, to_pixels
 from scoring.teachers import make_teachers
@@ -81,33 +80,17 @@ def matched_set(
 ) -> tuple[Tensor, Tensor, int]:
     """Optimise `ipc` latents a class for `steps` steps by MATCH_RECIPES["energy"]; uint8 images, labels, and bytes of the latents.
 
-    train_match: the loop of stage 2 (pool_match.py). The generator stays as it is, and so does the surrounding random state. With one
-    image a class, which has no distance to another, means are matched.
+    train_match: the loop of stage 2 (pool_match.py). The generator stays as it is, and so does the surrounding random state.
     """
     r = MATCH_RECIPES["energy"]
     with seeded(runtime.device, seed, "matched latents", ipc):
         latents = Latents(generator, ipc, seed, runtime)
         gan = GAN(latents, None, LATENT_LR, betas=(0.9, ADAM_BETAS[1]))
         pool = Pool(r["pool"], info, 0.01, "color_crop", seed, runtime, r["pool_size"], latents)
-        name, batch = ("mean", 2) if ipc == 1 else (r["match"], min(r["match_batch"], ipc))
-        matching = Matching(name, None, r["match_strategy"], r["match_composition"], batch=batch, fresh=r["match_fresh"])
-        loop = train_match(
-            gan,
-            pool,
-            train,
-            epochs=-(-steps // matching.steps_per_epoch(train, r["batch_size"], 0.0, r["pool_steps"])),
-            batch_size=min(r["batch_size"], len(train)),
-            gp_weight=0.0,
-            pool_steps=r["pool_steps"],
-            pool_age=r["pool_age"],
-            matching=matching,
-            gan_weight=0.0,
-            teachers=teachers,
-            teacher_weight=r["teacher_weight"],
-            seed=seed,
-            runtime=runtime,
-        )
-        for _ in itertools.islice(loop, steps):
+        size = min(r["batch_size"], len(train))
+        settings = recipe_settings(min(r["match_batch"], ipc)) | {"lr_decay": "none"}
+        loop = train_match(gan, pool, train, batch_size=size, steps=steps, teachers=teachers, seed=seed, runtime=runtime, **settings)
+        for _ in loop:
             pass
     return *latents.images(runtime), latents.num_bytes
 

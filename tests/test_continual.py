@@ -31,6 +31,10 @@ VARIANTS = {
     "filter": ("dim", "--filter", "0.5"),
     "beside a buffer": ("dim", "--memory-bytes", "120000", "--buffer-share", "0.3", "--storage", "fp16", "--gan", "resnet"),
     "retrain": ("dim", "--retrain", "--retrain-steps", "4", "--buffer-size", "20"),
+    "matched": (
+        *("dim", "--recipe-match", "energy", "--gan-steps", "0", "--match-batch", "4", "--match-steps", "3"),
+        *("--generator-start", "previous", "--rehearse-steps", "4"),
+    ),
     "kept": ("dgr", "--keep-discriminator", "--restat", "0", "--ema", "0"),
     "oracle": ("dim", "--oracle"),
     "as er-ace": ("dim", "--replay-loss", "er-ace"),
