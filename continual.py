@@ -26,6 +26,7 @@ from engine.runtime import add_execution_flags, make_runtime
 from engine.steps import START, Position, Step
 from gen_condense import train_gan
 from models import GANS, describe_networks, network_name
+from models.condense import Condensing, add_condense_flags
 from models.matching import MATCH_WEIGHTS
 from pool_match import train_match
 from replay.continual import Continual
@@ -59,8 +60,8 @@ FREE_FLAGS = {"tag", "results_dir", "data_dir", "device", "amp", "channels_last"
 def train_tasks(continual: Continual, start: Position = START) -> Iterator[Step]:
     """Learn task after task, one yield a step; `start` is where an earlier run stopped. Phases without steps are left out.
 
-    Of each task: the generator as a GAN, the generator by matching, then the networks, either on the stream beside what the
-    memory of the earlier tasks gives, or from scratch on the memory of all tasks so far.
+    Of each task: the generator as a GAN, the generator by matching, or the condensed images, then the networks, either on the
+    stream beside what the memory of the earlier tasks gives, or from scratch on the memory of all tasks so far.
     """
     for task in range(start.epoch, len(continual.tasks)):
         done = start.step if task == start.epoch else 0
@@ -149,6 +150,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--pool-steps", type=count, default=2, help="SGD steps of the pool network before each generator step")
     parser.add_argument("--pool-lr", type=positive, default=0.01, help="learning rate of the pool network")
+    add_condense_flags(parser)
     # replay
     parser.add_argument("--replay-batch-size", type=positive_int, help="images from memory per step (default: --batch-size)")
     parser.add_argument(
@@ -212,6 +214,9 @@ def make_options(args: argparse.Namespace) -> Options:
         match_weight=args.match_weight,
         pool_steps=args.pool_steps,
         pool_lr=args.pool_lr,
+        condensing=Condensing.of(
+            *(args.condense_match, args.condense_steps, args.condense_lr, args.condense_batch, args.condense_network, args.condense_init)
+        ),
     )
 
 

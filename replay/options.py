@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+from models.condense import Condensing, check_condense_flags
 from models.matching import BY_CLASS, MATCH_WEIGHTS
 from replay.methods import Method
 from utils import UsageError
@@ -42,6 +43,7 @@ class Options:
     match_weight: float | None
     pool_steps: int
     pool_lr: float
+    condensing: Condensing
 
 
 def layout_of(method: str, layout: str | None, oracle: bool) -> str:
@@ -79,7 +81,7 @@ def check_flags(flags: Mapping[str, Any], method: Method) -> None:
     }
     if method.memory != "generator":
         for flag, value in generator_flags.items():
-            if value is not None:
+            if value is not None and not (flag == "--retrain" and method.condenses):
                 raise UsageError(f"{flag} is of the methods with a generator, dgr and dim; found --method {given.method}")
     elif given.layout and given.method == "dgr" and given.layout != "carried":
         raise UsageError(f"--layout {given.layout}: --method dgr carries one generator on, --method dim takes either")
@@ -87,6 +89,12 @@ def check_flags(flags: Mapping[str, Any], method: Method) -> None:
         raise UsageError(f"--replay-loss {given.replay_loss} is of --method dim; dgr distils")
     elif given.track == "online":
         raise UsageError(f"--track online: --method {given.method} goes over a task's images several times, expected --track offline")
+    if method.condenses and given.track == "online":
+        raise UsageError("--track online: --method condensed goes over a task's images several times, expected --track offline")
+    if method.condenses and given.offer == "task":
+        raise UsageError("--offer task is of buffers of real images; --method condensed always fills its buffer at the end of a task")
+    if not method.condenses:
+        check_condense_flags(flags, "--method condensed", given.method)
     if given.match in BY_CLASS:
         usable = ", ".join(name for name in MATCH_WEIGHTS if name not in BY_CLASS)
         raise UsageError(f"--match {given.match}: needs the batches of pool_match.py --match-batch, expected one of {usable}")

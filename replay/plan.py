@@ -36,6 +36,7 @@ class Plan:
         return {
             "gan": gan,
             "match": o.match_steps if gan else 0,
+            "condense": o.condensing.steps if self.method.condenses else 0,
             "stream": 0 if retrains else stream,
             "retrain": (o.retrain_steps or stream * (task + 1)) if retrains else 0,
         }

@@ -37,6 +37,8 @@ VARIANTS = {
     "as cls-er": ("dim", "--replay-loss", "cls-er"),
     "at the end": ("der++", "--offer", "task"),
     "jpeg": ("der++", "--codec", "jpeg", "--dsa-strategy", "crop_flip"),
+    "condensed in jpeg": ("condensed", "--buffer-size", "40", "--codec", "jpeg", "--condense-init", "noise", "--condense-match", "dist"),
+    "condensed, retrain": ("condensed", "--retrain", "--retrain-steps", "4", "--condense-match", "grad"),
 }
 
 
@@ -179,6 +181,9 @@ STOPS = {
     "cls-er": (5,),
     "at the end": (4, 6),
     "jpeg": (7,),
+    "condensed": (0, 1, 2, 4, 6, 8, 11, 20),
+    "condensed in jpeg": (2, 4, 9),
+    "condensed, retrain": (1, 2, 3, 5, 9, 12),
     "gdumb": (2, 3, 5),
     "dim": (1, 3, 4, 5, 8, 9, 12, 13, 14, 23, 41),
     "carried": (3, 5, 9, 12, 14),
