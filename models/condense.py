@@ -23,7 +23,7 @@ INITS = ("real", "noise")
 STRATEGY = "color_crop_cutout_flip_scale_rotate"  # that of DM, one operation at a time (the composition "dc")
 MOMENTUM = 0.5  # that of DM
 # Default learning rates of the pixels, in [-1, 1]; see Condensed.
-RATES = {"mean": 5.0, "dist": 5.0, "grad": 0.5}
+RATES = {"mean": 5.0, "dist": 5.0, "grad": 0.3}
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,8 @@ class Condensed:
     def __init__(self, train: ImageSet, ipc: int, how: Condensing, info: DataInfo, seed: int, runtime: Runtime):
         self.train, self.how, self.seed, self.runtime = train, how, seed, runtime
         self.classes, counts = train.labels.unique(return_counts=True)  # (K,)
-        self.matching = Matching(how.match, 1.0, STRATEGY, "dc", batch=min(how.batch, int(counts.min())))
+        batch, cosine = min(how.batch, int(counts.min())), "cos" if how.match == "grad" else None  # DC's distance (arXiv:2006.05929)
+        self.matching = Matching(how.match, 1.0, STRATEGY, "dc", cosine, fc=True, batch=batch, last=how.match == "mean")
         self.row_of = torch.zeros(info.num_classes, dtype=torch.long, device=runtime.device)  # label -> row in pixels
         self.row_of[self.classes] = torch.arange(len(self.classes), device=runtime.device)
         self.pixels = nn.Parameter(torch.stack([self._start(int(label), ipc) for label in self.classes]))

@@ -76,7 +76,8 @@ class Matching:
     name: one of MATCH_WEIGHTS. weight: None = the name's. strategy: DSA operations for both sides, None = none; composition: how they
     combine. metric, bias, fc: see match_logits, match_features and match_gradients. batch: images of each class in a batch of its own, 0 =
     the images of the GAN's batch. classes: classes in such a batch, None = ten, or all if there are fewer. fresh: weight, relative to that
-    of the pool's network, of the same distance in a network that is drawn anew at each step.
+    of the pool's network, of the same distance in a network that is drawn anew at each step. last: dist and mean compare the last features
+    alone, as DM does, in place of those of all layers and the logits.
     """
 
     name: str = "logit"
@@ -89,6 +90,7 @@ class Matching:
     batch: int = 0
     classes: int | None = None
     fresh: float = 0.0
+    last: bool = False
 
     def check(self, gan_weight: float, teacher_weight: float = 0.0) -> None:
         """Raise UsageError for values that contradict each other. gan_weight, teacher_weight: those of the losses beside this term."""
@@ -169,6 +171,8 @@ class Matching:
             return weight * (torch.stack(maps).sum() + distillation_loss(fake_logits, real_logits))
         real_features, fake_features = ([pooled(f) for f in features] for features in (real_features, fake_features))
         real_layers, fake_layers = [*real_features, real_logits], [*fake_features, fake_logits]
+        if self.last:
+            real_layers, fake_layers = real_features[-1:], fake_features[-1:]
         if not groups:
             return weight * match_distributions(real_layers, fake_layers, y)
         distance = mean_distance if self.name == "mean" else energy_distance
