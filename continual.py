@@ -26,6 +26,7 @@ from engine.runtime import add_execution_flags, make_runtime
 from engine.steps import START, Position, Step
 from gen_condense import train_gan
 from models import GANS, describe_networks, network_name
+from models.condense import add_condense_flags
 from models.matching import MATCH_RECIPES, MATCH_WEIGHTS
 from pool_match import train_match
 from replay.continual import Continual
@@ -59,9 +60,10 @@ FREE_FLAGS = {"tag", "results_dir", "data_dir", "device", "amp", "channels_last"
 def train_tasks(continual: Continual, start: Position = START) -> Iterator[Step]:
     """Learn task after task, one yield a step; `start` is where an earlier run stopped. Phases without steps are left out.
 
-    Of each task: the generator as a GAN, the generator by matching, then the networks, either on the stream beside what the
-    memory of the earlier tasks gives, or from scratch on the memory of all tasks so far. With --recipe-match energy the networks
-    learn the stream first, since they teach the generator then, and --rehearse-steps go on with them on the memory of all tasks.
+    Of each task: the generator as a GAN, the generator by matching, or the condensed images, then the networks, either on the
+    stream beside what the memory of the earlier tasks gives, or from scratch on the memory of all tasks so far. With
+    --recipe-match energy the networks learn the stream first, since they teach the generator then, and --rehearse-steps go on with
+    them on the memory of all tasks.
     """
     for task in range(start.epoch, len(continual.tasks)):
         done = start.step if task == start.epoch else 0
@@ -156,6 +158,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--pool-steps", type=count, default=2, help="SGD steps of the pool network before each generator step")
     parser.add_argument("--pool-lr", type=positive, default=0.01, help="learning rate of the pool network")
+    add_condense_flags(parser)
     # replay
     parser.add_argument("--replay-batch-size", type=positive_int, help="images from memory per step (default: --batch-size)")
     parser.add_argument(

@@ -29,14 +29,16 @@ from engine.files import locked, make_folder, run_path
 from engine.runtime import add_execution_flags, make_runtime
 from engine.seeds import derive_seed
 from models import Classifier, GanCheckpoint, SavedClassifier, describe_networks, network_name, read_classifier, read_gan, save_classifier
+from models.condense import Condensing, add_condense_flags, check_condense_flags
 from pool_match import train_match
+from scoring.condensed import CondensedSets
 from scoring.distilled import RANGES, DistilledSet, read_distilled
 from scoring.drawing import DRAW_STEPS, DRAWS, make_drawer
 from scoring.evaluation import BUDGETS, seed_groups, validate_group, warn_of_seen_images
 from scoring.recipes import RECIPES, make_recipe
 from scoring.results import RESULTS, Outcome, ResultsFile, print_table
 from scoring.sources import Teacher
-from scoring.storage import BYTES
+from scoring.storage import BYTES, CODECS
 from scoring.table import LABELS, SOURCES, Deployed, Table, export, keep_samples
 from scoring.teachers import trained_classifier
 from utils import Parser, UsageError, cli, count, jpeg_quality, positive, positive_int, probability, probability_or_off, tell
@@ -58,7 +60,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--match-bytes", action="store_true", help="add as many real images as fit into the generator's bytes: raw, webp, jpeg"
     )
-    parser.add_argument("--quality", type=jpeg_quality, default=75, help="JPEG quality of --match-bytes")
+    parser.add_argument("--quality", type=jpeg_quality, default=75, help="JPEG quality of --match-bytes and --codec jpeg")
     parser.add_argument("--herding-epochs", type=positive_int, default=10, help="training epochs of the network of --source herding")
     parser.add_argument(
         "--budget",
@@ -73,6 +75,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--labels", nargs="+", choices=LABELS, help="soft: rows with labels of --teacher (default: the images' own labels)")
     parser.add_argument("--teacher", help="file of a classifier, from --save-classifiers, for --labels soft and --filter")
     parser.add_argument("--temperature", type=positive, default=1.0, help="divisor of the logits of --teacher")
+    add_condense_flags(parser)
+    parser.add_argument("--codec", choices=CODECS, default="raw", help="how the images of --source condensed are stored")
     # how the generator is deployed
     parser.add_argument(
         "--storage", choices=BYTES, help="precision at which the generator is stored, measured and scored (default: the file's)"
@@ -137,6 +141,10 @@ def check_flags(args: argparse.Namespace) -> list[str]:
         raise UsageError("--draw matched optimises the latents of one generator, expected neither --mixture nor --filter")
     if args.draw == "herding" and args.draw_candidates < max(args.ipc or [50]):
         raise UsageError(f"--draw-candidates {args.draw_candidates}: expected at least the {max(args.ipc or [50])} images a class of --ipc")
+    if "condensed" not in names:
+        check_condense_flags(vars(args), "--source condensed", f"--source {' '.join(names)}")
+        if args.codec != "raw":
+            raise UsageError(f"--codec {args.codec} is of --source condensed, found --source {' '.join(names)}")
     soft = "soft" in (args.labels or [])
     if args.filter and not args.teacher:
         raise UsageError("--filter and --teacher need each other: a probability, and the classifier that gives it")
@@ -157,7 +165,7 @@ def load_inputs(
     first = min(checkpoints, key=lambda checkpoint: checkpoint.info is None, default=None)  # the first that names its set
     name = first.data_name(args.data) if first else args.data or "cifar10"
     info = first.info if first else None
-    needs_train = args.val_size or args.match_bytes or args.draw != "random" or {"real", "random-real", "herding"} & set(names)
+    needs_train = args.val_size or args.match_bytes or args.draw != "random" or {"real", "random-real", "herding", "condensed"} & set(names)
     splits = (["train"] if needs_train else []) + ([] if args.val_size else ["test"])
     data = load_data(name, args.data_dir, splits=tuple(splits), val_size=args.val_size, image_size=args.image_size, info=info)
     for checkpoint in checkpoints:
@@ -174,11 +182,11 @@ def load_inputs(
             raise UsageError(f"--labels hard: {found.path} holds soft labels")
     asked = args.ipc or ([] if sets else [50])
     ipcs = list(dict.fromkeys([*asked, *(found.ipc for found in sets)]))
-    if {"random-real", "herding"} & set(names):
+    subsets = [name for name in ("random-real", "herding", "condensed") if name in names]
+    if subsets:
         fewest = int(torch.bincount(data.train.labels, minlength=data.info.num_classes).min())
         if max(ipcs) > fewest:
-            wanted = " and ".join(name for name in ("random-real", "herding") if name in names)
-            raise UsageError(f"--ipc {max(ipcs)}: the smallest class of {name} has {fewest} training images for {wanted}")
+            raise UsageError(f"--ipc {max(ipcs)}: the smallest class of {name} has {fewest} training images for {' and '.join(subsets)}")
     teacher = read_classifier(args.teacher) if args.teacher else None
     if teacher and teacher.info != data.info:
         raise UsageError(f"--teacher {args.teacher}: was trained on {teacher.info.name}, expected a classifier of {data.info.name}")
@@ -206,6 +214,9 @@ def main(args: argparse.Namespace) -> list[dict]:
     runtime = make_runtime(args.device, args.amp, args.channels_last, args.graphs, args.compile)
     folder = run_path(args.results_dir, args.tag)
     names = check_flags(args)
+    how = Condensing.of(
+        *(args.condense_match, args.condense_steps, args.condense_lr, args.condense_batch, args.condense_network, args.condense_init)
+    )
     data, checkpoints, sets, saved, ipcs = load_inputs(args, names)
     given = {"epochs": args.epochs_eval, "batch_size": args.batch_size, "lr": args.lr, "mix_p": args.mix_p}
     recipe = make_recipe(args.recipe, data.info.name, **given, dsa_strategy=args.dsa_strategy, dsa_composition=args.dsa_composition)
@@ -241,6 +252,8 @@ def main(args: argparse.Namespace) -> list[dict]:
         if args.export:
             storage = args.storage or checkpoints[0].storage
             runtime.on_main(lambda: export(Path(args.export), checkpoints[0], storage, table, ipcs))
+        if "condensed" in names:
+            table.condensed = CondensedSets(data, how, args.codec, args.quality, folder, args.seed, trained, runtime)
         if "herding" in names:
             table.herd(herding(), max(ipcs), by)
         for network, ipc, budget in itertools.product(networks, ipcs, dict.fromkeys(args.budget)):

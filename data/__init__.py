@@ -4,7 +4,7 @@ Import these names from `data` itself.
 """
 
 from data.batches import balanced_epochs, class_batches, epoch_order, split_held_out, steps_per_epoch
-from data.images import SPLITS, Data, DataInfo, ImageSet, fingerprint, to_float
+from data.images import SPLITS, Data, DataInfo, ImageSet, fingerprint, to_float, to_uint8
 from data.loading import check_data_dir, load_data
 from data.pictures import list_pictures, read_pictures
 from data.sets import DATASETS, NAMES
@@ -27,4 +27,5 @@ __all__ = [
     "split_held_out",
     "steps_per_epoch",
     "to_float",
+    "to_uint8",
 ]

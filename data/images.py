@@ -89,6 +89,11 @@ def to_float(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1
 
 
+def to_uint8(images: Tensor) -> Tensor:
+    """float [-1, 1] to uint8 [0, 255], rounded; values outside of the range are clipped."""
+    return ((images + 1) * 127.5).round().clamp(0, 255).byte()
+
+
 def fingerprint(info: DataInfo, images: ImageSet | None) -> str | None:
     """A short hash of a set and its normalisation, so that results on different images are never confused; None for no set."""
     if images is None:

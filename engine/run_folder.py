@@ -252,7 +252,7 @@ def load_rng(state: dict, runtime: Runtime, seed: int) -> None:
 
 def not_finite(state: dict) -> str | None:
     """The name of a weight in a checkpoint that is not finite; None if all are."""
-    for part in ("generator", "discriminator", "gan", "learners"):
+    for part in ("generator", "discriminator", "gan", "learners", "condensed"):
         for name, tensor in _tensors(state.get(part) or {}):
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 return f"{part}.{name}"

@@ -40,6 +40,7 @@ MATCH_WEIGHTS = {
 }
 METRICS_OF = ("logit", "feat", "grad")  # those that --metric applies to
 BY_CLASS = ("mean", "attention")  # those that need the class-balanced batches of --match-batch
+ANY_NUMBER = ("mean", "dist", "grad")  # those that compare any number of generated images of a class with any number of real ones
 
 # The flags that --recipe-match sets; paper: those of arXiv:2303.04707, which are the defaults.
 MATCH_RECIPES = {
@@ -76,7 +77,8 @@ class Matching:
     name: one of MATCH_WEIGHTS. weight: None = the name's. strategy: DSA operations for both sides, None = none; composition: how they
     combine. metric, bias, fc: see match_logits, match_features and match_gradients. batch: images of each class in a batch of its own, 0 =
     the images of the GAN's batch. classes: classes in such a batch, None = ten, or all if there are fewer. fresh: weight, relative to that
-    of the pool's network, of the same distance in a network that is drawn anew at each step.
+    of the pool's network, of the same distance in a network that is drawn anew at each step. last: dist and mean compare the last features
+    alone, as DM does, in place of those of all layers and the logits.
     """
 
     name: str = "logit"
@@ -89,6 +91,7 @@ class Matching:
     batch: int = 0
     classes: int | None = None
     fresh: float = 0.0
+    last: bool = False
 
     def check(self, gan_weight: float, teacher_weight: float = 0.0) -> None:
         """Raise UsageError for values that contradict each other. gan_weight, teacher_weight: those of the losses beside this term."""
@@ -145,8 +148,9 @@ class Matching:
     ) -> Tensor:
         """The weighted distance between real and generated images (B, C, H, W) of the same labels y (B,), as `pool_model` sees them.
 
-        groups: the batch consists of so many parts of equal size, each of one class; 0 = classes as they come. The two sides pass the
-        network separately, in the mode it is in, under one draw of the augmentation. Gradients reach `fake`.
+        groups: the batch consists of so many parts of equal size, each of one class; 0 = classes as they come. With groups, and a distance
+        of ANY_NUMBER, the parts of `fake` may hold another number of images than those of `real`. The two sides pass the network
+        separately, in the mode it is in, under one draw of the augmentation. Gradients reach `fake`.
         """
         weight = MATCH_WEIGHTS[self.name] if self.weight is None else self.weight
         if self.name == "grad":
@@ -168,6 +172,8 @@ class Matching:
             return weight * (torch.stack(maps).sum() + distillation_loss(fake_logits, real_logits))
         real_features, fake_features = ([pooled(f) for f in features] for features in (real_features, fake_features))
         real_layers, fake_layers = [*real_features, real_logits], [*fake_features, fake_logits]
+        if self.last:
+            real_layers, fake_layers = real_features[-1:], fake_features[-1:]
         if not groups:
             return weight * match_distributions(real_layers, fake_layers, y)
         distance = mean_distance if self.name == "mean" else energy_distance
@@ -180,9 +186,11 @@ class Matching:
         """The distance of match_gradients, averaged over the groups. It cannot be compiled: a gradient of a gradient."""
         parameters = list(pool_model.parameters())
         losses = []
-        for part in torch.arange(len(y), device=y.device).chunk(groups or 1):
-            real_grads = torch.autograd.grad(F.cross_entropy(pool_model(real[part], augment), y[part]), parameters)
-            fake_grads = torch.autograd.grad(F.cross_entropy(pool_model(fake[part], augment), y[part]), parameters, create_graph=True)
+        groups = groups or 1
+        fake_y = y if len(fake) == len(y) else y.view(groups, -1)[:, 0].repeat_interleave(len(fake) // groups)
+        for real_part, y_part, fake_part, fake_y_part in zip(*(x.chunk(groups) for x in (real, y, fake, fake_y)), strict=True):
+            real_grads = torch.autograd.grad(F.cross_entropy(pool_model(real_part, augment), y_part), parameters)
+            fake_grads = torch.autograd.grad(F.cross_entropy(pool_model(fake_part, augment), fake_y_part), parameters, create_graph=True)
             losses.append(match_gradients(real_grads, fake_grads, self.metric, bias=self.bias, fc=self.fc))
         return torch.stack(losses).mean()
 

@@ -26,9 +26,10 @@ class Buffer:
     Each offered image gets a random key. The images with the smallest keys are kept, as many as fit. If all images have one size, this is
     a reservoir; if they are compressed, it is a sample that favours no size. The keys do not count as memory: to go on sampling, a
     reservoir needs only the number of images that it was offered.
-    balanced: keep one reservoir for each class, each with an equal share of the room. max_bytes: budget for pixels or codes, labels and
-    logits. max_images: budget in images. None = no limit. networks: number of networks whose logits are stored with each image. Raises
-    UsageError if not even one image fits; with `balanced`, one of each class.
+    balanced: keep one reservoir for each class, each with an equal share of the room. planned: these are shares of all classes of the set
+    from the start, not of those that came so far, so that no image leaves; it goes with `balanced`. max_bytes: budget for pixels or codes,
+    labels and logits. max_images: budget in images. None = no limit. networks: number of networks whose logits are stored with each image.
+    Raises UsageError if not even one image fits; with `balanced`, one of each class.
     """
 
     def __init__(
@@ -39,12 +40,14 @@ class Buffer:
         max_bytes: int | None = None,
         max_images: int | None = None,
         balanced: bool = False,
+        planned: bool = False,
         codec: str = "raw",
         quality: int = 75,
         networks: int = 0,
         seed: int = 0,
     ):
-        self.info, self.device, self.max_bytes, self.max_images, self.balanced = info, device, max_bytes, max_images, balanced
+        self.info, self.device, self.max_bytes, self.max_images = info, device, max_bytes, max_images
+        self.balanced, self.planned = balanced, planned
         self.codec, self.rng = make_codec(codec, quality, info.channels), torch.Generator().manual_seed(seed)
         self.item_bytes = {"labels": 1 if info.num_classes <= 256 else 2, "logits": 4 * networks * info.num_classes}
         self.images = torch.empty(0, info.channels, info.image_size, info.image_size, dtype=torch.uint8, device=device)
@@ -53,7 +56,9 @@ class Buffer:
         # On the host, for the same images: random keys, groups, sizes in bytes, and the codes if they are compressed.
         self.keys, self.groups, self.sizes, self.codes = np.empty(0), np.empty(0, np.int64), np.empty(0, np.int64), []
         self.bars: dict[int, float] = {}  # group -> the smallest key that was rejected
-        self.known: list[int] = []  # groups in the order of their first image
+        self.known = list(range(info.num_classes)) if planned else []  # groups in the order of their first image
+        if planned and max_images is not None and max_images < info.num_classes:
+            raise UsageError(f"--buffer-size {max_images}: expected room for one image of each of the {info.num_classes} classes or more")
         if max_bytes is not None:
             empty = encode_images(self.codec, self.images.new_zeros(1, *self.images.shape[1:])) if self.codec else [None]
             least = int(self._sizes(empty)[0]) + (self.codec.shared if self.codec else 0)
@@ -112,6 +117,18 @@ class Buffer:
     def contents(self) -> ImageSet:
         """Return all images and labels."""
         return ImageSet(self.images, self.labels)
+
+    def room_for_class(self, images: ImageSet, sample: int = 200) -> int:
+        """The number of images that fit into the share of one class, at the mean size of `images`; at least one.
+
+        sample: largest number of images whose size is looked at. Only with `planned`.
+        """
+        if self.max_images is not None:
+            return self.max_images // self.info.num_classes
+        some = images.images[:: -(-len(images) // sample)]
+        sizes = self._sizes(encode_images(self.codec, some) if self.codec else [None])
+        share = (self.max_bytes - (self.codec.shared if self.codec else 0)) // self.info.num_classes
+        return max(1, int(share // sizes.mean()))
 
     def num_bytes(self) -> dict[str, int]:
         """Return the bytes kept, by kind: images, labels and logits."""

@@ -18,6 +18,7 @@ from engine.steps import Step
 from engine.tensors import eval_mode, to_device
 from replay.buffer import Draw
 from replay.clock import Clock
+from replay.condensing import TaskCondenser
 from replay.generation import TaskGenerator
 from replay.learner import Batch, Learner, Weights
 from replay.memory import Memory
@@ -55,6 +56,7 @@ class Continual:
         self.plan = Plan(method, options, tasks, classes, info, layout, seed, runtime)
         self.replay = Replay(self.plan, memory, learners)
         self.generator = TaskGenerator(self.plan, memory, self.replay, [learner.name for learner in learners], train_gan, train_match)
+        self.condenser = TaskCondenser(self.plan, memory)
         self.finished = 0  # number of tasks that the memory holds
         self.images_generated = 0
         self.clock = Clock([0.0] * len(learners), runtime)  # seconds of training each network
@@ -74,7 +76,9 @@ class Continual:
         if self.finished > task:
             return
         self.generator.keep(task)
-        if self.memory.buffer is not None and (self.options.offer == "task" or not self.plan.lengths(task)["stream"]):
+        if self.method.condenses:
+            self.condenser.keep()
+        elif self.memory.buffer is not None and (self.options.offer == "task" or not self.plan.lengths(task)["stream"]):
             offered = (self.tasks[task].images, self.tasks[task].labels.cpu())
             for images, labels in zip(*(tensor.split(1000) for tensor in offered), strict=True):
                 self.memory.buffer.offer(images, labels, self._logits(images) if self.method.keeps_logits else None)
@@ -100,10 +104,10 @@ class Continual:
         return self.replay.draw(task)
 
     def steps(self, phase: str, task: int, done: int) -> Iterator[Losses]:
-        """The losses of each step of a phase ("gan", "match", "stream", "retrain") of a task, after its first `done` steps."""
+        """The losses of each step of a phase ("gan", "match", "condense", "stream", "retrain") of a task, after its first `done` steps."""
         generator = self.generator
-        phases = {"gan": generator.gan_steps, "match": generator.match_steps, "stream": self.stream_steps, "retrain": self.retrain_steps}
-        return phases[phase](task, done)
+        phases = {"gan": generator.gan_steps, "match": generator.match_steps, "condense": self.condenser.steps}
+        return (phases | {"stream": self.stream_steps, "retrain": self.retrain_steps})[phase](task, done)
 
     # the phases of the networks: each yields the losses of its steps, without the first `done`
 
@@ -126,7 +130,8 @@ class Continual:
             for learner in self.learners:
                 if learner.averages:
                     learner.update_averages(before + i + 1)
-            if buffer is not None and o.offer == "step" and (epoch == 0 or not self.method.unlimited):
+            offers = buffer is not None and o.offer == "step" and not self.method.condenses
+            if offers and (epoch == 0 or not self.method.unlimited):
                 buffer.offer(train.images[index], labels[chosen], logits if self.method.keeps_logits else None)
             yield losses
 
@@ -194,6 +199,7 @@ class Continual:
         return {
             "learners": {learner.name: learner.state_dict() for learner in self.learners},
             **self.generator.state_dict(),
+            **self.condenser.state_dict(),
             "counters": {"finished": self.finished, "images_generated": self.images_generated, "seconds": self.clock.seconds},
             "acc": self.acc,
             **self.memory.state_dict(),
@@ -205,5 +211,6 @@ class Continual:
         for learner in self.learners:
             learner.load_state_dict(state["learners"][learner.name])
         self.generator.load_state_dict(state)
+        self.condenser.load_state_dict(state)
         self.finished, self.images_generated = state["counters"]["finished"], state["counters"]["images_generated"]
         self.clock, self.acc = Clock(state["counters"]["seconds"], self.runtime), state["acc"]

@@ -83,8 +83,8 @@ class Memory:
             width, storage, layout = self.generators.config["width"], self.generators.storage, self.generators.layout
             parts.append(f"{layout} generators of width {width} in {storage}")
         if self.buffer is not None:
-            limit = "real images" if self.buffer.max_images is None else f"at most {self.buffer.max_images:,} real images"
-            parts.append(f"a buffer of {limit}")
+            limit = "" if self.buffer.max_images is None else f"at most {self.buffer.max_images:,} "
+            parts.append(f"a buffer of {limit}{'condensed' if self.buffer.planned else 'real'} images")
         budget = f"; at most {self.max_bytes:,} bytes" if self.max_bytes else ""
         return f"memory: {', '.join(parts) or 'none'}{budget}"
 
@@ -234,6 +234,7 @@ def make_memory(
                 max_bytes=left and (int(left * buffer_share) if generators else left),
                 max_images=buffer_size,
                 balanced=method.balanced,
+                planned=method.condenses,
                 codec=codec,
                 quality=quality,
                 networks=len(learners) if method.keeps_logits else 0,

@@ -94,6 +94,7 @@ class Method:
     averaged: bool = False  # two averaged copies of each network, which count as memory
     balanced: bool = False  # the buffer holds an equal share of each class
     retrains: bool = False  # networks are trained from scratch on memory alone at the end of each task, not on the stream
+    condenses: bool = False  # the buffer holds condensed images of each task in the place of real ones
     at_once: bool = False  # all tasks are learnt as one
     unlimited: bool = False  # the buffer keeps every image
 
@@ -107,6 +108,8 @@ METHODS = {
     "er-ace": Method("experience replay with an asymmetric cross-entropy", ace_loss),
     # Prabhu et al. 2020
     "gdumb": Method("a class-balanced buffer, and training from scratch on it", balanced=True, retrains=True),
+    # as CCMCL (arXiv:2102.09890) and OLCGM (arXiv:2206.11849): condensed images, replayed as in ER
+    "condensed": Method("experience replay from condensed images of each task", balanced=True, condenses=True),
     "cls-er": Method("experience replay with a plastic and a stable copy", cls_loss, averaged=True),
     "dgr": Method("deep generative replay, with distillation", generative_loss, memory="generator"),
     "dim": Method("a distilled generator as memory", generative_loss, memory="generator"),

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from types import SimpleNamespace
 from typing import Any
 
+from models.condense import Condensing, check_condense_flags
 from models.matching import BY_CLASS, MATCH_WEIGHTS
 from replay.methods import Method
 from utils import UsageError
@@ -47,6 +48,7 @@ class Options:
     generator_start: str
     pool_steps: int
     pool_lr: float
+    condensing: Condensing
 
 
 def make_options(flags: Mapping[str, Any], tracks: Mapping[str, int]) -> Options:
@@ -59,7 +61,9 @@ def make_options(flags: Mapping[str, Any], tracks: Mapping[str, int]) -> Options
         "distill_weight": distill if given.distill_weight is None else given.distill_weight,
         "match_steps": (100 if ours else 0) if given.match_steps is None else given.match_steps,
     }
-    return Options(**{field.name: flags[field.name] for field in fields(Options)} | filled)
+    condense = (flags[f"condense_{name}"] for name in ("match", "steps", "lr", "batch", "network", "init"))
+    filled |= {"condensing": Condensing.of(*condense)}
+    return Options(**{field.name: flags[field.name] for field in fields(Options) if field.name not in filled} | filled)
 
 
 def layout_of(method: str, layout: str | None, oracle: bool) -> str:
@@ -100,7 +104,7 @@ def check_flags(flags: Mapping[str, Any], method: Method) -> None:
     }
     if method.memory != "generator":
         for flag, value in generator_flags.items():
-            if value is not None:
+            if value is not None and not (flag == "--retrain" and method.condenses):
                 raise UsageError(f"{flag} is of the methods with a generator, dgr and dim; found --method {given.method}")
     elif given.layout and given.method == "dgr" and given.layout != "carried":
         raise UsageError(f"--layout {given.layout}: --method dgr carries one generator on, --method dim takes either")
@@ -108,6 +112,12 @@ def check_flags(flags: Mapping[str, Any], method: Method) -> None:
         raise UsageError(f"--replay-loss {given.replay_loss} is of --method dim; dgr distils")
     elif given.track == "online":
         raise UsageError(f"--track online: --method {given.method} goes over a task's images several times, expected --track offline")
+    if method.condenses and given.track == "online":
+        raise UsageError("--track online: --method condensed goes over a task's images several times, expected --track offline")
+    if method.condenses and given.offer == "task":
+        raise UsageError("--offer task is of buffers of real images; --method condensed always fills its buffer at the end of a task")
+    if not method.condenses:
+        check_condense_flags(flags, "--method condensed", given.method)
     if given.match in BY_CLASS:
         usable = ", ".join(name for name in MATCH_WEIGHTS if name not in BY_CLASS)
         raise UsageError(f"--match {given.match}: needs the batches of pool_match.py --match-batch, expected one of {usable}")

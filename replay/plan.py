@@ -8,7 +8,7 @@ from engine.runtime import Runtime
 from replay.methods import Method
 from replay.options import Options
 
-TAUGHT = ("gan", "stream", "match", "retrain")  # the order of the phases where the networks teach the generator
+TAUGHT = ("gan", "stream", "match", "condense", "retrain")  # the order of the phases where the networks teach the generator
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Plan:
         generator = {
             "gan": o.gan_steps * (len(self.tasks) if o.oracle else 1) if generates else 0,
             "match": o.match_steps if generates else 0,
+            "condense": o.condensing.steps if self.method.condenses else 0,
         }
         networks = {
             "stream": 0 if retrains else stream,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from data import ImageSet
+from data import ImageSet, to_uint8
 from engine.seeds import derive_seed
 from models.deploy import Filtered
 from replay.buffer import Draw
@@ -53,8 +53,7 @@ class Replay:
         if threshold:
             generator = Filtered(generator, Ensemble([learner.previous for learner in self.learners]), threshold)
         rng = torch.Generator(self.plan.runtime.device).manual_seed(derive_seed(self.plan.seed, *seed))
-        images = generate(generator, labels, rng, self.plan.runtime)
-        return ImageSet(((images + 1) * 127.5).round().clamp(0, 255).byte(), labels)
+        return ImageSet(to_uint8(generate(generator, labels, rng, self.plan.runtime)), labels)
 
     def retrain_set(self, task: int, turn: int) -> ImageSet:
         """Return what reinitialised networks learn from at pass `turn`: the images of the buffer, and newly generated ones."""

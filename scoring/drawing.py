@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from data import Data, DataInfo, ImageSet, fingerprint
+from data import Data, DataInfo, ImageSet, fingerprint, to_uint8
 from engine.files import make_folder, write_tensors
 from engine.optim import ADAM_BETAS
 from engine.runtime import Runtime
@@ -25,7 +25,7 @@ from models import Classifier, read_classifier
 from models.gan import GAN
 from models.matching import MATCH_RECIPES, recipe_settings
 from models.pool import Pool
-from scoring.sources import generate, herding_order, to_pixels
+from scoring.sources import generate, herding_order
 from scoring.teachers import make_teachers
 
 DRAWS = ("random", "herding", "matched")
@@ -59,7 +59,7 @@ class Latents(nn.Module):
         with torch.no_grad(), runtime.autocast():
             stored = self.values.half().float().flatten(0, 1)
             parts = [self.held[0](z, y).float() for z, y in zip(stored.split(500), labels.split(500), strict=True)]
-        return to_pixels(torch.cat(parts)), labels
+        return to_uint8(torch.cat(parts)), labels
 
     @property
     def num_bytes(self) -> int:
@@ -106,7 +106,7 @@ def herded_set(
     rng = torch.Generator(runtime.device).manual_seed(derive_seed(seed, "candidates"))
     labels = torch.arange(k, device=runtime.device).repeat_interleave(candidates)
     with eval_mode(generator):
-        drawn = ImageSet(to_pixels(generate(generator, labels, rng, runtime).float()), labels)
+        drawn = ImageSet(to_uint8(generate(generator, labels, rng, runtime).float()), labels)
     chosen = herding_order(classifier, drawn, ipc, k, toward=train).flatten()
     return drawn.images[chosen], labels[chosen], INDEX_BYTES * len(chosen)
 

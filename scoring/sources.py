@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from data import DataInfo, ImageSet, balanced_epochs, to_float
+from data import DataInfo, ImageSet, balanced_epochs, to_float, to_uint8
 from engine.files import file_hash
 from engine.runtime import Runtime
 from engine.seeds import Draws, derive_seed
@@ -197,12 +197,7 @@ def draw_fixed(generator: nn.Module, ipc: int, seed: int, runtime: Runtime) -> t
     """Draw a fixed set of `ipc` images of each class: uint8 images (N, C, H, W), sorted by class, and labels (N,)."""
     rng = torch.Generator(runtime.device).manual_seed(derive_seed(seed, "fixed", ipc))
     labels = torch.arange(generator.num_classes, device=runtime.device).repeat_interleave(ipc)
-    return to_pixels(generate(generator, labels, rng, runtime).float()), labels
-
-
-def to_pixels(images: Tensor) -> Tensor:
-    """Round images in [-1, 1] to uint8."""
-    return ((images + 1) * 127.5).round().clamp(0, 255).byte()
+    return to_uint8(generate(generator, labels, rng, runtime).float()), labels
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from engine.files import file_hash, make_folder
 from engine.runtime import Runtime
 from models import GanCheckpoint, read_classifier
 from models.deploy import Filtered, Several
+from scoring.condensed import CondensedSets
 from scoring.distilled import DistilledSet, write_distilled
 from scoring.drawing import Drawer
 from scoring.results import ResultsFile
@@ -18,7 +19,7 @@ from scoring.samples import make_samples
 from scoring.sources import Fixed, Generated, Labelled, Real, Teacher, WithinBytes, draw_fixed, herding_order, soft_bytes
 from scoring.storage import export_generator, num_bytes, store
 
-SOURCES = ("generator", "real", "random-real", "herding", "file")
+SOURCES = ("generator", "real", "random-real", "herding", "condensed", "file")
 LABELS = ("hard", "soft")
 # The sources of real images that take as many bytes as a generator, and the codec of each.
 MATCHED = {"random-real-raw": "raw", "random-real-lossless": "webp", "random-real-jpeg": "jpeg"}
@@ -81,7 +82,7 @@ class Table:
     """The sources of a table, on the device, and the fields that a row holds of each.
 
     names: the sources, in their order. labels: "hard", "soft" or both; None = the labels that the images come with. trained: fingerprint of
-    data.train. drawer: draws the fixed sets of generators; None = at random.
+    data.train. drawer: draws the fixed sets of generators; None = at random. condensed: the sets of --source condensed.
     """
 
     names: list[str]
@@ -93,6 +94,7 @@ class Table:
     labels: list[str] | None
     trained: str | None
     drawer: Drawer | None = None
+    condensed: CondensedSets | None = None
     herded: tuple[Tensor, str] | None = None  # indices (K, ipc), and a description of the network that chose them
 
     def herd(self, path: Path, ipc: int, by: str) -> None:
@@ -135,6 +137,8 @@ class Table:
             elif name == "herding":
                 images, labels = data.train.batch(self.herded[0][:, :ipc].flatten())
                 yield {"source": name, "chosen_by": self.herded[1]}, Fixed(images, labels)
+            elif name == "condensed":
+                yield {"source": name} | self.condensed.about, self.condensed.fixed(ipc)
             else:
                 yield {"source": name}, Real(data.train, ipc, k, fixed=name == "random-real")
         if match_quality:
@@ -142,9 +146,12 @@ class Table:
                 for name, codec in MATCHED.items():
                     about = {"source": name, "match_bytes": size, "quality": match_quality if codec == "jpeg" else None}
                     yield about, WithinBytes(data.train, ipc, data.info, size, codec, match_quality, item_bytes)
+                if self.condensed is not None:
+                    about = {"source": f"condensed-{self.condensed.codec}", "match_bytes": size}
+                    yield about | self.condensed.about, self.condensed.within(ipc, size, item_bytes)
 
     def shown(self, row: dict, per_class: int, seed: int) -> tuple[Tensor, Tensor] | None:
-        """Return float images (N, C, H, W) and labels to show for the row of a generator or a file; None for any other row."""
+        """Return float images (N, C, H, W) and labels to show for the row of a generator, a file or condensed images, else None."""
         for one in self.deployed:
             if row["source"] == "generator" and one.about["checkpoint_sha256"] == row["checkpoint_sha256"]:
                 if self.drawer and row["budget"] == "fixed":
@@ -152,6 +159,9 @@ class Table:
                     return to_float(images), labels
                 images, labels = draw_fixed(one.generator, per_class, seed, self.runtime)
                 return to_float(images), labels
+        if row["source"] == "condensed":
+            source = self.condensed.fixed(row["ipc"])
+            return source.images, source.labels
         for found in self.sets:
             if row["source"] == "file" and found.sha256() == row["file_sha256"]:
                 return found.images, found.labels
@@ -173,7 +183,7 @@ def export(folder: Path, checkpoint: GanCheckpoint, storage: str, table: Table, 
 
 
 def keep_samples(results: ResultsFile, rows: list[dict], table: Table, per_class: int, seed: int) -> None:
-    """Add example images to the first row of each generator and file, and rewrite the results."""
+    """Add example images to the first row of each generator, file and kind of condensed images, and rewrite the results."""
     done = set()
     for row in rows:
         key = str([row[name] for name in ("source", "checkpoint_sha256", "storage", "file_sha256")])

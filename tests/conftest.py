@@ -49,11 +49,15 @@ def validate_flags(results: Path, *extra: str) -> list[str]:
 GENERATES = "--width 4 --gan-steps 3 --match-steps 2 --replay-images 12 --gan-batch-size 16 --restat 2".split()
 
 
+CONDENSES = "--condense-steps 3 --condense-batch 4".split()
+
+
 def continual_flags(results: Path, method: str, *extra: str) -> list[str]:
     """A stage-4 command of five tasks of the digits, 20 to 40 images each, some seconds."""
     flags = f"--tag {method} --data digits --results-dir {results} --method {method} --pool convnet_w32 --batch-size 8 --epochs 1"
     flags += " --val-size 1380 --device cpu --save-interval 0"
     sizes = GENERATES if method in ("dim", "dgr") else ["--buffer-size", "20"] if METHODS[method].memory and method != "unlimited" else []
+    sizes = [*sizes, *CONDENSES] if method == "condensed" else sizes
     return flags.split() + PRECISION + sizes + list(extra)
 
 

@@ -14,14 +14,16 @@ from conftest import continual_flags, run, same
 from PIL import Image
 
 import continual
-from data import Data, ImageSet
+from data import Data, ImageSet, load_data
 from models import NETWORKS, STORAGES
+from models.condense import Condensed
 from models.convnet import ConvNet
 from replay import results as replay_results
 from replay.continual import Continual
 from replay.memory import digest
 from replay.methods import METHODS
 from replay.tasks import split_classes
+from scoring.storage import CODECS
 from utils import UsageError
 
 # Methods and variants of ours, by the flags that make them.
@@ -41,6 +43,8 @@ VARIANTS = {
     "as cls-er": ("dim", "--replay-loss", "cls-er"),
     "at the end": ("der++", "--offer", "task"),
     "jpeg": ("der++", "--codec", "jpeg", "--dsa-strategy", "crop_flip"),
+    "condensed in jpeg": ("condensed", "--buffer-size", "40", "--codec", "jpeg", "--condense-init", "noise", "--condense-match", "dist"),
+    "condensed, retrain": ("condensed", "--retrain", "--retrain-steps", "4", "--condense-match", "grad"),
 }
 
 
@@ -119,6 +123,43 @@ def test_what_is_kept_is_what_was_asked_for(finished):
     assert set(finished("beside a buffer")[0]["num_bytes"]) == {"images", "labels", "weights", "total"}
 
 
+def test_condensed_images_are_of_each_class_and_not_the_real_ones(finished):
+    results, folder = finished("condensed")
+    assert results["num_bytes"] == {"images": 20 * 784, "labels": 20, "total": 20 * 785}
+    memory = torch.load(folder / "last.pth", weights_only=True)["memory"]["buffer"]
+    assert torch.bincount(memory["labels"], minlength=10).tolist() == [2] * 10
+    real = {image.numpy().tobytes() for image in load_data("digits", "", val_size=1380).train.images}
+    assert not any(image.numpy().tobytes() in real for image in memory["images"])
+    assert torch.load(folder / "last.pth", weights_only=True)["condensed"] is None  # their training is over
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_condensed_images_hold_the_budget_with_their_codec(codec, tmp_path):
+    command = flags(tmp_path, "condensed", "--memory-bytes", "24000", "--codec", codec, "--num-tasks", "2")
+    del command[command.index("--buffer-size") : command.index("--buffer-size") + 2]
+    results = run(continual, command)
+    assert 12_000 < results["num_bytes"]["total"] <= 24_000
+    assert results["buffer_images"] == 30 or codec != "raw"
+
+
+def test_a_memory_of_permuted_labels_gives_chance(tmp_path, monkeypatch):
+    """Networks that learn from condensed images alone, with their own labels and with permuted ones."""
+    monkeypatch.setattr(sys.modules[__name__], "FEW", 300)
+    long = "--val-size 900 --retrain --retrain-steps 150 --lr 0.1 --buffer-size 60 --condense-batch 16 --num-tasks 1".split()
+    right = run(continual, flags(tmp_path / "right", "condensed", *long))
+    contents = Condensed.contents
+
+    def permuted(self):
+        images, labels = contents(self).images, contents(self).labels
+        return ImageSet(images, labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(3))])
+
+    monkeypatch.setattr(Condensed, "contents", permuted)
+    wrong = run(continual, flags(tmp_path / "wrong", "condensed", *long))
+    found = [results["mean"]["class-il"]["average_accuracy"] for results in (right, wrong)]
+    assert found[0] > 60
+    assert found[1] == pytest.approx(10, abs=10)
+
+
 def test_images_are_counted(finished):
     per_class, new_per_pass = 12, [2, 4, 6, 8, 10]
     assert finished("dim")[0]["images_generated"] == per_class * (2 + 4 + 6 + 8)
@@ -183,6 +224,9 @@ STOPS = {
     "cls-er": (5,),
     "at the end": (4, 6),
     "jpeg": (7,),
+    "condensed": (0, 1, 2, 4, 6, 8, 11, 20),
+    "condensed in jpeg": (2, 4, 9),
+    "condensed, retrain": (1, 2, 3, 5, 9, 12),
     "gdumb": (2, 3, 5),
     "dim": (1, 3, 4, 5, 8, 9, 12, 13, 14, 23, 41),
     "carried": (3, 5, 9, 12, 14),

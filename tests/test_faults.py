@@ -19,6 +19,7 @@ FLAGS = {
     "continual": ["--data", "digits", "--method", "er", "--buffer-size", "20"],
 }
 DIM = ["--method", "dim", "--width", "4", "--memory-bytes"]
+CONDENSED = ["--method", "condensed", "--buffer-size"]
 EVERYWHERE = ("gen_condense", "pool_match", "validate")
 TRAINING = EVERYWHERE[:2]
 STAGES = (*EVERYWHERE, "continual")
@@ -132,6 +133,15 @@ CASES = [
     ("continual", ["--method", "gdumb", "--memory-bytes", "4000"], "expected room for one of each class, 7850 bytes or more"),
     ("continual", ["--z-dim", "50"], "--z-dim is of the methods with a generator"),
     ("continual", ["--match-steps", "0"], "--match-steps is of the methods with a generator"),
+    ("continual", ["--condense-steps", "5"], "--condense-steps 5 is of --method condensed, found er"),
+    ("continual", [*DIM, "900000", "--condense-match", "dist"], "--condense-match dist is of --method condensed, found dim"),
+    ("continual", [*CONDENSED, "50", "--track", "online"], "--track online: --method condensed goes over a task's images several times"),
+    ("continual", [*CONDENSED, "50", "--offer", "task"], "--offer task is of buffers of real images; --method condensed always fills"),
+    ("continual", [*CONDENSED, "9"], "--buffer-size 9: expected room for one image of each of the 10 classes or more"),
+    ("continual", [*CONDENSED, "50", "--condense-network", "vgg"], "unknown network 'vgg'"),
+    ("continual", [*CONDENSED, "50", "--condense-steps", "0"], "argument --condense-steps: found 0, expected a whole number >= 1"),
+    ("continual", ["--method", "condensed", "--memory-bytes", "7849"], "expected room for one of each class, 7850 bytes or more"),
+    ("continual", ["--method", "condensed"], "--method condensed needs --memory-bytes or --buffer-size, and not both"),
     ("continual", ["--codec", "gif"], "argument --codec: invalid choice: 'gif'"),
     ("continual", ["--quality", "99"], "argument --quality: found 99, expected a whole number >= 1 and <= 95"),
     *(("continual", [flag, "-1"], f"argument {flag}: found -1") for flag in ("--alpha", "--beta", "--consistency", "--class-order")),

@@ -79,6 +79,7 @@ CONTROLS = {
     "jpeg": ("er", "--codec jpeg"),
     "png": ("der++", "--codec png --offer task"),
     "webp": ("gdumb", "--codec webp"),
+    "condensed": ("condensed", "--condense-match grad --condense-steps 6 --codec jpeg"),
     "densenet": ("er", "--pool densenet"),
 }
 
@@ -330,10 +331,11 @@ def test_every_source_of_the_referee(tmp_path, trained, graphs):
     run(validate, validate_flags(tmp_path / "teacher", "--data", "digits", "--source", "real", "--save-classifiers", *cuda))
     teacher = next((tmp_path / "teacher" / "test" / "classifiers").iterdir())
     weight = ["--pretrain-weight", str(trained / "gan" / "last.pth"), "--storage", "int8", "--budget", "fixed", "stream", "--curve", "2"]
-    sources = ["--source", "generator", "random-real", "herding", "real", "--match-bytes", "--herding-epochs", "1"]
+    sources = ["--source", "generator", "random-real", "herding", "real", "condensed", "--match-bytes", "--herding-epochs", "1"]
+    sources += ["--condense-steps", "6", "--condense-batch", "8"]
     soft = ["--labels", "hard", "soft", "--teacher", str(teacher), "--recipe", "strong", "--epochs-eval", "9"]
     rows = run(validate, validate_flags(tmp_path, *weight, *sources, *soft, "--export", str(tmp_path / "out"), *cuda))
-    assert len(rows) == 2 * 2 * 7
+    assert len(rows) == 2 * 2 * 9
     assert all(row["n"] == 2 and len(row["curve_accs"][0]) == 2 for row in rows)
     assert rows[0]["samples"]["distance_ratio"] > 0
     flags = ["--source", "file", "--file", str(tmp_path / "out" / "ipc3.pt"), "--data", "digits", "--budget", "fixed", "--recipe", "strong"]

@@ -61,6 +61,34 @@ def test_balanced_reservoir_gives_each_class_its_share(digits):
             assert (kept[label] == image).flatten(1).all(1).any()
 
 
+@pytest.mark.parametrize("codec", CODECS)
+def test_planned_shares_are_those_of_all_classes_and_no_image_leaves(digits, codec):
+    """As many images of a class as a condenser would make; those that grew too large for its share are left out."""
+    budget = 100_000
+    buffer = Buffer(INFO, CPU, max_bytes=budget, balanced=True, planned=True, codec=codec)
+    counts = []
+    for label in range(10):
+        images = digits[torch.where(digits.labels == label)[0]]
+        room = buffer.room_for_class(images)
+        before = buffer.images[: len(buffer)].clone()
+        buffer.offer(images.images[:room], images.labels[:room])
+        assert torch.equal(buffer.images[: len(before)], before)
+        assert sum(buffer.num_bytes().values()) <= budget * (label + 1) / 10 + (buffer.codec.shared if codec == "jpeg" else 0)
+        counts.append(room)
+    kept = torch.bincount(buffer.labels, minlength=10)
+    assert (kept <= torch.tensor(counts)).all()
+    assert (kept >= 0.8 * torch.tensor(counts)).all()
+    assert sum(buffer.num_bytes().values()) <= budget
+    if codec == "raw":
+        assert kept.tolist() == counts == [10_000 // 785] * 10
+
+
+def test_a_planned_buffer_of_fewer_images_than_classes_is_refused():
+    assert Buffer(INFO, CPU, max_images=25, balanced=True, planned=True).room_for_class(None) == 2
+    with pytest.raises(UsageError, match="--buffer-size 9: expected room for one image of each of the 10 classes or more"):
+        Buffer(INFO, CPU, max_images=9, balanced=True, planned=True)
+
+
 def test_a_share_below_one_image_leaves_a_buffer_of_some_classes(digits):
     buffer = Buffer(INFO, CPU, max_images=5, balanced=True)
     for label in range(8):

@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# Condensed images against the real ones they start from and a generator of the same bytes.
+#   bash runs/condensed.sh dm        check against DM (arXiv:2110.04181): CIFAR-10, IPC 10, ConvNet-3 of width 128, its recipe; a GPU
+#   bash runs/condensed.sh table     IPC 10 on a narrow network, and as many images as fit into a released generator, on one core
+#   bash runs/condensed.sh match     the three distances beside each other, on held-out images
+#   bash runs/condensed.sh continual condensed images as a memory, beside real ones
+# Stopped, the same command continues. DATA=fashion for Fashion-MNIST. Time on one core: see each command; STEPS makes all of them shorter.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+PYTHON=${PYTHON:-python}
+DATA=${DATA:-cifar10}
+DATA_DIR=${DATA_DIR:-datasets}
+RESULTS=${RESULTS:-results}
+REPEATS=${REPEATS:-3}
+SEEDS=${SEEDS:-0 1 2}
+
+score() {  # TAG FLAGS...
+    $PYTHON validate.py --tag "${DATA}_$1" --data "$DATA" --data-dir "$DATA_DIR" --results-dir "$RESULTS" "${@:2}"
+}
+small() {  # TAG FLAGS...: classifiers of two minutes or less
+    score "$1" --eval-model convnet_w32 --epochs-eval 200 --repeats "$REPEATS" --ipc 10 --no-real "${@:2}"
+}
+
+case ${1:-nothing} in
+dm)  # DM: 20,000 steps on 256 real images a class. SECONDS_DM
+    score dm --source condensed random-real --no-real --budget fixed --recipe dc --ipc 10 --eval-model convnet --repeats 5 \
+        --condense-network convnet --condense-batch "${BATCH:-256}" --condense-steps "${STEPS:-20000}" ;;
+table)  # SECONDS_TABLE
+    small condensed --source condensed random-real --budget fixed --condense-steps "${STEPS:-1000}"
+    for CODEC in raw jpeg; do
+        small condensed --source generator condensed --budget stream --match-bytes --condense-steps "${STEPS:-1000}" \
+            --pretrain-weight "weights/${DATA}_w32.safetensors" --codec $CODEC
+    done ;;
+match)  # SECONDS_MATCH
+    for MATCH in mean dist grad; do
+        small "condensed_val" --source condensed --budget fixed --val-size 5000 --condense-match $MATCH --condense-steps "${STEPS:-300}"
+    done ;;
+continual)  # SECONDS_CONTINUAL
+    for SEED in $SEEDS; do
+        for NAME in condensed condensed_jpeg er er_jpeg; do
+            TAG="${DATA}_${BYTES:-600000}_${NAME}_$SEED" CODEC=raw STEPS_OF=()
+            case $NAME in *_jpeg) CODEC=jpeg ;; esac
+            case $NAME in condensed*) STEPS_OF=(--condense-steps "${STEPS:-300}") ;; esac
+            grep -q '"finished": true' "$RESULTS/$TAG/results.json" 2>/dev/null && continue
+            $PYTHON continual.py --tag "$TAG" --data "$DATA" --data-dir "$DATA_DIR" --results-dir "$RESULTS" --seed "$SEED" \
+                --method "${NAME%_jpeg}" --codec $CODEC --memory-bytes "${BYTES:-600000}" --pool convnet_w32 --epochs 1 --batch-size 32 \
+                "${STEPS_OF[@]}"
+        done
+    done ;;
+*)
+    sed -n '2,7p' "$0"; exit 2 ;;
+esac

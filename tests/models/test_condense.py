@@ -1,0 +1,132 @@
+"""Condensed images: what is optimised, on which images, within which range, and that a stop changes nothing."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from conftest import same
+
+from augment import draw_operations
+from data import ImageSet, load_data, to_float
+from engine.runtime import Runtime
+from engine.seeds import derive_seed
+from models import NETWORKS
+from models.condense import INITS, RATES, Condensed, Condensing
+from models.convnet import ConvNet
+from models.matching import ANY_NUMBER
+from utils import UsageError
+
+CPU = Runtime(torch.device("cpu"))
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setitem(NETWORKS, "convnet_w32", partial(ConvNet, width=8))
+
+
+@pytest.fixture(scope="module")
+def digits():
+    data = load_data("digits", "")
+    return data, data.train[torch.where(data.train.labels < 3)[0]]
+
+
+def make(digits, match="mean", ipc=2, train=None, **given) -> Condensed:
+    how = Condensing.of(match, None, None, 8, None, None)
+    torch.manual_seed(0)
+    return Condensed(train or digits[1], ipc, replace(how, **given), digits[0].info, 0, CPU)
+
+
+def advance(condensed: Condensed, first: int, last: int) -> Condensed:
+    for _ in zip(range(first, last), condensed.steps(first), strict=False):
+        pass
+    return condensed
+
+
+@pytest.mark.parametrize("init", INITS)
+def test_what_the_pixels_start_from(init, digits):
+    found = make(digits, ipc=5, init=init).contents()
+    assert torch.equal(found.labels, torch.arange(3).repeat_interleave(5))
+    assert (found.images.dtype, found.images.shape) == (torch.uint8, (15, 1, 28, 28))
+    known = {(image.numpy().tobytes(), int(label)) for image, label in zip(digits[1].images, digits[1].labels, strict=True)}
+    real = [(image.numpy().tobytes(), int(label)) in known for image, label in zip(found.images, found.labels, strict=True)]
+    assert all(real) if init == "real" else not any(real)
+    assert len(found.images.flatten(1).unique(dim=0)) == 15
+
+
+def test_more_images_than_a_class_has_start_from_noise_alone(digits):
+    with pytest.raises(UsageError, match="500 condensed images of class 0, which has 151 real ones to start from: expected fewer"):
+        make(digits, ipc=500)
+    assert make(digits, ipc=500, init="noise").pixels.shape == (3, 500, 1, 28, 28)
+
+
+@pytest.mark.parametrize("match", ANY_NUMBER)
+def test_the_distance_falls_and_every_image_moves(match, digits):
+    condensed = make(digits, match, init="noise", batch=16)
+    before = condensed.pixels.detach().clone()
+    losses = [step["loss_condense"].item() for _, step in zip(range(40), condensed.steps(), strict=False)]
+    assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
+    assert ((condensed.pixels - before).abs().flatten(2).amax(2) > 0.01).all()
+
+
+@pytest.mark.parametrize("match", ANY_NUMBER)
+def test_pixels_are_clipped_to_the_range_of_images(match, digits):
+    condensed = advance(make(digits, match, lr=1000 * RATES[match]), 0, 2)
+    assert condensed.pixels.min() == -1
+    assert condensed.pixels.max() == 1
+
+
+@pytest.mark.parametrize("match", ANY_NUMBER)
+def test_the_images_of_a_class_depend_on_its_real_images_alone(match, digits):
+    """With one class a step, to the bit; the unit of a distance is a mean over the classes of a step."""
+    _, train = digits
+    noise = torch.randint(256, train.images.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    others = ImageSet(torch.where((train.labels == 1)[:, None, None, None], train.images, noise), train.labels)
+    found = []
+    for images in (train, others):
+        condensed = make(digits, match, train=images)
+        condensed.matching = replace(condensed.matching, classes=1)
+        found.append(advance(condensed, 0, 6).pixels.detach())
+    assert torch.equal(found[0][1], found[1][1])
+    assert not torch.equal(found[0][0], found[1][0])
+
+
+def test_a_step_is_sgd_on_the_distance_times_the_number_of_images(digits):
+    one, other = make(digits, ipc=4, lr=0.1), make(digits, ipc=4)
+    groups = next(one.matching.batches(one.train, CPU.device, 0, "condense"))
+    advance(one, 0, 1)
+    other.pool.turn(0, 1)
+    torch.manual_seed(0)
+    start = other.pixels.detach().clone().requires_grad_(True)
+    real, y = other.train.batch(groups.flatten())
+    rows = other.train.labels[groups[:, 0]]  # these classes are 0, 1 and 2, as are the rows
+    operations = one.matching.choose_operations(torch.Generator().manual_seed(derive_seed(0, "condense operations", 0)))
+    augment = draw_operations(operations, 1, 28, CPU.device)
+    loss = other.matching.loss(other.pool.model, real, start[rows].flatten(0, 1), y, augment, CPU, groups=3)
+    (grad,) = torch.autograd.grad(12 * loss, start)
+    assert torch.allclose(one.pixels, (start - 0.1 * grad).clamp(-1, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("match", ANY_NUMBER)
+def test_read_back_it_goes_on_as_it_would_have(match, digits):
+    through = advance(make(digits, match), 0, 5)
+    other, half = make(digits, match), advance(make(digits, match), 0, 3)
+    rng = torch.get_rng_state()
+    other.load_state_dict(half.state_dict())
+    torch.set_rng_state(rng)
+    assert same(advance(other, 3, 5).state_dict(), through.state_dict())
+
+
+def test_defaults_are_those_of_the_match():
+    assert Condensing.of(None, None, None, None, None, None) == Condensing("mean", 1000, RATES["mean"], 64, "convnet_w32", "real")
+    assert Condensing.of("grad", 5, None, 7, "resnet18", "noise") == Condensing("grad", 5, RATES["grad"], 7, "resnet18_w32", "noise")
+    with pytest.raises(UsageError, match="unknown network 'vgg'"):
+        Condensing.of(None, None, None, None, "vgg", None)
+
+
+@pytest.mark.parametrize("network", ["mlp_w100", "resnet10"])
+@pytest.mark.parametrize("match", ANY_NUMBER)
+def test_every_kind_of_network_will_do(match, network, digits):
+    before = make(digits, match, network=network)
+    start = to_float(before.contents().images)
+    assert not torch.equal(to_float(advance(before, 0, 2).contents().images), start)
