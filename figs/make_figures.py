@@ -232,7 +232,7 @@ def draw_samples(lines: list[Line], path: Path) -> bool:
 def draw_neighbours(lines: list[Line], path: Path) -> bool:
     """Draw generated images, each with the nearest training image at its right: memorised images show here."""
     rows = []
-    for data, found in samples_of([line for line in lines if line["source"] in ("generator", "file")]).items():
+    for data, found in samples_of([line for line in lines if line["source"] in ("generator", "file", "condensed")]).items():
         rows.append([])
         for label, samples in found.items():
             if samples.get("nearest"):

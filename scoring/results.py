@@ -114,15 +114,17 @@ def describe(row: dict) -> str:
         if row.get("filter"):
             parts.append(f"filter {row['filter']}")
     elif row.get("num_images") is not None:
-        parts.append(f"{row['num_images']:,.0f} images")
+        parts.append(f"{row['num_images']:,.0f} images" + (f" in {row['codec']}" if row.get("codec", "raw") != "raw" else ""))
     return ", ".join(parts)
 
 
 def source_name(row: dict) -> str:
-    """Name of a row's source and of its labels: "file set.pt", "generator, soft labels at 4"."""
+    """Name of a row's source and of its labels: "file set.pt", "generator, soft labels at 4", "condensed, mean, 1,000 steps"."""
     parts = [f"{row['source']} {row['file']}" if row.get("file") else row["source"]]
     if row.get("set"):
         parts[0] += f" [{row['set']}]"
+    if how := row.get("condensing"):
+        parts.append(f"{how['match']}, {how['steps']:,} steps")
     if row.get("labels") == "soft":
         parts.append("soft labels" + (f" at {row['temperature']:g}" if row.get("temperature") else ""))
     return ", ".join(parts)

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from augment import draw_dsa
 from data import DATASETS, load_data
 from engine.runtime import Runtime
+from losses import match_gradients, mean_distance
 from models import build_classifier
 from models.matching import MATCH_WEIGHTS, Matching
 from utils import UsageError
@@ -90,3 +92,21 @@ def test_matching_alone_needs_a_distance_and_batches_of_its_own(matching):
     matching.check(0.1)
     with pytest.raises(UsageError, match="--gan-weight 0 is of matching alone"):
         matching.check(0.0)
+
+
+def test_the_parts_of_a_class_may_differ_in_number():
+    """Six real images of each of three classes beside two others: gradients with the right labels, and the last features alone."""
+    torch.manual_seed(0)
+    model = build_classifier("convnet_w32", DATASETS["digits"].info).train()
+    real, y = groups(3, 6)
+    fake = real.view(3, 6, 1, 28, 28)[:, :2].flip(3).flatten(0, 1)
+    parts = []
+    for label in range(3):
+        sides = (real[6 * label :][:6], y[6 * label :][:6]), (fake[2 * label :][:2], y[6 * label :][:2])
+        losses = [F.cross_entropy(model(images), labels) for images, labels in sides]
+        parts.append(match_gradients(*(torch.autograd.grad(loss, list(model.parameters())) for loss in losses), "cos", fc=True))
+    found = Matching("grad", 1.0, metric="cos", fc=True, batch=6).loss(model, real, fake, y, None, CPU, groups=3)
+    assert found.item() == pytest.approx(torch.stack(parts).mean().item(), rel=1e-4)
+    last = [model.logits_and_features(images)[1][-1].flatten(1).unflatten(0, (3, -1)) for images in (real, fake)]
+    found = Matching("mean", 1.0, batch=6, last=True).loss(model, real, fake, y, None, CPU, groups=3)
+    assert found.item() == pytest.approx(mean_distance(*last).item(), rel=1e-4)

@@ -30,11 +30,12 @@ def made(results):
     return path, torch.load(path, weights_only=True)
 
 
-def test_a_row_of_condensed_images(tmp_path, monkeypatch):
+def test_a_row_of_condensed_images(tmp_path, monkeypatch, capsys):
     rows = run(validate, validate_flags(tmp_path, *FLAGS, "--budget", "stream", "fixed"))
     assert [(row["source"], row["budget"], row["num_bytes"], row["num_images"]) for row in rows] == [
         ("condensed", budget, 30 * 784, 30) for budget in ("stream", "fixed")
     ]
+    assert "condensed, mean, 5 steps" in capsys.readouterr().out
     assert rows[0]["accs"] == rows[1]["accs"]  # a fixed set under both budgets
     assert rows[0]["condensing"]["steps"] == 5
     assert rows[0]["drawn_from"] is not None
@@ -94,10 +95,11 @@ def test_bytes_are_those_of_the_codec_and_a_budget_is_held(codec, tmp_path):
     assert torch.bincount(stored.labels).min() >= 1
 
 
-def test_rows_of_as_many_bytes_as_a_generator(trained, tmp_path):
+def test_rows_of_as_many_bytes_as_a_generator(trained, tmp_path, capsys):
     weight = ["--pretrain-weight", str(trained / "gan" / "last.pth"), "--source", "generator", "condensed", "--match-bytes"]
     flags = [*FLAGS[:2], *FLAGS[4:], *weight, "--repeats", "1", "--codec", "jpeg", "--quality", "60"]
     rows = run(validate, validate_flags(tmp_path, *flags))
+    assert "images in jpeg" in capsys.readouterr().out
     assert [row["source"] for row in rows] == [
         *("generator", "condensed", "random-real-raw", "random-real-lossless", "random-real-jpeg", "condensed-jpeg")
     ]
