@@ -266,7 +266,14 @@ def main(args: argparse.Namespace) -> dict:
     lengths = [sum(continual.plan.lengths(task).values()) for task in range(len(tasks))]
     run = RunFolder(folder, vars(args), {"image set": data.info.to_dict()}, [continual], header, runtime, lengths, "task", FREE_FLAGS)
     about = {"method": args.method, "data": data.info.name, "split": split, "track": args.track, "num_tasks": args.num_tasks}
-    about |= {"classes": classes, "seed": args.seed, "memory_bytes": args.memory_bytes, "steps": lengths, "flags": vars(args)}
+    about |= {
+        "class_names": list(data.info.class_names),
+        "classes": classes,
+        "seed": args.seed,
+        "memory_bytes": args.memory_bytes,
+        "steps": lengths,
+        "flags": vars(args),
+    }
     about |= {"chosen": runtime.chosen(), **environment(runtime.device)}
     if not continual.acc:
         evaluate(continual, images, classes)

@@ -233,6 +233,7 @@ def main(args: argparse.Namespace) -> list[dict]:
         for network, ipc, budget in itertools.product(networks, ipcs, dict.fromkeys(args.budget)):
             for about, source in table.sources(ipc, budget == "fixed", args.quality if args.match_bytes else None):
                 row = results.row(shared | {"classifier": network, "budget": budget, "ipc": ipc} | about)
+                row["class_names"] = list(data.info.class_names)
                 if any(row is other for other in rows):  # a file or checkpoint that is named twice
                     continue
                 rows.append(row)

@@ -6,7 +6,7 @@ Import these names from `data` itself.
 from data.batches import balanced_epochs, class_batches, epoch_order, split_held_out, steps_per_epoch
 from data.images import SPLITS, Data, DataInfo, ImageSet, fingerprint, to_float
 from data.loading import check_data_dir, load_data
-from data.pictures import list_pictures, read_pictures
+from data.pictures import list_pictures, match_classes, read_pictures
 from data.sets import DATASETS, NAMES
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "fingerprint",
     "list_pictures",
     "load_data",
+    "match_classes",
     "read_pictures",
     "split_held_out",
     "steps_per_epoch",

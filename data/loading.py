@@ -144,12 +144,12 @@ def _read_folder(
     files = {split: list_pictures(root / split) for split in wanted}
     names = info.class_names if info else tuple(files["train"])
     for split, found in files.items():
-        if tuple(found) != names:
+        if set(found) != set(names):
             odd = sorted(set(found) ^ set(names))
             expected = "those of the checkpoint" if info else f"those of {root / 'train'}"
             raise UsageError(f"{root / split}: its classes differ from {expected}: {', '.join(odd)} only on one side")
     channels = info.channels if info else 1 if all(is_gray(path) for paths in files[wanted[0]].values() for path in paths) else 3
-    sets = {split: ImageSet(*read_pictures(list(found.values()), channels, size)) for split, found in files.items()}
+    sets = {split: ImageSet(*read_pictures([found[name] for name in names], channels, size)) for split, found in files.items()}
     if info is None:
         values = sets["train"].images.double() / 255
         mean, std = values.mean((0, 2, 3)), values.std((0, 2, 3)).clamp(min=1e-3)

@@ -1,6 +1,7 @@
 """A folder of pictures, PATH/CLASS/*, as uint8 images of one size."""
 
-from collections.abc import Callable
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +17,48 @@ PICTURE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".t
 
 
 def list_pictures(folder: Path, expected: str = "PATH/train/CLASS/* and PATH/test/CLASS/* for --data folder") -> dict[str, list[Path]]:
-    """Class name -> its picture files, both sorted.
+    """Class name -> its picture files, both in the order of their names as strings, as torchvision's ImageFolder has them.
 
-    expected: the layout that the error names. Raises UsageError if the folder is missing, has fewer than two classes or an empty one.
+    expected: the layout that the error names. Raises UsageError if the folder is missing, has fewer than two classes or an empty one, or
+    two folders whose names are one number (1 and 01) or the same text in Unicode.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder, expected {expected}")
-    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    classes = sorted((path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")), key=lambda path: path.name)
     if len(classes) < 2:
         raise UsageError(f"{folder}: found {len(classes)} class folders, expected at least 2")
-    found = {}
+    found, meanings = {}, {}
     for path in classes:
-        found[path.name] = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES and not p.name.startswith("."))
+        first = meanings.setdefault(as_number(path.name) or unicodedata.normalize("NFC", path.name), path.name)
+        if first != path.name:
+            raise UsageError(f"{folder}: the folders {first} and {path.name} stand for one class, expected one folder for each")
+        pictures = (p for p in path.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES and not p.name.startswith("."))
+        found[path.name] = sorted(pictures, key=lambda p: p.name)
         if not found[path.name]:
             raise UsageError(f"{path}: an empty class, expected pictures ({' '.join(sorted(PICTURE_SUFFIXES))})")
     return found
+
+
+def as_number(name: str) -> str | None:
+    """The whole number that a name is, without leading zeros; None if it is none."""
+    return str(int(name)) if name.isascii() and name.isdecimal() else None
+
+
+def match_classes(found: Iterable[str], class_names: Sequence[str]) -> list[str] | None:
+    """The folder names of the classes, in the order of `class_names`; None if they do not fit.
+
+    A folder is the class of its own name. Only where no folder has the name of a class do numbers count: those of the classes' names if
+    these are numbers themselves (002 is the class 2), else the places of the classes, from 0.
+    """
+    found = list(found)
+    if set(found) == set(class_names):
+        return list(class_names)
+    numbers = {as_number(name): name for name in found}
+    if len(numbers) < len(found) or set(found) & set(class_names):
+        return None
+    wanted = [as_number(name) for name in class_names]
+    wanted = wanted if None not in wanted else [str(place) for place in range(len(class_names))]
+    return [numbers[number] for number in wanted] if set(numbers) == set(wanted) else None
 
 
 def is_gray(path: Path) -> bool:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data import DataInfo, list_pictures, read_pictures
+from data import DataInfo, list_pictures, match_classes, read_pictures
 from engine.files import read_plain, write_atomic, write_tensors
 from utils import UsageError
 
@@ -63,7 +63,7 @@ def read_distilled(path: str | Path, info: DataInfo, image_range: str | None = N
 
     Accepted are a .pt file with (images, labels); one with a dict of "images" and "labels"; one with a dict whose "data" is a list of
     [images, labels] (DC, DSA, DM); one with the images alone, whose labels lie beside it as labels_*.pt (MTT); and a folder with one
-    folder of pictures for each class, named after the class or its number.
+    folder of pictures for each class, named as match_classes takes it.
     image_range: one of RANGES, needed if the values do not determine it. Pickled code is refused and never executed. Raises UsageError
     if the contents do not fit `info`.
     """
@@ -190,12 +190,11 @@ def _read_folder(path: Path, info: DataInfo, image_range: str | None) -> Distill
     if image_range not in (None, "uint8"):
         raise UsageError(f"--image-range {image_range}: {path} holds pictures, which are uint8")
     found = list_pictures(path, f"a folder for each class of {info.name}")
-    if all(name.isdecimal() for name in found) and {int(name) for name in found} == set(range(info.num_classes)):
-        found = {info.class_names[int(name)]: paths for name, paths in found.items()}
-    if set(found) != set(info.class_names):
+    names = match_classes(found, info.class_names)
+    if names is None:
         odd = sorted(set(found) ^ set(info.class_names))
         raise UsageError(f"{path}: its folders are not the classes of {info.name}: {', '.join(odd)} only on one side")
-    images, labels = read_pictures([found[name] for name in info.class_names], info.channels, info.image_size, exact=True)
+    images, labels = read_pictures([found[name] for name in names], info.channels, info.image_size, exact=True)
     return _checked(path, 0, images, labels, info, None)
 
 

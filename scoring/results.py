@@ -12,7 +12,7 @@ from utils import UsageError
 # The fields of a row that are results; all others are settings.
 RESULTS = (
     *("n", "mean", "std", "accs", "seconds_generate", "seconds_train", "images_seen", "steps"),
-    *("num_bytes", "num_images", "bits_per_class", "confusion", "curve_images_seen", "curve_accs", "samples"),
+    *("num_bytes", "num_images", "bits_per_class", "confusion", "curve_images_seen", "curve_accs", "samples", "class_names"),
 )
 # The fields in which rows of several trainings of one generator, or of several sets of one file, may differ.
 TRAININGS = ("checkpoint_sha256", "file_sha256", "set", "num_bytes")
