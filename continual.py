@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 import data as datasets
 from augment import parse_strategy
-from data import Data, load_data
+from data import Data, add_folder_flags, load_data
 from engine.environment import environment
 from engine.files import run_path, write_json
 from engine.run_folder import RunFolder
@@ -82,7 +82,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     # data and scenario
     parser.add_argument("--data", choices=datasets.NAMES, default="cifar10", help="image set")
     parser.add_argument("--data-dir", default="datasets", help="where the set lies or is downloaded to (--data folder: train/ and test/)")
-    parser.add_argument("--image-size", type=int, choices=(28, 32), help="side of the images of --data folder in pixels (default 32)")
+    add_folder_flags(parser)
     parser.add_argument("--val-size", type=count, default=0, help="test on this many held-out training images instead of the test set")
     parser.add_argument("--num-tasks", type=positive_int, default=5, help="number of tasks that the classes are split into")
     parser.add_argument("--class-order", type=count, help="seed of a random order of the classes (default: the natural order)")
@@ -229,7 +229,8 @@ def main(args: argparse.Namespace) -> dict:
     runtime = make_runtime(args.device, args.amp, args.channels_last, args.graphs, args.compile)
     if runtime.world_size > 1:
         raise UsageError(f"continual.py runs as one process, found {runtime.world_size} of torchrun")
-    data = load_data(args.data, args.data_dir, val_size=args.val_size, image_size=args.image_size)
+    folder_flags = {"image_size": args.image_size, "background": args.background, "test_folder": args.test_folder}
+    data = load_data(args.data, args.data_dir, val_size=args.val_size, **folder_flags)
     classes = split_classes(data.info.num_classes, args.num_tasks, args.class_order)
     data = data.to(runtime.device)
     learned = [[label for labels in classes for label in labels]] if method.at_once else classes
@@ -266,15 +267,8 @@ def main(args: argparse.Namespace) -> dict:
     lengths = [sum(continual.plan.lengths(task).values()) for task in range(len(tasks))]
     run = RunFolder(folder, vars(args), {"image set": data.info.to_dict()}, [continual], header, runtime, lengths, "task", FREE_FLAGS)
     about = {"method": args.method, "data": data.info.name, "split": split, "track": args.track, "num_tasks": args.num_tasks}
-    about |= {
-        "class_names": list(data.info.class_names),
-        "classes": classes,
-        "seed": args.seed,
-        "memory_bytes": args.memory_bytes,
-        "steps": lengths,
-        "flags": vars(args),
-    }
-    about |= {"chosen": runtime.chosen(), **environment(runtime.device)}
+    about |= {"classes": classes, "seed": args.seed, "memory_bytes": args.memory_bytes, "steps": lengths, "flags": vars(args)}
+    about |= {"class_names": data.info.class_names, "chosen": runtime.chosen(), **environment(runtime.device)}
     if not continual.acc:
         evaluate(continual, images, classes)
     first_lines = [data_line, describe_networks([], data.info, **{learner.name: learner.model for learner in learners}), memory.describe()]

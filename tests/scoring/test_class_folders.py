@@ -89,4 +89,4 @@ def test_results_name_the_classes(tmp_path):
     (row,) = run(validate, flags)
     assert row["class_names"] == list("0123456789")
     results = run(continual, continual_flags(tmp_path, "finetune"))
-    assert results["class_names"] == list("0123456789")
+    assert list(results["class_names"]) == list("0123456789")
