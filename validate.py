@@ -10,7 +10,6 @@ on with the classifiers it was at.
 
 import argparse
 import contextlib
-import hashlib
 import itertools
 import json
 import math
@@ -22,20 +21,22 @@ import torch
 
 import data as datasets
 from augment import COMPOSITIONS
-from data import Data, DataInfo, fingerprint, load_data
+from data import Data, DataInfo, add_folder_flags, fingerprint, load_data
 from engine.environment import environment
 from engine.files import locked, make_folder, run_path
 from engine.runtime import add_execution_flags, make_runtime
 from engine.seeds import derive_seed
 from models import Classifier, GanCheckpoint, SavedClassifier, describe_networks, network_name, read_classifier, read_gan, save_classifier
-from scoring.distilled import RANGES, DistilledSet, read_distilled
+from scoring.distilled import DistilledSet, read_distilled
 from scoring.evaluation import BUDGETS, seed_groups, validate_group, warn_of_seen_images
+from scoring.labels import LABEL_KINDS
 from scoring.recipes import RECIPES, make_recipe
-from scoring.results import RESULTS, Outcome, ResultsFile, print_table
+from scoring.results import Outcome, ResultsFile, print_table, row_hash
 from scoring.sources import Teacher
 from scoring.storage import BYTES
 from scoring.table import LABELS, SOURCES, Deployed, Table, export, keep_samples
 from scoring.teachers import trained_classifier
+from scoring.values import RANGES
 from utils import Parser, UsageError, cli, count, jpeg_quality, positive, positive_int, probability, probability_or_off, tell
 
 
@@ -50,8 +51,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--pretrain-weight", nargs="+", help="checkpoints of stage 1 or 2, of the reference code, or .safetensors; each gets its own rows"
     )
     parser.add_argument("--mixture", action="store_true", help="use all --pretrain-weight as one source; each generates an equal share")
-    parser.add_argument("--file", nargs="+", help="distilled sets for --source file: .pt, or a folder with a picture folder per class")
+    parser.add_argument("--file", nargs="+", help="distilled sets for --source file: .pt, .npz, .npy, or a folder with a folder per class")
     parser.add_argument("--image-range", choices=RANGES, help="range of the values in --file, if the values do not determine it")
+    parser.add_argument("--label-kind", choices=LABEL_KINDS, help="what the labels in --file are (default: classes or probabilities)")
+    parser.add_argument("--factor", type=positive_int, default=1, help="each image in --file is a collage of FACTOR x FACTOR smaller ones")
+    parser.add_argument("--group", help="name under which all sets in --file are averaged (default: only the sets of one file)")
     parser.add_argument(
         "--match-bytes", action="store_true", help="add as many real images as fit into the generator's bytes: raw, webp, jpeg"
     )
@@ -81,7 +85,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     # data
     parser.add_argument("--data", choices=datasets.NAMES, help="image set (default: the checkpoint's, or cifar10)")
     parser.add_argument("--data-dir", default="datasets", help="where the set lies or is downloaded to (--data folder: train/ and test/)")
-    parser.add_argument("--image-size", type=int, choices=(28, 32), help="side of the images of --data folder in pixels (default 32)")
+    add_folder_flags(parser)
     parser.add_argument("--val-size", type=count, default=0, help="test on this many held-out training images instead of the test set")
     # classifiers
     parser.add_argument("--eval-model", nargs="+", default=["convnet"], help="networks to train")
@@ -118,8 +122,11 @@ def check_flags(args: argparse.Namespace) -> list[str]:
     if ("file" in names) != bool(args.file):
         found = f"--source {' '.join(names)}" if args.file else "none"
         raise UsageError(f"--source file and --file need each other: a source, and its files; found {found}")
-    if args.image_range and not args.file:
-        raise UsageError(f"--image-range {args.image_range} is of the values in --file, found none")
+    for flag, given in (("--image-range", args.image_range), ("--label-kind", args.label_kind), ("--group", args.group)):
+        if given and not args.file:
+            raise UsageError(f"{flag} {given} is of the sets in --file, found none")
+    if args.factor > 1 and not args.file:
+        raise UsageError(f"--factor {args.factor} is of the sets in --file, found none")
     if not generates and (args.filter or args.storage or args.match_bytes or args.export or args.mixture):
         flag = "--filter and --storage are" if args.filter or args.storage else "--match-bytes, --export and --mixture are"
         raise UsageError(f"{flag} of --source generator, found {' '.join(names)}")
@@ -147,7 +154,9 @@ def load_inputs(
     info = first.info if first else None
     needs_train = args.val_size or args.match_bytes or {"real", "random-real", "herding"} & set(names)
     splits = (["train"] if needs_train else []) + ([] if args.val_size else ["test"])
-    data = load_data(name, args.data_dir, splits=tuple(splits), val_size=args.val_size, image_size=args.image_size, info=info)
+    folder_flags = {"image_size": args.image_size, "test_folder": args.test_folder}
+    folder_flags["background"] = None if args.file and name != "folder" else args.background
+    data = load_data(name, args.data_dir, splits=tuple(splits), val_size=args.val_size, info=info, **folder_flags)
     for checkpoint in checkpoints:
         if checkpoint.info not in (None, data.info):
             raise UsageError(f"{checkpoint.path}: was trained on {checkpoint.info.name}, expected the {name} of {first.path}")
@@ -156,17 +165,19 @@ def load_inputs(
             warn_of_seen_images(checkpoint, args.val_size)
     if args.export and checkpoints[0].info is None:
         raise UsageError(f"--export {args.export}: {checkpoints[0].path} names no data set, expected a checkpoint written here")
-    sets = [found for path in args.file or [] for found in read_distilled(path, data.info, args.image_range)]
+    how = {"image_range": args.image_range, "label_kind": args.label_kind, "factor": args.factor, "background": args.background}
+    sets = [found for path in args.file or [] for found in read_distilled(path, data.info, **how)]
     for found in sets:
         if found.soft and "hard" in (args.labels or []):
             raise UsageError(f"--labels hard: {found.path} holds soft labels")
     asked = args.ipc or ([] if sets else [50])
     ipcs = list(dict.fromkeys([*asked, *(found.ipc for found in sets)]))
     if {"random-real", "herding"} & set(names):
-        fewest = int(torch.bincount(data.train.labels, minlength=data.info.num_classes).min())
-        if max(ipcs) > fewest:
+        counts = torch.bincount(data.train.labels, minlength=data.info.num_classes).tolist()
+        if max(ipcs) > min(counts):
             wanted = " and ".join(name for name in ("random-real", "herding") if name in names)
-            raise UsageError(f"--ipc {max(ipcs)}: the smallest class of {name} has {fewest} training images for {wanted}")
+            smallest = data.info.class_names[counts.index(min(counts))]
+            raise UsageError(f"--ipc {max(ipcs)}: {smallest}, the smallest class of {name}, has {min(counts)} training images for {wanted}")
     teacher = read_classifier(args.teacher) if args.teacher else None
     if teacher and teacher.info != data.info:
         raise UsageError(f"--teacher {args.teacher}: was trained on {teacher.info.name}, expected a classifier of {data.info.name}")
@@ -174,12 +185,6 @@ def load_inputs(
         seen = f"{args.teacher} was trained with --val-size {teacher.val_size}: it has seen images held out now"
         tell(f"warning: --val-size {args.val_size}: {seen}")
     return data, checkpoints, sets, teacher, ipcs
-
-
-def row_hash(row: dict) -> str:
-    """A short name of a row's settings, so that the classifiers of two rows are never taken for each other."""
-    settings = {name: value for name, value in row.items() if name not in RESULTS}
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def saver(folder: Path, stem: str, network: str, info: DataInfo, val_size: int) -> Callable[[Classifier, int], None]:
@@ -233,7 +238,7 @@ def main(args: argparse.Namespace) -> list[dict]:
         for network, ipc, budget in itertools.product(networks, ipcs, dict.fromkeys(args.budget)):
             for about, source in table.sources(ipc, budget == "fixed", args.quality if args.match_bytes else None):
                 row = results.row(shared | {"classifier": network, "budget": budget, "ipc": ipc} | about)
-                row["class_names"] = list(data.info.class_names)
+                row |= {"class_names": list(data.info.class_names)} | table.origin(row, args.group)
                 if any(row is other for other in rows):  # a file or checkpoint that is named twice
                     continue
                 rows.append(row)
