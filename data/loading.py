@@ -186,7 +186,7 @@ def _check_test_folder(root: Path, test_folder: str, wanted: tuple[str, ...]) ->
         raise UsageError(f"--test-folder {test_folder!r}: expected the name of a folder under {root}")
     if path.resolve() == (root / "train").resolve():
         raise UsageError(f"--test-folder {test_folder}: is the folder of the training pictures")
-    if "test" in wanted and not path.is_dir():
-        others = [name for name in ("test", "val", "valid", "validation") if (root / name).is_dir()]
-        hint = f"; found {root / others[0]}, which --test-folder {others[0]} names" if others else ""
-        raise UsageError(f"{path}: no such folder, expected PATH/train/CLASS/* and PATH/{test_folder}/CLASS/* for --data folder{hint}")
+    others = [name for name in ("test", "val", "valid", "validation") if (root / name).is_dir()]
+    if "test" in wanted and not path.is_dir() and others:
+        hint = f"found {root / others[0]}, which --test-folder {others[0]} names"
+        raise UsageError(f"{path}: no such folder, expected PATH/train/CLASS/* and PATH/{test_folder}/CLASS/* for --data folder; {hint}")

@@ -130,22 +130,27 @@ def describe(row: dict) -> str:
     return ", ".join(parts)
 
 
-def told_apart(rows: Sequence[dict]) -> list[dict]:
+def told_apart(rows: Sequence[dict], generators: bool = False) -> list[dict]:
     """Copies of rows whose `file` is the shortest end of its path in which it differs from the files of the others.
 
-    With several generators, `file` is that of the checkpoint.
+    generators: do the same for rows of several generators, whose `file` is then their checkpoint.
     """
     paths = [str(row["path"]) if row.get("path") else None for row in rows]
     named = []
     for row, path in zip(rows, paths, strict=True):
         others = {other for other, one in zip(paths, rows, strict=True) if other not in (None, path) and one["source"] == row["source"]}
-        if path and (row["source"] == "file" or others):
+        if path and (row["source"] == "file" or (generators and others)):
             parts = Path(path).parts
             ends = (Path(*parts[-length:]) for length in range(1, len(parts) + 1))
             clear = (end for end in ends if not any(Path(other).parts[-len(end.parts) :] == end.parts for other in others))
             row = row | {"file": next(clear, Path(path)).as_posix()}
         named.append(row)
     return named
+
+
+def file_of(row: dict) -> str | None:
+    """What the sets of a row of --source file are trainings of: the group that the user named, or else the file. None for other sources."""
+    return (row.get("group") or row.get("path") or row.get("file")) if row["source"] == "file" else None
 
 
 def source_name(row: dict) -> str:
@@ -173,8 +178,7 @@ def over_trainings(rows: Sequence[dict]) -> list[dict]:
     groups: dict[str, list[dict]] = {}
     for row in rows:
         shared = {name: value for name, value in row.items() if name not in (*RESULTS, *TRAININGS) and value is not None}
-        if row["source"] == "file":
-            shared["file"] = row.get("group") or row.get("path") or row.get("file")
+        shared["file"] = file_of(row)
         groups.setdefault(json.dumps(shared, sort_keys=True), []).append(row)
     summaries = []
     for group in groups.values():
@@ -184,7 +188,7 @@ def over_trainings(rows: Sequence[dict]) -> list[dict]:
         summary = {
             name: group[0].get(name) for name in ("classifier", "source", "budget", "ipc", "labels", "temperature", "file", "storage")
         }
-        summary["file"] = group[0].get("group") or summary["file"]
+        summary["file"] = group[0].get("group") or (summary["file"] if summary["source"] == "file" else None)
         summary |= {"n": len(group), "mean": statistics.mean(means), "std": statistics.stdev(means), "classifiers": group[0]["n"]}
         summaries.append(summary | {"classifier_std": None if None in stds else statistics.mean(stds)})
     return summaries
@@ -193,7 +197,7 @@ def over_trainings(rows: Sequence[dict]) -> list[dict]:
 def print_table(rows: list[dict]) -> None:
     """Print a line for each row, with the mean and sample standard deviation of its accuracy in percent, then the means over trainings."""
     heads = ("classifier", "source", "budget", "recipe", "stored", "bits/class", "ipc", "accuracy", "n", "images seen", "steps")
-    lines, rows = [(*heads, "generate s", "train s")], told_apart(rows)
+    lines, rows = [(*heads, "generate s", "train s")], told_apart(rows, generators=True)
     for row in rows:
         cells = (row["classifier"], source_name(row), row["budget"], row["recipe"], describe(row), f"{row['bits_per_class']:,.0f}")
         cells += (row["ipc"], plus_minus(row["mean"], row["std"]), row["n"])

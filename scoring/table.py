@@ -142,11 +142,11 @@ class Table:
         """The file that a row was trained on, the name of the group of --file, and the images of each class if they are unequal."""
         for one in self.deployed:
             if row["source"] == "generator" and one.about["checkpoint_sha256"] == row["checkpoint_sha256"] and len(one.paths) == 1:
-                return {"path": one.paths[0].absolute().as_posix()}
+                return {"path": one.paths[0].as_posix()}
         for found in self.sets:
             if row["source"] == "file" and (found.sha256(), found.number) == (row["file_sha256"], row["set"]):
                 counts = list(found.counts) if len(set(found.counts)) > 1 else None
-                return {"path": found.path.absolute().as_posix(), "group": group, "images_per_class": counts}
+                return {"path": found.path.as_posix(), "group": group, "images_per_class": counts}
         return {}
 
     def shown(self, row: dict, per_class: int, seed: int) -> tuple[Tensor, Tensor] | None:
