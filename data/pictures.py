@@ -98,8 +98,8 @@ def read_pictures(
     labels = torch.repeat_interleave(torch.arange(len(classes)), torch.tensor([len(paths) for paths in classes]))
     folder = classes[0][0].parent.parent
     check_different(folder, images)
-    for label, paths in enumerate(classes):
-        check_different(paths[0].parent, images[labels == label])
+    for paths, part in zip(classes, images.split([len(paths) for paths in classes]), strict=True):
+        check_different(paths[0].parent, part)
     for bits in sorted(set(depths) - {8}):
         tell(f"{folder}: {depths[bits]:,} pictures have {bits} bits; their values 0 to {2**bits - 1:,} are scaled to 0 to 255")
     if (used := int(images.max()) - int(images.min())) < 26:
@@ -153,6 +153,8 @@ def _on_background(picture: Image.Image, bits: int, background: str) -> Image.Im
 
 def _open(path: Path, take: Callable[[Image.Image], Any]) -> Any:
     """take(picture) for the picture at `path`. Raises UsageError if it cannot be read."""
+    if not path.is_file():  # a pipe would never end
+        raise UsageError(f"{path}: an unreadable picture (no such file, or none of the regular kind)")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, of what it mends and of large pictures

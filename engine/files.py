@@ -95,8 +95,8 @@ def read_plain(path: str | Path, expected: str, allowed: Sequence = ()) -> objec
     path = Path(path)
     if path.is_dir():
         raise UsageError(f"{path}: is a folder, expected {expected}")
-    if not path.exists():
-        raise UsageError(f"{path}: no such file, expected {expected}")
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file{' of the regular kind' if path.exists() else ''}, expected {expected}")
     try:
         if zipfile.is_zipfile(path):
             check_archive(path)

@@ -13,15 +13,15 @@ from utils import UsageError
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an .npz file by name, or the one of an .npy file as "". Raises UsageError if the file is missing or damaged."""
     if not path.is_file():
-        raise UsageError(f"{path}: {'is a folder' if path.exists() else 'no such file'}, expected arrays of numpy")
+        raise UsageError(f"{path}: no such file{' of the regular kind' if path.exists() else ''}, expected arrays of numpy")
     try:
-        if path.suffix == ".npy":
+        if path.suffix.lower() == ".npy":
             with path.open("rb") as file:
                 return {"": _read(path, file, path.stat().st_size)}
         check_archive(path)
         with zipfile.ZipFile(path) as archive:
             found = {}
-            for member in archive.infolist():
+            for member in (member for member in archive.infolist() if member.filename.endswith(".npy")):
                 with archive.open(member) as file:
                     found[member.filename.removesuffix(".npy")] = _read(path, file, member.file_size)
             return found

@@ -14,7 +14,7 @@ from torch import Tensor
 from data import DataInfo, check_different, list_pictures, match_classes, read_pictures
 from engine.files import MAX_BYTES, write_atomic, write_tensors
 from scoring.labels import read_labels
-from scoring.pairs import check_not_whitened, is_unwhitened, kind_of, read_pairs
+from scoring.pairs import check_not_whitened, is_dense, is_unwhitened, kind_of, read_pairs
 from scoring.values import to_signed
 from utils import UsageError
 
@@ -99,8 +99,7 @@ def _checked(
 ) -> DistilledSet:
     shape = (info.channels, info.image_size, info.image_size)
     expected = f"(N, {', '.join(map(str, shape))})"
-    dense = [isinstance(value, Tensor) and value.layout == torch.strided for value in (images, labels)]
-    if not all(dense):
+    if not all(is_dense(value) for value in (images, labels)):
         raise UsageError(f"{path}: found {kind_of(images)} and {kind_of(labels)}, expected tensors: images {expected} and labels")
     if images.dim() == 4 and images.shape[1:] == (*shape[1:], shape[0]) and images.shape[1:] != shape:
         raise UsageError(f"{path}: found images {tuple(images.shape)}, the order NHWC, expected {expected}")

@@ -22,6 +22,8 @@ def read_labels(path: object, labels: Tensor, n: int, info: DataInfo, kind: str 
     k = info.num_classes
     if labels.is_complex():
         raise UsageError(f"{path}: found complex labels, expected classes 0 to {k - 1} or probabilities")
+    if labels.dtype not in (torch.bool, torch.float32, torch.float64):  # not all operations exist for the other types
+        labels = labels.float() if labels.is_floating_point() else labels.long()
     if labels.shape == (n, 1):
         labels = labels.squeeze(1)
     one_hot = labels.shape == (n, k) and _is_one_hot(labels)

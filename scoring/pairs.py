@@ -27,7 +27,7 @@ def read_pairs(path: Path) -> Iterator[tuple[object, object]]:
 
     Raises UsageError if the file is missing, damaged, or of another layout.
     """
-    if path.suffix in (".npz", ".npy"):
+    if path.suffix.lower() in (".npz", ".npy"):
         yield _numpy_pair(path)
         return
     state = read_plain(path, "images and labels", NUMPY_SCALARS)
@@ -72,7 +72,7 @@ def _labels_beside(path: Path) -> Path:
 
 def _numpy_pair(path: Path) -> tuple[Tensor, Tensor]:
     """(images, labels) of an .npz file, or of an .npy file and that of its labels; NHWC and (N, H, W) become NCHW."""
-    if path.suffix == ".npy":
+    if path.suffix.lower() == ".npy":
         images, labels = (next(iter(read_arrays(file).values())) for file in (path, _labels_beside(path)))
     else:
         arrays = {name.lower(): array for name, array in read_arrays(path).items()}
@@ -96,8 +96,21 @@ def _tensor(path: Path, array: np.ndarray) -> Tensor:
         raise UsageError(f"{path}: found values of type {array.dtype}, expected numbers") from None
 
 
+def is_dense(value: object) -> bool:
+    """Whether a value is a tensor with a number in memory at each place: not sparse, nested, quantized, or without data."""
+    return (
+        isinstance(value, Tensor)
+        and not value.is_nested
+        and value.layout == torch.strided
+        and not value.is_quantized
+        and value.device.type == "cpu"
+    )
+
+
 def kind_of(value: object) -> str:
     """What a value is, for an error message: "a tensor (2, 3)", "a list of 4"."""
     if isinstance(value, Tensor):
-        return f"a tensor {tuple(value.shape)}"
+        return f"a {'' if is_dense(value) else 'sparse, nested, quantized or empty '}tensor" + (
+            "" if value.is_nested else f" {tuple(value.shape)}"
+        )
     return f"a {type(value).__name__} of {len(value) if isinstance(value, list | tuple | dict | str) else 'no length'}"

@@ -18,8 +18,17 @@ def to_signed(path: object, images: Tensor, info: DataInfo, image_range: str | N
     """Convert images (N, C, H, W) to float32, 2 * pixel - 1 for pixels in [0, 1].
 
     image_range: one of RANGES; None = the one that the values tell. Values outside of a range are clipped and counted on stderr, those of
-    normalised images are kept. Raises UsageError if the values do not tell the range, or are not of the range named.
+    normalised images are kept. Images of little contrast are told on stderr. Raises UsageError if the values do not tell the range, or are
+    not of the range named.
     """
+    signed = _converted(path, images, info, image_range)
+    used = float(signed.max() - signed.min()) / 2
+    if used < 0.1:
+        tell(f"warning: {path}: its images use {100 * used:.2g} % of the range from black to white")
+    return signed
+
+
+def _converted(path: object, images: Tensor, info: DataInfo, image_range: str | None) -> Tensor:
     if images.dtype == torch.uint8:
         if image_range not in (None, "uint8"):
             raise UsageError(f"--image-range {image_range}: {path} holds uint8 images")

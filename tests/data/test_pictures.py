@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import io
+import os
 import struct
 import zlib
 
@@ -202,6 +203,18 @@ def test_what_is_no_picture_is_named(content, tmp_path):
     with pytest.raises(UsageError, match=r"1.png: an unreadable picture") as error:
         read(tmp_path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_links_to_nothing_pipes_and_folders_are_no_pictures(tmp_path):
+    for name in "ab":
+        picture(tmp_path / name / "0.png")
+    odd = tmp_path / "a" / "1.png"
+    for make in (lambda: odd.symlink_to(tmp_path / "none"), lambda: os.mkfifo(odd), odd.mkdir):
+        make()
+        with pytest.raises(UsageError, match=r"1.png: an unreadable picture \(no such file, or none of the regular kind\)"):
+            read(tmp_path)
+        odd.rmdir() if odd.is_dir() else odd.unlink()
 
 
 def test_damaged_pictures_are_named(tmp_path):

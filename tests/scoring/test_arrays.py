@@ -1,6 +1,7 @@
 """Distilled sets in numpy's files, and files that claim more than they hold."""
 
 import io
+import os
 import zipfile
 
 import numpy as np
@@ -141,3 +142,21 @@ def test_damaged_files(tmp_path):
         read_distilled(tmp_path / "x.npz", INFO)
     with pytest.raises(UsageError, match="no such file, expected arrays of numpy"):
         arrays.read_arrays(tmp_path / "none.npz")
+
+
+def test_other_files_in_an_archive_and_suffixes_in_capitals(tmp_path):
+    np.savez(tmp_path / "X.NPZ", images=IMAGES, labels=LABELS)
+    path = tmp_path / "X.NPZ"
+    if not path.exists():  # numpy adds its own suffix
+        (tmp_path / "X.NPZ.npz").rename(path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("readme.txt", "ours")
+    assert torch.equal(read_distilled(path, INFO)[0].images, EXPECTED)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    for name in ("x.pt", "x.npz"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(UsageError, match=f"{name}: no such file of the regular kind"):
+            read_distilled(tmp_path / name, INFO)

@@ -19,14 +19,18 @@ def read(path, labels, kind=None):
     return read_distilled(path, INFO, label_kind=kind)[0]
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn])
 def test_one_hot_labels_are_hard_and_cost_no_bytes(dtype, tmp_path):
     found = read(tmp_path / "x.pt", F.one_hot(LABELS, 10).to(dtype))
     assert torch.equal(found.labels, LABELS)
     assert (found.soft, found.num_bytes) == (False, IMAGES.numel())
 
 
-@pytest.mark.parametrize("labels", [LABELS.float(), LABELS.double(), LABELS[:, None], LABELS.int()], ids=str)
+@pytest.mark.parametrize(
+    "labels",
+    [LABELS.float(), LABELS.double(), LABELS[:, None], LABELS.int(), LABELS.to(torch.uint64)],
+    ids=lambda labels: f"{labels.dtype} {labels.dim()}",
+)
 def test_hard_labels_of_any_type_cost_no_bytes(labels, tmp_path):
     found = read(tmp_path / "x.pt", labels)
     assert torch.equal(found.labels, LABELS)
@@ -63,6 +67,8 @@ def test_centred_labels_are_named(tmp_path):
         (torch.full((20, 10), -1.0), "centred", "--label-kind centred: .*x.pt holds a label without a positive value"),
         (torch.full((20, 10), float("nan")), "logits", "not finite"),
         (LABELS.to(torch.complex64), None, "complex"),
+        (torch.empty(20, device="meta"), None, "quantized or empty tensor"),
+        (LABELS.index_fill(0, torch.tensor([3]), 2**62), None, "found labels 0 to 4611686018427387904, expected 0 to 9"),
         (LABELS.float().index_fill(0, torch.tensor([3]), float("nan")), None, "no whole numbers"),
     ],
 )

@@ -113,3 +113,9 @@ def test_the_whitened_file_of_mtt_is_refused_by_its_name(digits, tmp_path):
         UsageError, match=r"images_5000.pt: holds whitened images \(ZCA\), .*expected the un-whitened copy .*images_zca_5000.pt"
     ):
         read_distilled(tmp_path / "images_5000.pt", INFO, "signed")
+
+
+def test_images_of_little_contrast_are_told(digits, tmp_path, capsys):
+    read(tmp_path / "x.pt", digits, "uint8")  # values of [0, 1] that are named as those of [0, 255]
+    assert "warning: " in (told := capsys.readouterr().err)
+    assert "x.pt: its images use 0.39 % of the range from black to white" in told
