@@ -35,7 +35,7 @@ from replay.methods import METHODS
 from replay.metrics import SETTINGS
 from replay.options import Options, check_flags, layout_of
 from replay.results import evaluate, picture, print_results, results_of
-from replay.tasks import check_sizes, split_classes, split_tasks
+from replay.tasks import check_sizes, describe_tasks, split_classes, split_tasks
 from scoring.storage import BYTES, CODECS
 from utils import (
     Parser,
@@ -234,7 +234,7 @@ def main(args: argparse.Namespace) -> dict:
     classes = split_classes(data.info.num_classes, args.num_tasks, args.class_order)
     data = data.to(runtime.device)
     learned = [[label for labels in classes for label in labels]] if method.at_once else classes
-    tasks, data_line = split_tasks(data.train, learned), data.describe()
+    tasks, data_lines = split_tasks(data.train, learned), [data.describe(), describe_tasks(classes, data.info.class_names)]
     check_sizes(tasks, options, method.memory == "generator")
     data = Data(data.info, None, data.val, data.test)  # what is learnt comes from the tasks alone
     average_decay = args.average_decay if method.averaged else None
@@ -271,7 +271,11 @@ def main(args: argparse.Namespace) -> dict:
     about |= {"class_names": data.info.class_names, "chosen": runtime.chosen(), **environment(runtime.device)}
     if not continual.acc:
         evaluate(continual, images, classes)
-    first_lines = [data_line, describe_networks([], data.info, **{learner.name: learner.model for learner in learners}), memory.describe()]
+    first_lines = [
+        *data_lines,
+        describe_networks([], data.info, **{learner.name: learner.model for learner in learners}),
+        memory.describe(),
+    ]
     for task, values in run.epochs(train_tasks(continual, run.position), args.print_freq, args.save_interval, first_lines):
         with run.interruptible():
             evaluate(continual, images, classes)

@@ -22,8 +22,11 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         with zipfile.ZipFile(path) as archive:
             found = {}
             for member in (member for member in archive.infolist() if member.filename.endswith(".npy")):
+                name = member.filename.removesuffix(".npy")
+                if name.lower() in map(str.lower, found):
+                    raise UsageError(f"{path}: holds two arrays {name} (in any case), expected one")
                 with archive.open(member) as file:
-                    found[member.filename.removesuffix(".npy")] = _read(path, file, member.file_size)
+                    found[name] = _read(path, file, member.file_size)
             return found
     except UsageError:
         raise

@@ -53,10 +53,12 @@ def is_unwhitened(path: Path) -> bool:
 
 
 def check_not_whitened(path: Path) -> None:
-    """Raise UsageError if MTT's un-whitened copy lies beside the file, which then holds whitened images."""
+    """Raise UsageError if MTT's un-whitened copy lies beside the file, which then holds whitened images. The best set has no copy there."""
     copy = path.with_name(path.name.replace("images", "images_zca", 1))
+    if path.name == "images_best.pt" and not copy.is_file():
+        copy = next(iter(sorted(path.parent.glob("images_zca_*.pt"))), copy)
     if copy != path and not is_unwhitened(path) and copy.is_file():
-        raise UsageError(f"{path}: holds whitened images (ZCA), not supported; expected the un-whitened copy beside it, {copy}")
+        raise UsageError(f"{path}: holds whitened images (ZCA), not supported; expected an un-whitened copy, as beside it: {copy}")
 
 
 def _labels_beside(path: Path) -> Path:

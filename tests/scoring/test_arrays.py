@@ -144,6 +144,12 @@ def test_damaged_files(tmp_path):
         arrays.read_arrays(tmp_path / "none.npz")
 
 
+def test_two_arrays_of_one_name_are_refused(tmp_path):
+    np.savez(tmp_path / "x.npz", images=IMAGES, IMAGES=IMAGES, labels=LABELS)
+    with pytest.raises(UsageError, match=r"x.npz: holds two arrays IMAGES \(in any case\), expected one"):
+        read_distilled(tmp_path / "x.npz", INFO)
+
+
 def test_other_files_in_an_archive_and_suffixes_in_capitals(tmp_path):
     np.savez(tmp_path / "X.NPZ", images=IMAGES, labels=LABELS)
     path = tmp_path / "X.NPZ"

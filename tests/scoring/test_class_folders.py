@@ -84,9 +84,10 @@ def test_a_checkpoints_order_of_the_classes_is_kept(numbered):
     assert values == [10 * int(info.class_names[label]) for label in again.test.labels]
 
 
-def test_results_name_the_classes(tmp_path):
+def test_results_name_the_classes(tmp_path, capsys):
     flags = validate_flags(tmp_path, "--source", "real", "--data", "digits", "--repeats", "1", "--epochs-eval", "1")
     (row,) = run(validate, flags)
     assert row["class_names"] == list("0123456789")
     results = run(continual, continual_flags(tmp_path, "finetune"))
     assert list(results["class_names"]) == list("0123456789")
+    assert "tasks: 1: 0, 1; 2: 2, 3; 3: 4, 5; 4: 6, 7; 5: 8, 9" in capsys.readouterr().err

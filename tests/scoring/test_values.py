@@ -110,9 +110,14 @@ def test_the_unwhitened_copy_of_mtt_is_read_with_the_labels_of_its_iteration(dig
 def test_the_whitened_file_of_mtt_is_refused_by_its_name(digits, tmp_path):
     mtt(tmp_path, digits)
     with pytest.raises(
-        UsageError, match=r"images_5000.pt: holds whitened images \(ZCA\), .*expected the un-whitened copy .*images_zca_5000.pt"
+        UsageError,
+        match=r"images_5000.pt: holds whitened images \(ZCA\), .*expected an un-whitened copy, as beside it: .*images_zca_5000.pt",
     ):
         read_distilled(tmp_path / "images_5000.pt", INFO, "signed")
+    for name in ("images", "labels"):
+        (tmp_path / f"{name}_5000.pt").rename(tmp_path / f"{name}_best.pt")
+    with pytest.raises(UsageError, match=r"images_best.pt: holds whitened images \(ZCA\), .*images_zca_5000.pt"):
+        read_distilled(tmp_path / "images_best.pt", INFO, "signed")
 
 
 def test_images_of_little_contrast_are_told(digits, tmp_path, capsys):
