@@ -177,7 +177,7 @@ def load_inputs(
         if max(ipcs) > min(counts):
             wanted = " and ".join(name for name in ("random-real", "herding") if name in names)
             smallest = data.info.class_names[counts.index(min(counts))]
-            raise UsageError(f"--ipc {max(ipcs)}: {smallest}, the smallest class of {name}, has {min(counts)} training images for {wanted}")
+            raise UsageError(f"--ipc {max(ipcs)}: class {smallest}, the smallest of {name}, has {min(counts)} training images for {wanted}")
     teacher = read_classifier(args.teacher) if args.teacher else None
     if teacher and teacher.info != data.info:
         raise UsageError(f"--teacher {args.teacher}: was trained on {teacher.info.name}, expected a classifier of {data.info.name}")
