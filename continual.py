@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 import data as datasets
 from augment import parse_strategy
-from data import Data, load_data
+from data import Data, add_folder_flags, load_data
 from engine.environment import environment
 from engine.files import run_path, write_json
 from engine.run_folder import RunFolder
@@ -36,7 +36,7 @@ from replay.methods import METHODS
 from replay.metrics import SETTINGS
 from replay.options import check_flags, layout_of, make_options
 from replay.results import evaluate, picture, print_results, results_of
-from replay.tasks import check_sizes, split_classes, split_tasks
+from replay.tasks import check_sizes, describe_tasks, split_classes, split_tasks
 from scoring.storage import BYTES, CODECS
 from utils import (
     Parser,
@@ -85,7 +85,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     # data and scenario
     parser.add_argument("--data", choices=datasets.NAMES, default="cifar10", help="image set")
     parser.add_argument("--data-dir", default="datasets", help="where the set lies or is downloaded to (--data folder: train/ and test/)")
-    parser.add_argument("--image-size", type=int, choices=(28, 32), help="side of the images of --data folder in pixels (default 32)")
+    add_folder_flags(parser)
     parser.add_argument("--val-size", type=count, default=0, help="test on this many held-out training images instead of the test set")
     parser.add_argument("--num-tasks", type=positive_int, default=5, help="number of tasks that the classes are split into")
     parser.add_argument("--class-order", type=count, help="seed of a random order of the classes (default: the natural order)")
@@ -205,11 +205,12 @@ def main(args: argparse.Namespace) -> dict:
     runtime = make_runtime(args.device, args.amp, args.channels_last, args.graphs, args.compile)
     if runtime.world_size > 1:
         raise UsageError(f"continual.py runs as one process, found {runtime.world_size} of torchrun")
-    data = load_data(args.data, args.data_dir, val_size=args.val_size, image_size=args.image_size)
+    folder_flags = {"image_size": args.image_size, "background": args.background, "test_folder": args.test_folder}
+    data = load_data(args.data, args.data_dir, val_size=args.val_size, **folder_flags)
     classes = split_classes(data.info.num_classes, args.num_tasks, args.class_order)
     data = data.to(runtime.device)
     learned = [[label for labels in classes for label in labels]] if method.at_once else classes
-    tasks, data_line = split_tasks(data.train, learned), data.describe()
+    tasks, data_lines = split_tasks(data.train, learned), [data.describe(), describe_tasks(classes, data.info.class_names)]
     check_sizes(tasks, options, method.memory == "generator")
     data = Data(data.info, None, data.val, data.test)  # what is learnt comes from the tasks alone
     average_decay = args.average_decay if method.averaged else None
@@ -243,10 +244,14 @@ def main(args: argparse.Namespace) -> dict:
     run = RunFolder(folder, vars(args), {"image set": data.info.to_dict()}, [continual], header, runtime, lengths, "task", FREE_FLAGS)
     about = {"method": args.method, "data": data.info.name, "split": split, "track": args.track, "num_tasks": args.num_tasks}
     about |= {"classes": classes, "seed": args.seed, "memory_bytes": args.memory_bytes, "steps": lengths, "flags": vars(args)}
-    about |= {"chosen": runtime.chosen(), **environment(runtime.device)}
+    about |= {"class_names": data.info.class_names, "chosen": runtime.chosen(), **environment(runtime.device)}
     if not continual.acc:
         evaluate(continual, images, classes)
-    first_lines = [data_line, describe_networks([], data.info, **{learner.name: learner.model for learner in learners}), memory.describe()]
+    first_lines = [
+        *data_lines,
+        describe_networks([], data.info, **{learner.name: learner.model for learner in learners}),
+        memory.describe(),
+    ]
     for task, values in run.epochs(train_tasks(continual, run.position), args.print_freq, args.save_interval, first_lines):
         with run.interruptible():
             evaluate(continual, images, classes)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import data as datasets
-from data import ImageSet, epoch_order, load_data, steps_per_epoch
+from data import ImageSet, add_folder_flags, epoch_order, load_data, steps_per_epoch
 from engine.files import run_path
 from engine.graphs import Losses
 from engine.run_folder import RunFolder
@@ -100,7 +100,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     # data
     parser.add_argument("--data", choices=datasets.NAMES, default="cifar10", help="image set")
     parser.add_argument("--data-dir", default="datasets", help="where the set lies or is downloaded to (--data folder: train/ and test/)")
-    parser.add_argument("--image-size", type=int, choices=(28, 32), help="side of the images of --data folder in pixels (default 32)")
+    add_folder_flags(parser)
     parser.add_argument("--val-size", type=count, default=0, help="held-out training images, class-balanced, that choose best.pth")
     # networks
     parser.add_argument(
@@ -149,7 +149,8 @@ def main(args: argparse.Namespace) -> RunFolder:
     folder = run_path(args.results_dir, args.tag)
     runtime = make_runtime(args.device, args.amp, args.channels_last, args.graphs, args.compile)
     runtime.check_batch_size(args.batch_size)
-    data = load_data(args.data, args.data_dir, val_size=args.val_size, image_size=args.image_size)
+    folder_flags = {"image_size": args.image_size, "background": args.background, "test_folder": args.test_folder}
+    data = load_data(args.data, args.data_dir, val_size=args.val_size, **folder_flags)
     recipe = make_recipe(args.recipe, data.info.name, epochs=args.epochs_eval, mix_p=args.mix_p)
     num_steps = steps_per_epoch(len(data.train), args.batch_size, args.d_steps)
     config = {

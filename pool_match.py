@@ -15,7 +15,7 @@ from torch import Tensor
 
 import data as datasets
 from augment import COMPOSITIONS, draw_operations, parse_strategy
-from data import ImageSet, epoch_order, load_data
+from data import ImageSet, add_folder_flags, epoch_order, load_data
 from engine.files import file_hash, run_path
 from engine.graphs import Losses
 from engine.optim import ADAM_BETAS
@@ -165,7 +165,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     # data
     parser.add_argument("--data", choices=datasets.NAMES, help="image set (default: the checkpoint's, or cifar10)")
     parser.add_argument("--data-dir", default="datasets", help="where the set lies or is downloaded to (--data folder: train/ and test/)")
-    parser.add_argument("--image-size", type=int, choices=(28, 32), help="side of the images of --data folder in pixels (default 32)")
+    add_folder_flags(parser)
     parser.add_argument("--val-size", type=count, default=0, help="held-out training images, class-balanced, that choose best.pth")
     # training
     parser.add_argument("--epochs", type=positive_int, default=100, help="passes over the set; a larger number continues a finished run")
@@ -244,13 +244,12 @@ def main(args: argparse.Namespace) -> RunFolder:
     if args.pool_age and args.pool_age < args.pool_size:
         raise UsageError(f"--pool-age {args.pool_age}: expected a turn or more for each of the {args.pool_size} networks of --pool-size")
     checkpoint = read_gan(args.weight)
-    data = load_data(
-        checkpoint.data_name(args.data), args.data_dir, val_size=args.val_size, image_size=args.image_size, info=checkpoint.info
-    )
+    folder_flags = {"image_size": args.image_size, "background": args.background, "test_folder": args.test_folder}
+    data = load_data(checkpoint.data_name(args.data), args.data_dir, val_size=args.val_size, info=checkpoint.info, **folder_flags)
     checkpoint.check_data(data.info)
     warn_of_seen_images(checkpoint, args.val_size)
     recipe = make_recipe(args.recipe, data.info.name, epochs=args.epochs_eval, mix_p=args.mix_p)
-    num_steps = matching.steps_per_epoch(data.train, args.batch_size, args.gan_weight, args.pool_steps)
+    num_steps = matching.steps_per_epoch(data.train, args.batch_size, args.gan_weight, args.pool_steps, data.info.class_names)
     players = checkpoint.players() if args.gan_weight else (checkpoint.trainee(), None)
     gan = GAN(*(player and runtime.place(player) for player in players), args.lr, args.ema, args.lr_d, tuple(args.betas))
     trained_on = gan.generator if args.pool_data == "generated" else None

@@ -11,7 +11,6 @@ on with the classifiers it was at.
 import argparse
 import contextlib
 import functools
-import hashlib
 import itertools
 import json
 import math
@@ -19,29 +18,29 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
-
 import data as datasets
 from augment import COMPOSITIONS
-from data import Data, DataInfo, fingerprint, load_data
+from data import DataInfo, add_folder_flags, fingerprint
 from engine.environment import environment
 from engine.files import locked, make_folder, run_path
 from engine.runtime import add_execution_flags, make_runtime
 from engine.seeds import derive_seed
-from models import Classifier, GanCheckpoint, SavedClassifier, describe_networks, network_name, read_classifier, read_gan, save_classifier
-from models.condense import Condensing, add_condense_flags, check_condense_flags
+from models import Classifier, describe_networks, network_name, save_classifier
+from models.condense import Condensing, add_condense_flags
 from pool_match import train_match
 from scoring.condensed import CondensedSets
-from scoring.distilled import RANGES, DistilledSet, read_distilled
 from scoring.drawing import DRAW_STEPS, DRAWS, make_drawer
-from scoring.evaluation import BUDGETS, seed_groups, validate_group, warn_of_seen_images
+from scoring.evaluation import BUDGETS, seed_groups, validate_group
+from scoring.inputs import check_flags, load_inputs
+from scoring.labels import LABEL_KINDS
 from scoring.recipes import RECIPES, make_recipe
-from scoring.results import RESULTS, Outcome, ResultsFile, print_table
+from scoring.results import Outcome, ResultsFile, print_table, row_hash
 from scoring.sources import Teacher
 from scoring.storage import BYTES, CODECS
 from scoring.table import LABELS, SOURCES, Deployed, Table, export, keep_samples
 from scoring.teachers import trained_classifier
-from utils import Parser, UsageError, cli, count, jpeg_quality, positive, positive_int, probability, probability_or_off, tell
+from scoring.values import RANGES
+from utils import Parser, cli, count, jpeg_quality, positive, positive_int, probability, probability_or_off, tell
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -55,8 +54,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--pretrain-weight", nargs="+", help="checkpoints of stage 1 or 2, of the reference code, or .safetensors; each gets its own rows"
     )
     parser.add_argument("--mixture", action="store_true", help="use all --pretrain-weight as one source; each generates an equal share")
-    parser.add_argument("--file", nargs="+", help="distilled sets for --source file: .pt, or a folder with a picture folder per class")
+    parser.add_argument("--file", nargs="+", help="distilled sets for --source file: .pt, .npz, .npy, or a folder with a folder per class")
     parser.add_argument("--image-range", choices=RANGES, help="range of the values in --file, if the values do not determine it")
+    parser.add_argument("--label-kind", choices=LABEL_KINDS, help="what the labels in --file are (default: classes or probabilities)")
+    parser.add_argument("--factor", type=positive_int, default=1, help="each image in --file is a collage of FACTOR x FACTOR smaller ones")
+    parser.add_argument("--group", help="name under which all sets in --file are averaged (default: only the sets of one file)")
     parser.add_argument(
         "--match-bytes", action="store_true", help="add as many real images as fit into the generator's bytes: raw, webp, jpeg"
     )
@@ -91,7 +93,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     # data
     parser.add_argument("--data", choices=datasets.NAMES, help="image set (default: the checkpoint's, or cifar10)")
     parser.add_argument("--data-dir", default="datasets", help="where the set lies or is downloaded to (--data folder: train/ and test/)")
-    parser.add_argument("--image-size", type=int, choices=(28, 32), help="side of the images of --data folder in pixels (default 32)")
+    add_folder_flags(parser)
     parser.add_argument("--val-size", type=count, default=0, help="test on this many held-out training images instead of the test set")
     # classifiers
     parser.add_argument("--eval-model", nargs="+", default=["convnet"], help="networks to train")
@@ -115,91 +117,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--results-dir", default="results", help="where results go")
     add_execution_flags(parser)
     return parser.parse_args(argv)
-
-
-def check_flags(args: argparse.Namespace) -> list[str]:
-    """The sources asked for, real among them. Raises UsageError for flags that need or contradict each other."""
-    names, weights = list(dict.fromkeys(args.source)), args.pretrain_weight or []
-    generates = "generator" in names
-    if args.real and "real" not in names:
-        names.append("real")
-    if generates and not weights:
-        raise UsageError("--source generator needs --pretrain-weight, the checkpoint of a generator")
-    if ("file" in names) != bool(args.file):
-        found = f"--source {' '.join(names)}" if args.file else "none"
-        raise UsageError(f"--source file and --file need each other: a source, and its files; found {found}")
-    if args.image_range and not args.file:
-        raise UsageError(f"--image-range {args.image_range} is of the values in --file, found none")
-    if not generates and (args.filter or args.storage or args.match_bytes or args.export or args.mixture):
-        flag = "--filter and --storage are" if args.filter or args.storage else "--match-bytes, --export and --mixture are"
-        raise UsageError(f"{flag} of --source generator, found {' '.join(names)}")
-    if args.export and len(weights) != 1:
-        raise UsageError(f"--export {args.export}: expected one --pretrain-weight, found {len(weights)}")
-    if args.draw != "random" and not (generates and "fixed" in args.budget):
-        raise UsageError(f"--draw {args.draw} is of a generator's fixed sets, expected --source generator and --budget fixed")
-    if args.draw == "matched" and (args.mixture or args.filter):
-        raise UsageError("--draw matched optimises the latents of one generator, expected neither --mixture nor --filter")
-    if args.draw == "herding" and args.draw_candidates < max(args.ipc or [50]):
-        raise UsageError(f"--draw-candidates {args.draw_candidates}: expected at least the {max(args.ipc or [50])} images a class of --ipc")
-    if "condensed" not in names:
-        check_condense_flags(vars(args), "--source condensed", f"--source {' '.join(names)}")
-        if args.codec != "raw":
-            raise UsageError(f"--codec {args.codec} is of --source condensed, found --source {' '.join(names)}")
-    soft = "soft" in (args.labels or [])
-    if args.filter and not args.teacher:
-        raise UsageError("--filter and --teacher need each other: a probability, and the classifier that gives it")
-    if soft and not args.teacher:
-        raise UsageError("--labels soft needs --teacher, the classifier that gives them")
-    if args.teacher and not (soft or args.filter):
-        raise UsageError(f"--teacher {args.teacher} is for --labels soft and --filter, found neither")
-    if args.temperature != 1 and not soft:
-        raise UsageError(f"--temperature {args.temperature:g} is of --labels soft, found {' '.join(args.labels or ['hard'])}")
-    return names
-
-
-def load_inputs(
-    args: argparse.Namespace, names: list[str]
-) -> tuple[Data, list[GanCheckpoint], list[DistilledSet], SavedClassifier | None, list[int]]:
-    """Those splits of the set that are needed; the checkpoints, distilled sets and teacher that are given; and the numbers of images."""
-    checkpoints = [read_gan(path) for path in args.pretrain_weight or []]
-    first = min(checkpoints, key=lambda checkpoint: checkpoint.info is None, default=None)  # the first that names its set
-    name = first.data_name(args.data) if first else args.data or "cifar10"
-    info = first.info if first else None
-    needs_train = args.val_size or args.match_bytes or args.draw != "random" or {"real", "random-real", "herding", "condensed"} & set(names)
-    splits = (["train"] if needs_train else []) + ([] if args.val_size else ["test"])
-    data = load_data(name, args.data_dir, splits=tuple(splits), val_size=args.val_size, image_size=args.image_size, info=info)
-    for checkpoint in checkpoints:
-        if checkpoint.info not in (None, data.info):
-            raise UsageError(f"{checkpoint.path}: was trained on {checkpoint.info.name}, expected the {name} of {first.path}")
-        checkpoint.check_data(data.info)
-        if "generator" in names:
-            warn_of_seen_images(checkpoint, args.val_size)
-    if args.export and checkpoints[0].info is None:
-        raise UsageError(f"--export {args.export}: {checkpoints[0].path} names no data set, expected a checkpoint written here")
-    sets = [found for path in args.file or [] for found in read_distilled(path, data.info, args.image_range)]
-    for found in sets:
-        if found.soft and "hard" in (args.labels or []):
-            raise UsageError(f"--labels hard: {found.path} holds soft labels")
-    asked = args.ipc or ([] if sets else [50])
-    ipcs = list(dict.fromkeys([*asked, *(found.ipc for found in sets)]))
-    subsets = [name for name in ("random-real", "herding", "condensed") if name in names]
-    if subsets:
-        fewest = int(torch.bincount(data.train.labels, minlength=data.info.num_classes).min())
-        if max(ipcs) > fewest:
-            raise UsageError(f"--ipc {max(ipcs)}: the smallest class of {name} has {fewest} training images for {' and '.join(subsets)}")
-    teacher = read_classifier(args.teacher) if args.teacher else None
-    if teacher and teacher.info != data.info:
-        raise UsageError(f"--teacher {args.teacher}: was trained on {teacher.info.name}, expected a classifier of {data.info.name}")
-    if teacher and args.val_size > teacher.val_size:
-        seen = f"{args.teacher} was trained with --val-size {teacher.val_size}: it has seen images held out now"
-        tell(f"warning: --val-size {args.val_size}: {seen}")
-    return data, checkpoints, sets, teacher, ipcs
-
-
-def row_hash(row: dict) -> str:
-    """A short name of a row's settings, so that the classifiers of two rows are never taken for each other."""
-    settings = {name: value for name, value in row.items() if name not in RESULTS}
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def saver(folder: Path, stem: str, network: str, info: DataInfo, val_size: int) -> Callable[[Classifier, int], None]:
@@ -259,6 +176,7 @@ def main(args: argparse.Namespace) -> list[dict]:
         for network, ipc, budget in itertools.product(networks, ipcs, dict.fromkeys(args.budget)):
             for about, source in table.sources(ipc, budget == "fixed", args.quality if args.match_bytes else None):
                 row = results.row(shared | {"classifier": network, "budget": budget, "ipc": ipc} | about)
+                row |= {"class_names": list(data.info.class_names)} | table.origin(row, args.group)
                 if any(row is other for other in rows):  # a file or checkpoint that is named twice
                     continue
                 rows.append(row)

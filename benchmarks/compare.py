@@ -20,7 +20,7 @@ import numpy as np
 from scipy.stats import bootstrap
 
 from engine.files import write_json
-from scoring.results import RESULTS, TRAININGS
+from scoring.results import RESULTS, TRAININGS, file_of
 from utils import Parser, UsageError, cli
 
 # Settings in which the rows of a pair agree; one that an older row does not have counts as None.
@@ -67,10 +67,11 @@ def read_rows(path: str) -> list[dict]:
 def identity(row: dict) -> str:
     """A row's settings as text.
 
-    Rows have the same text if they differ only in their results, the training of the generator, the set of the file, where they ran, or
-    what else was kept.
+    Rows have the same text if they differ only in their results, the training of the generator, the set of the file or of the --group,
+    where they ran, or what else was kept.
     """
-    return json.dumps({name: value for name, value in row.items() if name not in ASIDE and value is not None}, sort_keys=True)
+    settings = {name: value for name, value in row.items() if name not in ASIDE and value is not None}
+    return json.dumps(settings | ({"file": file_of(row)} if file_of(row) else {}), sort_keys=True)
 
 
 def text(value) -> str:

@@ -1,7 +1,7 @@
 """The held-out split, and the order in which images are taken."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -10,12 +10,12 @@ from engine.seeds import derive_seed
 from utils import UsageError
 
 
-def split_held_out(labels: Tensor, val_size: int, num_classes: int) -> tuple[Tensor, Tensor]:
+def split_held_out(labels: Tensor, val_size: int, num_classes: int, class_names: Sequence[str] = ()) -> tuple[Tensor, Tensor]:
     """Indices (kept, held out) of a class-balanced held-out split, in file order.
 
     The split is the same in every run, and a smaller split is part of a larger one. Images that one stage held out are therefore not
     trained on by a later stage of the same or a larger val_size. If val_size is no multiple of num_classes, the first classes hold out one
-    image more. Raises UsageError if val_size is too small or too large.
+    image more. class_names: for the error. Raises UsageError if val_size is too small or too large.
     """
     if val_size < num_classes:
         raise UsageError(f"--val-size {val_size}: expected 0 or at least one image for each of the {num_classes} classes")
@@ -24,7 +24,8 @@ def split_held_out(labels: Tensor, val_size: int, num_classes: int) -> tuple[Ten
         members = (labels.cpu() == label).nonzero().flatten()
         share = val_size // num_classes + (label < val_size % num_classes)
         if share >= len(members):
-            raise UsageError(f"--val-size {val_size}: asks for {share} of the {len(members)} training images of class {label}")
+            name = class_names[label] if class_names else label
+            raise UsageError(f"--val-size {val_size}: asks for {share} of the {len(members)} training images of class {name}")
         order = torch.randperm(len(members), generator=torch.Generator().manual_seed(derive_seed("held-out", label)))
         held_out[members[order[:share]]] = True
     return (~held_out).nonzero().flatten().to(labels.device), held_out.nonzero().flatten().to(labels.device)
@@ -43,7 +44,9 @@ def epoch_order(num_images: int, device: torch.device, *seed: int | str) -> Tens
     return torch.randperm(num_images, generator=torch.Generator().manual_seed(derive_seed(*seed))).to(device)
 
 
-def class_batches(labels: Tensor, per_class: int, num_classes: int, *seed: int | str, skip: int = 0) -> Iterator[Tensor]:
+def class_batches(
+    labels: Tensor, per_class: int, num_classes: int, *seed: int | str, skip: int = 0, class_names: Sequence[str] = ()
+) -> Iterator[Tensor]:
     """Yield batches of indices (num_classes, per_class) without end, each row of one class, after the first `skip` of them.
 
     The classes that `labels` (N,) holds take turns, in an order that is shuffled anew whenever each had its turn; each class is taken in
@@ -53,7 +56,8 @@ def class_batches(labels: Tensor, per_class: int, num_classes: int, *seed: int |
     members = {int(label): (on_host == label).nonzero().flatten() for label in on_host.unique()}
     for label, indices in members.items():
         if len(indices) < per_class:
-            raise UsageError(f"--match-batch {per_class}: class {label} has {len(indices)} training images, expected as many or more")
+            name = class_names[label] if class_names else label
+            raise UsageError(f"--match-batch {per_class}: class {name} has {len(indices)} training images, expected as many or more")
     present, passes = list(members), {}
 
     def shuffled(n: int, *what: int | str) -> Tensor:  # kept until the next one of the same kind is asked for

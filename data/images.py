@@ -4,7 +4,7 @@ Images are stored as uint8 (N, C, H, W) and used as float32 in [-1, 1]; labels a
 """
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,7 +14,10 @@ SPLITS = ("train", "test")
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What a network must know about an image set. mean and std are per channel, of images in [0, 1]."""
+    """What a network must know about an image set. mean and std are per channel, of images in [0, 1].
+
+    background: the color behind the transparent pictures of a folder; None = black.
+    """
 
     name: str
     channels: int
@@ -23,10 +26,12 @@ class DataInfo:
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    background: str | None = field(default=None, repr=False)  # not in fingerprints, which hold the images themselves
 
     def to_dict(self) -> dict:
-        """Plain values, for a checkpoint."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        """Plain values, for a checkpoint; without a background if none was named."""
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return {k: v for k, v in values.items() if k != "background" or v is not None}
 
     @classmethod
     def from_dict(cls, values: dict) -> "DataInfo":

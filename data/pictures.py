@@ -1,6 +1,9 @@
 """A folder of pictures, PATH/CLASS/*, as uint8 images of one size."""
 
-from collections.abc import Callable
+import unicodedata
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,28 +12,59 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from utils import UsageError
+from utils import UsageError, tell
 
 GRAY_MODES = ("1", "L", "I", "I;16", "I;16B", "I;16L", "F")
 PICTURE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # no others, whatever the suffix: Pillow hands PostScript to a program
+BACKGROUNDS = ("black", "gray", "white")
+MAX_PIXELS = 89_478_485  # from where Pillow warns of a decompression bomb
+BITS_PER_SAMPLE = 258  # a tag of TIFF
 
 
 def list_pictures(folder: Path, expected: str = "PATH/train/CLASS/* and PATH/test/CLASS/* for --data folder") -> dict[str, list[Path]]:
-    """Class name -> its picture files, both sorted.
+    """Class name -> its picture files, both in the order of their names as strings, as torchvision's ImageFolder has them.
 
-    expected: the layout that the error names. Raises UsageError if the folder is missing, has fewer than two classes or an empty one.
+    expected: the layout that the error names. Raises UsageError if the folder is missing, has fewer than two classes or an empty one, or
+    two folders whose names are one number (1 and 01) or the same text in Unicode.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder, expected {expected}")
-    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    classes = sorted((path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")), key=lambda path: path.name)
     if len(classes) < 2:
         raise UsageError(f"{folder}: found {len(classes)} class folders, expected at least 2")
-    found = {}
+    found, meanings = {}, {}
     for path in classes:
-        found[path.name] = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES and not p.name.startswith("."))
+        first = meanings.setdefault(as_number(path.name) or unicodedata.normalize("NFC", path.name), path.name)
+        if first != path.name:
+            raise UsageError(f"{folder}: the folders {first} and {path.name} stand for one class, expected one folder for each")
+        pictures = (p for p in path.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES and not p.name.startswith("."))
+        found[path.name] = sorted(pictures, key=lambda p: p.name)
         if not found[path.name]:
             raise UsageError(f"{path}: an empty class, expected pictures ({' '.join(sorted(PICTURE_SUFFIXES))})")
     return found
+
+
+def as_number(name: str) -> str | None:
+    """The whole number that a name is, without leading zeros; None if it is none."""
+    return str(int(name)) if name.isascii() and name.isdecimal() else None
+
+
+def match_classes(found: Iterable[str], class_names: Sequence[str]) -> list[str] | None:
+    """The folder names of the classes, in the order of `class_names`; None if they do not fit.
+
+    A folder is the class of its own name. Only where no folder has the name of a class do numbers count: those of the classes' names if
+    these are numbers themselves (002 is the class 2), else the places of the classes, from 0.
+    """
+    found = list(found)
+    if set(found) == set(class_names):
+        return list(class_names)
+    numbers = {as_number(name): name for name in found}
+    if len(numbers) < len(found) or set(found) & set(class_names):
+        return None
+    wanted = [as_number(name) for name in class_names]
+    wanted = wanted if None not in wanted else [str(place) for place in range(len(class_names))]
+    return [numbers[number] for number in wanted] if set(numbers) == set(wanted) else None
 
 
 def is_gray(path: Path) -> bool:
@@ -38,42 +72,100 @@ def is_gray(path: Path) -> bool:
     return _open(path, lambda picture: picture.mode in GRAY_MODES)
 
 
-def read_pictures(classes: list[list[Path]], channels: int, size: int, exact: bool = False) -> tuple[Tensor, Tensor]:
+def read_pictures(
+    classes: list[list[Path]], channels: int, size: int, exact: bool = False, background: str | None = None
+) -> tuple[Tensor, Tensor]:
     """The files of each class -> images uint8 (N, channels, size, size) and labels int64 (N,), one file after another.
 
-    The shorter side is resized to `size`, and the longer side is cropped about its centre. exact: refuse pictures of another size, or color
-    instead of gray and vice versa. Raises UsageError if a picture is refused or cannot be read.
+    The shorter side is resized to `size`, and the longer side is cropped about its centre; color and gray are converted into each other.
+    exact: refuse pictures of another size. background: one of BACKGROUNDS (default black), the color behind transparent pictures. Values
+    are scaled by the depth that their file states. Raises UsageError if a picture is refused or cannot be read, or if all pictures of a
+    class are equal.
     """
-    mode = "L" if channels == 1 else "RGB"
+    depths: Counter[int] = Counter()
 
     def fit(picture: Image.Image) -> np.ndarray:
-        if exact and (picture.size != (size, size) or (channels == 1) != (picture.mode in GRAY_MODES)):
+        if exact and picture.size != (size, size):
             width, height = picture.size
-            raise ValueError(f"{width} x {height} pixels, mode {picture.mode}, expected {size} x {size}, mode {mode}")
-        picture = ImageOps.exif_transpose(_to_8_bits(picture)).convert(mode)
-        return np.asarray(ImageOps.fit(picture, (size, size)))
+            raise UsageError(f"{picture.filename}: found {width} x {height} pixels, expected {size} x {size}")
+        bits = depth_of(picture)
+        depths[bits] += 1
+        picture = _on_background(ImageOps.exif_transpose(picture), bits, background or BACKGROUNDS[0])
+        return np.asarray(ImageOps.fit(picture.convert("L" if channels == 1 else "RGB"), (size, size)))
 
     arrays = [_open(path, fit) for paths in classes for path in paths]
-    images = torch.from_numpy(np.stack(arrays)).view(len(arrays), size, size, channels).permute(0, 3, 1, 2)
+    images = torch.from_numpy(np.stack(arrays)).view(len(arrays), size, size, channels).permute(0, 3, 1, 2).contiguous()
     labels = torch.repeat_interleave(torch.arange(len(classes)), torch.tensor([len(paths) for paths in classes]))
-    return images.contiguous(), labels
+    folder = classes[0][0].parent.parent
+    check_different(folder, images)
+    for paths, part in zip(classes, images.split([len(paths) for paths in classes]), strict=True):
+        check_different(paths[0].parent, part)
+    for bits in sorted(set(depths) - {8}):
+        tell(f"{folder}: {depths[bits]:,} pictures have {bits} bits; their values 0 to {2**bits - 1:,} are scaled to 0 to 255")
+    if (used := int(images.max()) - int(images.min())) < 26:
+        tell(f"warning: {folder}: its pictures use {used + 1} of 256 values, from {int(images.min())} to {int(images.max())}")
+    return images, labels
 
 
-def _to_8_bits(picture: Image.Image) -> Image.Image:
-    """Scale 16-bit gray pictures to 8 bits; Pillow's own conversion would clip them at 255."""
+def check_different(place: object, images: Tensor) -> None:
+    """Raise UsageError if there are two or more images (N, C, H, W) and all are equal."""
+    if len(images) > 1 and bool((images == images[0]).all()):
+        hint = (
+            "; what tells them apart may lie in an alpha channel (--background) or in values too small for 8 bits"
+            if images.dtype == torch.uint8
+            else ""
+        )
+        raise UsageError(f"{place}: its {len(images)} images are all equal, expected different ones{hint}")
+
+
+def depth_of(picture: Image.Image) -> int:
+    """The bits of a value, as the file states them. Raises ValueError for those whose range is unknown."""
     if picture.mode == "F":
         raise ValueError("floating-point values of unknown range, expected 8 or 16 bits")
     if not picture.mode.startswith("I"):
+        return 8
+    stated = picture.tag_v2.get(BITS_PER_SAMPLE, 32) if picture.format == "TIFF" else 16  # Pillow scales the other formats to 16
+    bits = stated[0] if isinstance(stated, tuple) else stated
+    if bits > 16:
+        raise ValueError(f"integers of {bits} bits, of unknown range, expected 8 or 16 bits")
+    return bits
+
+
+def _on_background(picture: Image.Image, bits: int, background: str) -> Image.Image:
+    """The picture in 8 bits and without transparency; Pillow's conversion would clip deeper values at 255 and drop the alpha channel."""
+    alpha = None
+    if picture.mode.startswith("I"):
+        values, clear = np.asarray(picture), picture.info.get("transparency")  # the one value that is transparent
+        if values.min() < 0:
+            raise ValueError("negative values, expected 0 or more")
+        picture = Image.fromarray((values / ((2**bits - 1) / 255)).round().clip(0, 255).astype(np.uint8))
+        alpha = None if clear is None else Image.fromarray(((values != clear) * 255).astype(np.uint8))
+    elif picture.has_transparency_data:
+        rgba = picture.convert("RGBA")
+        alpha = rgba.getchannel("A")
+    if alpha is None or alpha.getextrema()[0] == 255:
         return picture
-    values = np.asarray(picture)
-    return Image.fromarray((values / (257 if values.max() > 255 else 1)).round().clip(0, 255).astype(np.uint8))
+    picture = picture if picture.mode == "L" and bits > 8 else rgba.convert("RGB")
+    ground = Image.new(picture.mode, picture.size, background)
+    ground.paste(picture, mask=alpha)
+    return ground
 
 
 def _open(path: Path, take: Callable[[Image.Image], Any]) -> Any:
     """take(picture) for the picture at `path`. Raises UsageError if it cannot be read."""
+    if not path.is_file():  # a pipe would never end
+        raise UsageError(f"{path}: an unreadable picture (no such file, or none of the regular kind)")
     try:
-        with Image.open(path) as picture:
-            return take(picture)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, of what it mends and of large pictures
+            with Image.open(path, formats=FORMATS) as picture:
+                if picture.width * picture.height > MAX_PIXELS:
+                    raise Image.DecompressionBombError
+                return take(picture)
+    except UsageError:
+        raise
+    except Image.DecompressionBombError:
+        raise UsageError(f"{path}: an unreadable picture (claims more pixels than the limit of {MAX_PIXELS:,})") from None
+    except Exception as error:  # a damaged file may raise any error
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UsageError(f"{path}: an unreadable picture ({reason})") from None

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from utils import FailedRun, UsageError
+
+MAX_BYTES = 4 << 30  # of what a file decompresses to, or claims to hold; beyond it the file is refused
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
@@ -74,6 +77,15 @@ def file_hash(path: str | Path, algorithm: str = "sha256") -> str:
     return digest.hexdigest()
 
 
+def check_archive(path: Path) -> None:
+    """Raise UsageError if a zip archive, as those of torch and numpy are, decompresses to more than MAX_BYTES and its own size."""
+    with zipfile.ZipFile(path) as archive:
+        claimed = sum(member.file_size for member in archive.infolist())
+    if claimed > max(MAX_BYTES, path.stat().st_size):
+        found = f"{path.stat().st_size:,} bytes that decompress to {claimed:,}"
+        raise UsageError(f"{path}: found {found}, expected at most {MAX_BYTES:,}")
+
+
 def read_plain(path: str | Path, expected: str, allowed: Sequence = ()) -> object:
     """Read a file of torch.save that holds tensors and plain values. Other pickled code is refused, never executed.
 
@@ -83,12 +95,16 @@ def read_plain(path: str | Path, expected: str, allowed: Sequence = ()) -> objec
     path = Path(path)
     if path.is_dir():
         raise UsageError(f"{path}: is a folder, expected {expected}")
-    if not path.exists():
-        raise UsageError(f"{path}: no such file, expected {expected}")
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file{' of the regular kind' if path.exists() else ''}, expected {expected}")
     try:
+        if zipfile.is_zipfile(path):
+            check_archive(path)
         with warnings.catch_warnings(), torch.serialization.safe_globals(list(allowed)):
             warnings.simplefilter("ignore")  # warnings of torch; the error below says what is wrong
             return torch.load(path, map_location="cpu", weights_only=True)
+    except UsageError:
+        raise
     except Exception as error:  # a damaged file may raise any error; no code of it has been run
         code = re.search(r"GLOBAL (\S+)", str(error))
         found = f"pickled code ({code[1]}), not executed" if code else f"{path.stat().st_size} bytes of another kind, or truncated"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 
 from benchmarks.compare import ASIDE, identity
-from scoring.results import TRAININGS, plus_minus, source_name
+from scoring.results import TRAININGS, plus_minus, source_name, told_apart
 
 PLACE = ("dataset", "split", "val_size", "classifier", "ipc", "budget")  # budget last: a line of the table holds both budgets
 SIZES = ("match_bytes", "generator_parameters")  # settings in which the points of a series over bytes differ
@@ -94,6 +94,7 @@ def lines_of(rows: list[dict]) -> list[Line]:
     If lines of one place, in either budget, have the same label, the settings in which they differ are added to it.
     """
     groups: dict[str, list[int]] = {}
+    rows = [row | {"file": row["group"]} if row.get("group") else row for row in told_apart(rows)]
     for number, row in enumerate(rows):
         groups.setdefault(identity(row), []).append(number)
     lines = [Line([rows[i] for i in numbers], numbers, images_of([rows[i] for i in numbers])) for numbers in groups.values()]

@@ -172,6 +172,7 @@ def draw_confusion(lines: list[Line], path: Path) -> bool:
 def class_names(dataset: str, lines: list[Line], k: int) -> list[str]:
     """The names of the data set's classes where they are known, else their numbers."""
     known = [list(DATASETS[dataset].info.class_names)] if dataset in DATASETS else []
+    known += [row["class_names"] for line in lines for row in line.rows if line["dataset"] == dataset and row.get("class_names")]
     known += [row["samples"]["class_names"] for line in lines for row in line.rows if line["dataset"] == dataset and row.get("samples")]
     return next((names for names in known if len(names) == k), [str(i) for i in range(k)])
 

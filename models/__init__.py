@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from augment import Transform
-from data import DataInfo
+from data import DATASETS, DataInfo
 from engine.files import read_checkpoint, read_safetensors, write_tensors
 from models.convnet import ConvNet
 from models.densenet import DenseNet
@@ -149,15 +149,23 @@ class GanCheckpoint:
         return self.trainee(), discriminator
 
     def data_name(self, asked: str | None) -> str:
-        """The name of the data set: from the file, else `asked`, the value of --data (default "cifar10").
+        """The name of the data set: from the file, else `asked`, the value of --data, else "cifar10" if it has the generator's sizes.
 
-        Raises UsageError if the two contradict each other.
+        Raises UsageError if the file and --data contradict each other, or if neither names a set and the sizes are not those of cifar10.
         """
         if self.info is None:
+            if asked is None and not self._fits(DATASETS["cifar10"].info):
+                sizes = "{channels} x {image_size} x {image_size} with {num_classes} classes".format(**self.config)
+                fitting = [name for name, row in DATASETS.items() if self._fits(row.info)]
+                hint = ", ".join([*fitting, "folder"])
+                raise UsageError(f"{self.path}: names no data set, found a generator of {sizes}; name its set with --data: {hint}")
             return asked or "cifar10"
         if asked not in (None, self.info.name):
             raise UsageError(f"--data {asked}: {self.path} was trained on {self.info.name}")
         return self.info.name
+
+    def _fits(self, info: DataInfo) -> bool:
+        return all(getattr(info, name) == self.config[name] for name in ("channels", "image_size", "num_classes"))
 
     def check_data(self, info: DataInfo) -> None:
         """Raise UsageError unless `info` has the channels, image size and number of classes of this generator."""
@@ -194,6 +202,10 @@ def read_gan(path: str | Path) -> GanCheckpoint:
     generator, discriminator = state.get("generator"), state.get("discriminator")
     if not isinstance(generator, dict) or not isinstance(discriminator, dict if "config" not in state else dict | None):
         raise UsageError(f"{path}: expected a checkpoint with generator and discriminator, found {', '.join(map(str, state)) or 'nothing'}")
+    for name in ("generator", "discriminator", "generator_ema"):
+        if isinstance(state.get(name), dict):
+            state[name] = _without_prefix(state[name])
+    generator, discriminator = state["generator"], state["discriminator"]
     try:
         if "config" in state:
             return GanCheckpoint(Path(path), _checked(state["config"]), DataInfo.from_dict(state["info"]), state["val_size"], state)
@@ -207,6 +219,14 @@ def read_gan(path: str | Path) -> GanCheckpoint:
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise UsageError(f"{path}: not a DiM checkpoint: {error} is missing or of another kind") from None
     return GanCheckpoint(Path(path), config, None, None, state)
+
+
+def _without_prefix(tensors: dict) -> dict:
+    """The tensors by their names in the bare module, without what DataParallel (module.) and torch.compile (_orig_mod.) put before them."""
+    for prefix in ("module.", "_orig_mod.") * 2:
+        if tensors and all(str(name).startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
 
 
 def _checked(config: dict) -> dict:

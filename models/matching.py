@@ -1,7 +1,7 @@
 """The matching term of stage 2: what `--match` names, its default weight, and its value on a batch."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,12 +112,13 @@ class Matching:
                 f"--gan-weight 0 is of matching alone, in batches of its own: expected --match and --match-batch, found {found}"
             )
 
-    def steps_per_epoch(self, train: ImageSet, batch_size: int, gan_weight: float, pool_steps: int) -> int:
+    def steps_per_epoch(self, train: ImageSet, batch_size: int, gan_weight: float, pool_steps: int, class_names: Sequence[str] = ()) -> int:
         """The number of steps in a pass over the set: in the GAN's batches of `batch_size`, or without a GAN in matching batches.
 
-        Raises UsageError if the set is too small for a batch of the GAN, of the pool's networks, or for one of a class.
+        Raises UsageError, with the name of the class, if the set is too small for a batch of the GAN, of the pool's networks, or for one of
+        a class.
         """
-        next(self.batches(train, torch.device("cpu")))
+        next(self.batches(train, torch.device("cpu"), class_names=class_names))
         if gan_weight or (pool_steps and self.name != "none"):
             steps = steps_per_epoch(len(train), batch_size)
         return steps if gan_weight else max(1, len(train) // (self.batch * self.classes_of(train.labels.unique().numel())))
@@ -130,11 +131,14 @@ class Matching:
         """The operations of a step, drawn on the host; None without a strategy."""
         return None if self.strategy is None else choose_operations(self.strategy, self.composition, rng)
 
-    def batches(self, train: ImageSet, device: torch.device, *seed: int | str, skip: int = 0) -> Iterator[Tensor]:
+    def batches(
+        self, train: ImageSet, device: torch.device, *seed: int | str, skip: int = 0, class_names: Sequence[str] = ()
+    ) -> Iterator[Tensor]:
         """Endless class-balanced batches of indices (classes, batch) into `train`, after the first `skip`; empty ones if batch is 0."""
         if not self.batch:
             return itertools.repeat(torch.empty(1, 0, dtype=torch.long, device=device))
-        return class_batches(train.labels, self.batch, self.classes_of(train.labels.unique().numel()), *seed, skip=skip)
+        classes = self.classes_of(train.labels.unique().numel())
+        return class_batches(train.labels, self.batch, classes, *seed, skip=skip, class_names=class_names)
 
     def loss(
         self,

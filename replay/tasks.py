@@ -23,6 +23,12 @@ def split_classes(num_classes: int, num_tasks: int, order_seed: int | None) -> l
     return [part.tolist() for part in order.tensor_split(num_tasks)]
 
 
+def describe_tasks(classes: Sequence[Sequence[int]], class_names: Sequence[str]) -> str:
+    """One line for the reader: the classes of each task by name, the first ten of each."""
+    tasks = (", ".join(class_names[label] for label in labels[:10]) + (", ..." if len(labels) > 10 else "") for labels in classes)
+    return "tasks: " + "; ".join(f"{number}: {names}" for number, names in enumerate(tasks, 1))
+
+
 def split_tasks(train: ImageSet, classes: Sequence[Sequence[int]]) -> list[ImageSet]:
     """Return the images of each task, as copies."""
     device = train.labels.device

@@ -1,5 +1,6 @@
 """Rows of results: their file and their printed table."""
 
+import hashlib
 import json
 import statistics
 from collections.abc import Sequence
@@ -12,7 +13,8 @@ from utils import UsageError
 # The fields of a row that are results; all others are settings.
 RESULTS = (
     *("n", "mean", "std", "accs", "seconds_generate", "seconds_train", "images_seen", "steps"),
-    *("num_bytes", "num_images", "bits_per_class", "confusion", "curve_images_seen", "curve_accs", "samples"),
+    *("num_bytes", "num_images", "bits_per_class", "confusion", "curve_images_seen", "curve_accs", "samples", "class_names"),
+    *("path", "group", "images_per_class"),  # of what a row was trained on, for its name and its mean
 )
 # The fields in which rows of several trainings of one generator, or of several sets of one file, may differ.
 TRAININGS = ("checkpoint_sha256", "file_sha256", "set", "num_bytes")
@@ -103,6 +105,12 @@ class ResultsFile:
             write_json(self.path, self.rows)
 
 
+def row_hash(row: dict) -> str:
+    """A short name of a row's settings, so that the classifiers of two rows are never taken for each other."""
+    settings = {name: value for name, value in row.items() if name not in RESULTS}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+
+
 def describe(row: dict) -> str:
     """Describe how a row's images are stored, with the size in megabytes (10^6 bytes): "0.23 MB, fp16, 2 generators, filter 0.5"."""
     parts = [f"{row['num_bytes'] / 1e6:.2f} MB"]
@@ -115,7 +123,34 @@ def describe(row: dict) -> str:
             parts.append(f"filter {row['filter']}")
     elif row.get("num_images") is not None:
         parts.append(f"{row['num_images']:,.0f} images" + (f" in {row['codec']}" if row.get("codec", "raw") != "raw" else ""))
+    if counts := row.get("images_per_class"):
+        parts.append(f"{min(counts):,} to {max(counts):,} a class")
+    if factor := row.get("factor"):
+        parts.append(f"each a collage of {factor} x {factor}")
     return ", ".join(parts)
+
+
+def told_apart(rows: Sequence[dict], generators: bool = False) -> list[dict]:
+    """Copies of rows whose `file` is the shortest end of its path in which it differs from the files of the others.
+
+    generators: do the same for rows of several generators, whose `file` is then their checkpoint.
+    """
+    paths = [str(row["path"]) if row.get("path") else None for row in rows]
+    named = []
+    for row, path in zip(rows, paths, strict=True):
+        others = {other for other, one in zip(paths, rows, strict=True) if other not in (None, path) and one["source"] == row["source"]}
+        if path and (row["source"] == "file" or (generators and others)):
+            parts = Path(path).parts
+            ends = (Path(*parts[-length:]) for length in range(1, len(parts) + 1))
+            clear = (end for end in ends if not any(Path(other).parts[-len(end.parts) :] == end.parts for other in others))
+            row = row | {"file": next(clear, Path(path)).as_posix()}
+        named.append(row)
+    return named
+
+
+def file_of(row: dict) -> str | None:
+    """What the sets of a row of --source file are trainings of: the group that the user named, or else the file. None for other sources."""
+    return (row.get("group") or row.get("path") or row.get("file")) if row["source"] == "file" else None
 
 
 def source_name(row: dict) -> str:
@@ -136,7 +171,7 @@ def plus_minus(mean: float, std: float | None) -> str:
 
 
 def over_trainings(rows: Sequence[dict]) -> list[dict]:
-    """Summarise each group of rows that differ only in the training of the generator or in the set of the file.
+    """Summarise each group of rows that differ only in the training of the generator, or in the set of one file or of one --group.
 
     A summary holds the settings that name the group, n (number of trainings), mean and std (sample standard deviation) over trainings,
     classifiers (number per training) and classifier_std, the mean of the standard deviations over classifiers. A row that is alone in its
@@ -144,7 +179,8 @@ def over_trainings(rows: Sequence[dict]) -> list[dict]:
     """
     groups: dict[str, list[dict]] = {}
     for row in rows:
-        shared = {name: value for name, value in row.items() if name not in (*RESULTS, *TRAININGS)}
+        shared = {name: value for name, value in row.items() if name not in (*RESULTS, *TRAININGS) and value is not None}
+        shared["file"] = file_of(row)
         groups.setdefault(json.dumps(shared, sort_keys=True), []).append(row)
     summaries = []
     for group in groups.values():
@@ -154,6 +190,7 @@ def over_trainings(rows: Sequence[dict]) -> list[dict]:
         summary = {
             name: group[0].get(name) for name in ("classifier", "source", "budget", "ipc", "labels", "temperature", "file", "storage")
         }
+        summary["file"] = group[0].get("group") or (summary["file"] if summary["source"] == "file" else None)
         summary |= {"n": len(group), "mean": statistics.mean(means), "std": statistics.stdev(means), "classifiers": group[0]["n"]}
         summaries.append(summary | {"classifier_std": None if None in stds else statistics.mean(stds)})
     return summaries
@@ -162,7 +199,7 @@ def over_trainings(rows: Sequence[dict]) -> list[dict]:
 def print_table(rows: list[dict]) -> None:
     """Print a line for each row, with the mean and sample standard deviation of its accuracy in percent, then the means over trainings."""
     heads = ("classifier", "source", "budget", "recipe", "stored", "bits/class", "ipc", "accuracy", "n", "images seen", "steps")
-    lines = [(*heads, "generate s", "train s")]
+    lines, rows = [(*heads, "generate s", "train s")], told_apart(rows, generators=True)
     for row in rows:
         cells = (row["classifier"], source_name(row), row["budget"], row["recipe"], describe(row), f"{row['bits_per_class']:,.0f}")
         cells += (row["ipc"], plus_minus(row["mean"], row["std"]), row["n"])

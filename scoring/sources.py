@@ -37,16 +37,18 @@ class Opened(NamedTuple):
 class Fixed:
     """A set of images that is the same at each epoch.
 
-    num_bytes: size of the stored set (default: that of uint8 images whose order implies their labels).
+    num_bytes: size of the stored set (default: that of uint8 images whose order implies their labels). num_images: number of stored
+    images, if several of these are decoded from each.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, num_bytes: int | None = None):
+    def __init__(self, images: Tensor, labels: Tensor, num_bytes: int | None = None, num_images: int | None = None):
         self.images, self.labels, self.per_epoch = images, labels, len(labels)
         self.num_bytes = images.numel() if num_bytes is None else num_bytes
+        self.num_images = len(labels) if num_images is None else num_images
 
     def open(self, seed: int, draws: Draws) -> Opened:
         """Return the same set for every seed."""
-        return Opened(itertools.repeat((self.images, self.labels)), len(self.labels), self.num_bytes)
+        return Opened(itertools.repeat((self.images, self.labels)), self.num_images, self.num_bytes)
 
 
 class Generated:
@@ -125,7 +127,8 @@ class WithinBytes:
                 image = pixels if code is None else decode_images(self.codec, [code], self.info).to(pixels.device)
                 kept.append((image, label)), sizes.append(size)
             if not kept or kept[-1][1] != label:
-                raise UsageError(f"--match-bytes: {share} bytes for a class hold no image, expected {size + self.item_bytes} or more")
+                name = self.info.class_names[label]
+                raise UsageError(f"--match-bytes: {share} bytes for class {name} hold no image, expected {size + self.item_bytes} or more")
         images, classes = zip(*kept, strict=True)
         chosen = ImageSet(torch.cat(images), torch.tensor(classes, device=self.images.labels.device))
         return chosen, sum(sizes) + shared

@@ -26,7 +26,7 @@ MATCHED = {"random-real-raw": "raw", "random-real-lossless": "webp", "random-rea
 # The fields of a row that say where its images come from; None if a field does not apply.
 ORIGIN = (
     *("generator_parameters", "generator_bytes", "checkpoint_sha256", "storage", "filter", "drawn", "file", "file_sha256", "set"),
-    *("match_bytes", "quality", "chosen_by", "drawn_from", "teacher", "teacher_sha256", "temperature"),
+    *("match_bytes", "quality", "chosen_by", "drawn_from", "teacher", "teacher_sha256", "temperature", "factor"),
 )
 
 
@@ -34,11 +34,12 @@ ORIGIN = (
 class Deployed:
     """A generator as it is deployed and scored: at its storage precision, possibly several as one, possibly filtered.
 
-    about: the fields that its rows hold of it. num_bytes: size of all that the deployment takes. seed: seed of its fixed sets; None if each
-    classifier draws its own.
+    paths: its files. about: the fields that its rows hold of it. num_bytes: size of all that the deployment takes. seed: seed of its fixed
+    sets; None if each classifier draws its own.
     """
 
     generator: nn.Module
+    paths: tuple[Path, ...]
     about: dict
     num_bytes: int
     seed: int | None
@@ -74,7 +75,7 @@ class Deployed:
         if threshold:
             generator, size = Filtered(generator, teacher.classifier, threshold), size + teacher.num_bytes
             about |= {"filter": threshold} | teacher.about
-        return cls(generator, about, size, seed)
+        return cls(generator, tuple(checkpoint.path for checkpoint in checkpoints), about, size, seed)
 
 
 @dataclass
@@ -132,8 +133,9 @@ class Table:
                 for found in self.sets:
                     if found.ipc == ipc:
                         about = {"file": found.path.name, "file_sha256": found.sha256(), "set": found.number}
+                        about["factor"] = found.factor if found.factor > 1 else None
                         about |= {"labels": "soft" if found.soft else "hard"}
-                        yield {"source": name} | about, Fixed(found.images, found.labels, found.num_bytes)
+                        yield {"source": name} | about, Fixed(found.images, found.labels, found.num_bytes, found.num_images)
             elif name == "herding":
                 images, labels = data.train.batch(self.herded[0][:, :ipc].flatten())
                 yield {"source": name, "chosen_by": self.herded[1]}, Fixed(images, labels)
@@ -149,6 +151,17 @@ class Table:
                 if self.condensed is not None:
                     about = {"source": f"condensed-{self.condensed.codec}", "match_bytes": size}
                     yield about | self.condensed.about, self.condensed.within(ipc, size, item_bytes)
+
+    def origin(self, row: dict, group: str | None) -> dict:
+        """The file that a row was trained on, the name of the group of --file, and the images of each class if they are unequal."""
+        for one in self.deployed:
+            if row["source"] == "generator" and one.about["checkpoint_sha256"] == row["checkpoint_sha256"] and len(one.paths) == 1:
+                return {"path": one.paths[0].as_posix()}
+        for found in self.sets:
+            if row["source"] == "file" and (found.sha256(), found.number) == (row["file_sha256"], row["set"]):
+                counts = list(found.counts) if len(set(found.counts)) > 1 else None
+                return {"path": found.path.as_posix(), "group": group, "images_per_class": counts}
+        return {}
 
     def shown(self, row: dict, per_class: int, seed: int) -> tuple[Tensor, Tensor] | None:
         """Return float images (N, C, H, W) and labels to show for the row of a generator, a file or condensed images, else None."""

@@ -90,7 +90,7 @@ CASES = [
     ("validate", ["--dsa-strategy", "zoom"], "unknown operation 'zoom'"),
     ("validate", ["--dsa-composition", "zoom"], "argument --dsa-composition: invalid choice"),
     ("validate", ["--source", "fake"], "argument --source: invalid choice: 'fake'"),
-    ("validate", ["--ipc", "200"], "--ipc 200: the smallest class of digits has 146 training images for random-real"),
+    ("validate", ["--ipc", "200"], "--ipc 200: class 8, the smallest of digits, has 146 training images for random-real"),
     *(("continual", ["--method", "er", *more], "--method er needs --memory-bytes or --buffer-size, and not both")
       for more in ([], ["--memory-bytes", "9000", "--buffer-size", "5"])),
     *(("continual", ["--method", method, flag, "9000"], f"{flag} 9000: --method {method} keeps {kept}")

@@ -149,6 +149,12 @@ def test_missing_files_without_a_network(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_failed_download_of_mnist_gives_its_reason(tmp_path):
+    with pytest.raises(UsageError, match=r"the download failed: Error downloading .* no network in tests") as error:
+        load_data("mnist", tmp_path / "new")
+    assert "\n" not in str(error.value)
+
+
 def test_a_download_arrives_whole_and_leaves_no_temporary_folder(monkeypatch, tmp_path):
     expected = small_set(monkeypatch, tmp_path / "elsewhere", "mnist", 1)
 

@@ -212,6 +212,41 @@ def test_load_generator_reads_reference_checkpoints(tmp_path, channels, size):
     assert not read.training
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_checkpoints_of_wrapped_networks_load(prefix, tmp_path):
+    written = reference_checkpoint(tmp_path / "g.pth", 1, 28).eval()
+    state = torch.load(tmp_path / "g.pth", weights_only=True)
+    for name in ("generator", "discriminator"):
+        state[name] = {prefix + key: tensor for key, tensor in state[name].items()}
+    torch.save(state, tmp_path / "wrapped.pth")
+    loaded = load_generator(tmp_path / "wrapped.pth")
+    assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), written.state_dict().values(), strict=True))
+    read_gan(tmp_path / "wrapped.pth").players()
+    del state["generator"][prefix + "conv8.weight"]
+    torch.save(state, tmp_path / "wrapped.pth")
+    with pytest.raises(UsageError, match=r"'conv8.weight' is missing"):
+        read_gan(tmp_path / "wrapped.pth")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "found", "sets"),
+    [
+        ((1, 28, 10), "1 x 28 x 28 with 10 classes", "mnist, fashion, digits, folder"),
+        ((3, 32, 7), "3 x 32 x 32 with 7 classes", "folder"),
+        ((3, 28, 7), "3 x 28 x 28 with 7 classes", "folder"),
+    ],
+)
+def test_a_checkpoint_without_a_set_is_not_taken_for_one_of_other_sizes(sizes, found, sets, tmp_path):
+    channels, size, classes = sizes
+    reference_checkpoint(tmp_path / "g.pth", channels, size, classes=classes)
+    checkpoint = read_gan(tmp_path / "g.pth")
+    with pytest.raises(UsageError, match=f"g.pth: names no data set, found a generator of {found}; name its set with --data: {sets}$"):
+        checkpoint.data_name(None)
+    assert checkpoint.data_name("mnist") == "mnist"
+    reference_checkpoint(tmp_path / "c.pth")
+    assert read_gan(tmp_path / "c.pth").data_name(None) == "cifar10"
+
+
 def test_load_generator_needs_nothing_but_the_file(trained, tmp_path):
     copy = tmp_path / "somewhere.pth"
     copy.write_bytes((trained / "match" / "last.pth").read_bytes())

@@ -80,7 +80,7 @@ def test_as_many_real_images_as_fit(codec, item_bytes, digits):
 
 
 def test_room_for_less_than_one_of_each_class_is_refused(digits):
-    with pytest.raises(UsageError, match="--match-bytes: 700 bytes for a class hold no image, expected 784 or more"):
+    with pytest.raises(UsageError, match="--match-bytes: 700 bytes for class 0 hold no image, expected 784 or more"):
         WithinBytes(digits.train, 4, digits.info, 7000, "raw", 75).choose(0)
 
 
@@ -367,7 +367,7 @@ def test_several_budgets(trained, tmp_path, monkeypatch):
         (["--source", "file"], "--source file and --file need each other: a source, and its files; found none"),
         (["--source", "real", "--file", "x.pt"], "--source file and --file need each other: a source, and its files; found --source real"),
         (["--source", "file", "--file", "missing.pt"], "missing.pt: no such file, expected images and labels"),
-        (["--source", "real", "--image-range", "unit"], "--image-range unit is of the values in --file, found none"),
+        (["--source", "real", "--image-range", "unit"], "--image-range unit is of the sets in --file, found none"),
         (["--source", "real", "--match-bytes"], "--match-bytes, --export and --mixture are of --source generator, found real"),
         (["--source", "real", "--mixture"], "--match-bytes, --export and --mixture are of --source generator, found real"),
         (["--source", "real", "--labels", "soft"], "--labels soft needs --teacher"),
@@ -379,9 +379,9 @@ def test_several_budgets(trained, tmp_path, monkeypatch):
         (["--source", "real", "--condense-init", "noise"], "--condense-init noise is of --source condensed, found --source real"),
         (["--source", "real", "--codec", "jpeg"], "--codec jpeg is of --source condensed, found --source real"),
         (["--source", "condensed", "--condense-network", "vgg"], "unknown network 'vgg'"),
-        (["--source", "condensed", "--ipc", "200"], "--ipc 200: the smallest class of digits has 146 training images for condensed"),
+        (["--source", "condensed", "--ipc", "200"], "--ipc 200: class 8, the smallest of digits, has 146 training images for condensed"),
         (["--source", "condensed", "--condense-match", "logit"], "argument --condense-match: invalid choice: 'logit'"),
-        (["--source", "herding", "--ipc", "200"], "--ipc 200: the smallest class of digits has 146 training images for herding"),
+        (["--source", "herding", "--ipc", "200"], "--ipc 200: class 8, the smallest of digits, has 146 training images for herding"),
         (["--source", "real", "--temperature", "0"], "argument --temperature: found 0, expected a number > 0"),
         (["--source", "real", "--quality", "96"], "argument --quality: found 96"),
         (["--source", "real", "--herding-epochs", "0"], "argument --herding-epochs: found 0"),
@@ -392,7 +392,7 @@ def test_several_budgets(trained, tmp_path, monkeypatch):
 def test_flags_that_contradict_each_other(flags, message, teacher, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     soft = tmp_path / "soft.pt"
-    torch.save((torch.zeros(10, 1, 28, 28, dtype=torch.uint8), torch.full((10, 10), 0.1)), soft)
+    torch.save((torch.arange(7840).view(10, 1, 28, 28).byte(), torch.full((10, 10), 0.1)), soft)
     names = {"teacher": teacher, "soft": soft}
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(SystemExit) as stop:
