@@ -23,7 +23,7 @@ from replay.continual import Continual
 from replay.memory import digest
 from replay.methods import METHODS
 from replay.tasks import split_classes
-from scoring.storage import CODECS
+from scoring.storage import CODECS, make_codec
 from utils import UsageError
 
 # Methods and variants of ours, by the flags that make them.
@@ -139,7 +139,11 @@ def test_condensed_images_hold_the_budget_with_their_codec(codec, tmp_path):
     del command[command.index("--buffer-size") : command.index("--buffer-size") + 2]
     results = run(continual, command)
     assert 12_000 < results["num_bytes"]["total"] <= 24_000
-    assert results["buffer_images"] == 30 or codec != "raw"
+    kept = torch.load(tmp_path / "condensed" / "last.pth", weights_only=True)["memory"]["buffer"]
+    pixels = 784 * len(kept["labels"]) if codec == "raw" else sum(len(code) + 2 for code in kept["codes"])
+    tables = make_codec("jpeg", 75, 1).shared if codec == "jpeg" else 0
+    assert results["num_bytes"]["total"] == pixels + tables + len(kept["labels"])
+    assert results["buffer_images"] == len(kept["labels"]) >= 30
 
 
 def test_a_memory_of_permuted_labels_gives_chance(tmp_path, monkeypatch):
