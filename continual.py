@@ -145,7 +145,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     # stage 2
     parser.add_argument("--recipe-match", choices=MATCH_RECIPES, default="paper", help="energy: matching alone, as in pool_match.py")
     parser.add_argument("--match-steps", type=count, help="steps of stage 2 on a task (default: dim 100, dgr 0)")
-    parser.add_argument("--match-batch", type=two_or_more, default=32, help="images of each class in a step of --recipe-match energy")
+    parser.add_argument("--match-batch", type=count, default=32, help="images of each class in a step of --recipe-match energy")
     parser.add_argument("--teacher-weight", type=nonnegative, default=0.33, help="weight of the networks' cross-entropy in that recipe")
     parser.add_argument(
         "--generator-start", choices=STARTS, default="new", help="of a task's generator: new weights, or those of the last task's"

@@ -149,6 +149,8 @@ def check_flags(flags: Mapping[str, Any], method: Method) -> None:
         raise UsageError(f"--codec {given.codec}: there is no buffer of real images to store")
     if not given.gan_steps and given.recipe_match == "paper" and method.memory == "generator":
         raise UsageError("--gan-steps 0: without a GAN the generator needs --recipe-match energy, found --recipe-match paper")
+    if given.match_batch < 2:
+        raise UsageError(f"--match-batch {given.match_batch}: expected two or more images of each class")
     if given.recipe_match != "paper" and method.memory == "generator" and not given.match_steps:
         raise UsageError(f"--recipe-match {given.recipe_match}: expected --match-steps, found {given.match_steps or 'none'}")
     if given.retrain_steps and not (method.retrains or given.retrain):
