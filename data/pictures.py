@@ -19,6 +19,7 @@ PICTURE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".t
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # no others, whatever the suffix: Pillow hands PostScript to a program
 BACKGROUNDS = ("black", "gray", "white")
 MAX_PIXELS = 89_478_485  # from where Pillow warns of a decompression bomb
+ALIKE = "; what tells them apart may lie in an alpha channel (--background) or in values too small for 8 bits"
 BITS_PER_SAMPLE = 258  # a tag of TIFF
 
 
@@ -97,9 +98,9 @@ def read_pictures(
     images = torch.from_numpy(np.stack(arrays)).view(len(arrays), size, size, channels).permute(0, 3, 1, 2).contiguous()
     labels = torch.repeat_interleave(torch.arange(len(classes)), torch.tensor([len(paths) for paths in classes]))
     folder = classes[0][0].parent.parent
-    check_different(folder, images)
+    check_different(folder, images, ALIKE)
     for paths, part in zip(classes, images.split([len(paths) for paths in classes]), strict=True):
-        check_different(paths[0].parent, part)
+        check_different(paths[0].parent, part, ALIKE)
     for bits in sorted(set(depths) - {8}):
         tell(f"{folder}: {depths[bits]:,} pictures have {bits} bits; their values 0 to {2**bits - 1:,} are scaled to 0 to 255")
     if (used := int(images.max()) - int(images.min())) < 26:
@@ -107,14 +108,9 @@ def read_pictures(
     return images, labels
 
 
-def check_different(place: object, images: Tensor) -> None:
-    """Raise UsageError if there are two or more images (N, C, H, W) and all are equal."""
-    if len(images) > 1 and bool((images == images[0]).all()):
-        hint = (
-            "; what tells them apart may lie in an alpha channel (--background) or in values too small for 8 bits"
-            if images.dtype == torch.uint8
-            else ""
-        )
+def check_different(place: object, images: Tensor, hint: str = "") -> None:
+    """Raise UsageError, with the hint, if there are two or more images (N, C, H, W) and all are equal."""
+    if len(images) > 1 and torch.equal(images[0], images[1]) and bool((images == images[0]).all()):
         raise UsageError(f"{place}: its {len(images)} images are all equal, expected different ones{hint}")
 
 

@@ -113,8 +113,8 @@ def _checked(
     images, labels = images.detach().cpu(), labels.detach().cpu()
     num_bytes, label_bytes = images.numel() * images.element_size(), labels.numel() * labels.element_size()
     labels, counts = read_labels(path, labels, len(images), info, label_kind)
-    images = to_signed(path, images, info, image_range)
     check_different(path, images)
+    images = to_signed(path, images, info, image_range)
     num_bytes += label_bytes if labels.is_floating_point() else 0
     images, labels = decode_collages(images, labels, factor)
     return DistilledSet(path, number, images, labels, num_bytes, tuple(counts), factor)

@@ -213,7 +213,7 @@ def test_ddrankings_scores_beside_ours(tiny_cifar, tmp_path, monkeypatch, capsys
 
 
 def test_what_ddranking_cannot_score_is_one_line(tiny_cifar, tmp_path, capsys):
-    torch.save((torch.zeros(10, 3, 32, 32, dtype=torch.uint8), torch.full((10, 10), 0.1)), tmp_path / "soft.pt")
+    torch.save(((torch.arange(30720) // 7).view(10, 3, 32, 32).byte(), torch.full((10, 10), 0.1)), tmp_path / "soft.pt")
     torch.save((torch.zeros(10, 1, 28, 28, dtype=torch.uint8), torch.arange(10)), tmp_path / "gray.pt")
     cases = [
         (["--set", "missing.pt"], "missing.pt: no such file, expected images and labels"),
