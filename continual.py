@@ -113,7 +113,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--codec", choices=CODECS, default="raw", help="how the buffer stores its images")
     parser.add_argument("--quality", type=jpeg_quality, default=75, help="JPEG quality of --codec jpeg")
     parser.add_argument(
-        "--offer", choices=("step", "task"), default="step", help="when the buffer takes images: at each step, or at the end of a task"
+        "--offer",
+        choices=("step", "task"),
+        default="step",
+        help="when the buffer takes images: at each step of the first pass, or at the end of a task",
     )
     parser.add_argument("--buffer-share", type=probability, default=0.0, help="dgr, dim: share of --memory-bytes for real images")
     # generator

@@ -369,3 +369,12 @@ def test_the_images_of_a_task_are_copies():
     (first, _) = continual.split_tasks(everything, [[0], [1]])
     first.images.fill_(9)
     assert everything.images.sum() == 0
+
+
+@pytest.mark.parametrize("method", ["er", "der++", "er-ace", "cls-er", "unlimited", "gdumb"])
+@pytest.mark.parametrize("offer", ["step", "task"])
+def test_an_image_enters_the_buffer_once_however_often_it_is_seen(method, offer, tmp_path):
+    size = [] if method == "unlimited" else ["--buffer-size", "1000"]
+    run(continual, continual_flags(tmp_path, method, "--epochs", "3", "--pool", "mlp_w100", "--offer", offer, *size))
+    kept = torch.load(tmp_path / method / "last.pth", weights_only=True)["memory"]["buffer"]["images"]
+    assert len(kept) == 120 == len(kept.flatten(1).unique(dim=0))  # 1,500 images but for 1,380 that are held out, no two alike
