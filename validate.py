@@ -30,11 +30,12 @@ from engine.seeds import derive_seed
 from models import Classifier, GanCheckpoint, SavedClassifier, describe_networks, network_name, read_classifier, read_gan, save_classifier
 from scoring.distilled import RANGES, DistilledSet, read_distilled
 from scoring.evaluation import BUDGETS, seed_groups, validate_group, warn_of_seen_images
+from scoring.exporting import earlier_export, export
 from scoring.recipes import RECIPES, make_recipe
 from scoring.results import RESULTS, Outcome, ResultsFile, print_table
 from scoring.sources import Teacher
 from scoring.storage import BYTES
-from scoring.table import LABELS, SOURCES, Deployed, Table, export, keep_samples
+from scoring.table import LABELS, SOURCES, Deployed, Table, keep_samples
 from scoring.teachers import trained_classifier
 from utils import Parser, UsageError, cli, count, jpeg_quality, positive, positive_int, probability, probability_or_off, tell
 
@@ -74,7 +75,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--storage", choices=BYTES, help="precision at which the generator is stored, measured and scored (default: the file's)"
     )
-    parser.add_argument("--export", help="folder for the generator at --storage and for the scored sets drawn from it")
+    parser.add_argument(
+        "--export", help="folder for the generator at --storage and for the scored sets drawn from it; an earlier export there is replaced"
+    )
     parser.add_argument(
         "--filter", type=probability, default=0.0, help="redraw an image if --teacher gives its class less than this probability"
     )
@@ -125,6 +128,8 @@ def check_flags(args: argparse.Namespace) -> list[str]:
         raise UsageError(f"{flag} of --source generator, found {' '.join(names)}")
     if args.export and len(weights) != 1:
         raise UsageError(f"--export {args.export}: expected one --pretrain-weight, found {len(weights)}")
+    if args.export:
+        earlier_export(Path(args.export))
     soft = "soft" in (args.labels or [])
     if args.filter and not args.teacher:
         raise UsageError("--filter and --teacher need each other: a probability, and the classifier that gives it")

@@ -1,4 +1,4 @@
-"""The rows of the table of stage 3: deployed generators, the source of each row, exported files and example images."""
+"""The rows of the table of stage 3: deployed generators, the source of each row, and example images."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,15 +7,15 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from data import Data, to_float
-from engine.files import file_hash, make_folder
+from engine.files import file_hash
 from engine.runtime import Runtime
 from models import GanCheckpoint, read_classifier
 from models.deploy import Filtered, Several
-from scoring.distilled import DistilledSet, write_distilled
+from scoring.distilled import DistilledSet
 from scoring.results import ResultsFile
 from scoring.samples import make_samples
 from scoring.sources import Fixed, Generated, Labelled, Real, Teacher, WithinBytes, draw_fixed, herding_order, soft_bytes
-from scoring.storage import export_generator, num_bytes, store
+from scoring.storage import num_bytes, store
 
 SOURCES = ("generator", "real", "random-real", "herding", "file")
 LABELS = ("hard", "soft")
@@ -146,17 +146,6 @@ class Table:
             if row["source"] == "file" and found.sha256() == row["file_sha256"]:
                 return found.images, found.labels
         return None
-
-
-def export(folder: Path, checkpoint: GanCheckpoint, storage: str, table: Table, ipcs: list[int]) -> None:
-    """Export the only generator of the table and the sets drawn from it, with the teacher's labels if the table has soft labels."""
-    (deployed,) = table.deployed
-    make_folder(folder)
-    export_generator(folder / "generator.safetensors", checkpoint, storage)
-    for ipc in ipcs:
-        images, labels = draw_fixed(deployed.generator, ipc, deployed.seed, table.runtime)
-        soft = table.teacher.labels(to_float(images)) if "soft" in (table.labels or []) else None
-        write_distilled(folder / f"ipc{ipc}", images, labels, soft, table.data.info)
 
 
 def keep_samples(results: ResultsFile, rows: list[dict], table: Table, per_class: int, seed: int) -> None:
