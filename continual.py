@@ -10,8 +10,12 @@ last.pth. Stopped anywhere, the same command continues.
 import argparse
 import dataclasses
 import itertools
+import signal
 from collections.abc import Iterator
 from statistics import mean
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends the process at once, without a traceback
 
 import torch
 from tqdm import tqdm
@@ -33,7 +37,7 @@ from replay.learner import Learner
 from replay.memory import LAYOUTS, make_memory
 from replay.methods import METHODS
 from replay.metrics import SETTINGS
-from replay.options import Options, check_flags, layout_of
+from replay.options import EFFECTS, Options, check_flags, layout_of
 from replay.results import evaluate, picture, print_results, results_of
 from replay.tasks import check_sizes, split_classes, split_tasks
 from scoring.storage import BYTES, CODECS
@@ -48,6 +52,7 @@ from utils import (
     positive,
     positive_int,
     probability,
+    seed_number,
     two_or_more,
 )
 
@@ -78,17 +83,17 @@ def train_tasks(continual: Continual, start: Position = START) -> Iterator[Step]
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(__doc__.splitlines()[0])
+    parser = Parser(__doc__.splitlines()[0], EFFECTS)
     # data and scenario
     parser.add_argument("--data", choices=datasets.NAMES, default="cifar10", help="image set")
     parser.add_argument("--data-dir", default="datasets", help="where the set lies or is downloaded to (--data folder: train/ and test/)")
     parser.add_argument("--image-size", type=int, choices=(28, 32), help="side of the images of --data folder in pixels (default 32)")
     parser.add_argument("--val-size", type=count, default=0, help="test on this many held-out training images instead of the test set")
     parser.add_argument("--num-tasks", type=positive_int, default=5, help="number of tasks that the classes are split into")
-    parser.add_argument("--class-order", type=count, help="seed of a random order of the classes (default: the natural order)")
+    parser.add_argument("--class-order", type=seed_number, help="seed of a random order of the classes (default: the natural order)")
     parser.add_argument("--track", choices=TRACKS, default="offline", help="online: each image of a task is seen once")
     parser.add_argument("--epochs", type=positive_int, help="passes over a task (default: 5; online always 1)")
-    parser.add_argument("--seed", type=count, default=0, help="seed of all random numbers but the class order")
+    parser.add_argument("--seed", type=seed_number, default=0, help="seed of all random numbers but the class order")
     # method and networks
     methods = "; ".join(f"{name}: {method.about}" for name, method in METHODS.items())
     parser.add_argument("--method", choices=METHODS, default="dim", help=methods)
@@ -99,12 +104,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--alpha", type=nonnegative, default=0.5, help="der++: weight of the distance to stored logits")
     parser.add_argument("--beta", type=nonnegative, default=0.5, help="der++: weight of the second draw's cross-entropy")
     parser.add_argument("--consistency", type=nonnegative, default=0.1, help="cls-er: weight of the distance to the averaged copies")
-    parser.add_argument(
-        "--average-decay",
-        type=decay,
-        default=0.999,
-        help="cls-er: decay of the averaged copies; the default is that of the authors' code, for some thousand steps",
-    )
+    parser.add_argument("--average-decay", type=decay, default=0.999, help="cls-er: decay of the averaged copies, for thousands of steps")
     # memory
     parser.add_argument(
         "--memory-bytes", type=positive_int, help="budget of all that is kept between tasks, in bytes; buffer and generator are sized to it"
@@ -145,11 +145,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     # stage 2
     parser.add_argument("--match-steps", type=count, help="steps of stage 2 on a task (default: dim 100, dgr 0)")
     parser.add_argument("--match", choices=MATCH_WEIGHTS, default="logit", help="what is matched; none: GAN training alone, as a control")
-    parser.add_argument(
-        "--match-weight",
-        type=nonnegative,
-        help="weight of the matching term (default: 0.01 for logit, 0.001 for feat and grad, 1 for dist)",
-    )
+    parser.add_argument("--match-weight", type=nonnegative, help="weight of it (default: 0.01 for logit, 0.001 for feat and grad, else 1)")
     parser.add_argument("--pool-steps", type=count, default=2, help="SGD steps of the pool network before each generator step")
     parser.add_argument("--pool-lr", type=positive, default=0.01, help="learning rate of the pool network")
     # replay
@@ -225,8 +221,8 @@ def main(args: argparse.Namespace) -> dict:
     if args.replay_loss:
         rule = METHODS[args.replay_loss]
         method = dataclasses.replace(method, loss=rule.loss, averaged=rule.averaged)
-    names = list(dict.fromkeys(network_name(name) for name in args.pool))
-    parse_strategy(args.dsa_strategy)
+    names = list(dict.fromkeys(network_name(name, "--pool") for name in args.pool))
+    parse_strategy(args.dsa_strategy, "--dsa-strategy")
     options = make_options(args)
     folder = run_path(args.results_dir, args.tag)
     runtime = make_runtime(args.device, args.amp, args.channels_last, args.graphs, args.compile)
@@ -268,6 +264,8 @@ def main(args: argparse.Namespace) -> dict:
     header = {"stage": "continual", "info": data.info.to_dict(), "classes": classes, "val_size": args.val_size}
     lengths = [sum(continual.plan.lengths(task).values()) for task in range(len(tasks))]
     run = RunFolder(folder, vars(args), {"image set": data.info.to_dict()}, [continual], header, runtime, lengths, "task", FREE_FLAGS)
+    if (folder / "results.json").exists() and not (folder / "last.pth").exists():
+        raise UsageError(f"--tag {args.tag}: {folder / 'results.json'} is of another run, expected a folder of its own")
     about = {"method": args.method, "data": data.info.name, "split": split, "track": args.track, "num_tasks": args.num_tasks}
     about |= {"classes": classes, "seed": args.seed, "memory_bytes": args.memory_bytes, "steps": lengths, "flags": vars(args)}
     about |= {"chosen": runtime.chosen(), **environment(runtime.device)}

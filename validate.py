@@ -13,9 +13,13 @@ import contextlib
 import itertools
 import json
 import math
+import signal
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends the process at once, without a traceback
 
 import torch
 
@@ -34,13 +38,25 @@ from scoring.recipes import RECIPES, make_recipe
 from scoring.results import Outcome, ResultsFile, print_table, row_hash
 from scoring.sources import Teacher
 from scoring.storage import BYTES
-from scoring.table import LABELS, SOURCES, Deployed, Table, check_ipcs, keep_samples, shortest_names
+from scoring.table import EFFECTS, LABELS, SOURCES, Deployed, Table, check_ipcs, keep_samples, shortest_names
 from scoring.teachers import trained_classifier
-from utils import Parser, UsageError, cli, count, jpeg_quality, positive, positive_int, probability, probability_or_off, tell
+from utils import (
+    Parser,
+    UsageError,
+    cli,
+    count,
+    jpeg_quality,
+    positive,
+    positive_int,
+    probability,
+    probability_or_off,
+    seed_number,
+    tell,
+)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(__doc__.splitlines()[0])
+    parser = Parser(__doc__.splitlines()[0], EFFECTS)
     # what is trained on
     parser.add_argument("--source", nargs="+", choices=SOURCES, default=["generator", "random-real", "real"], help="images to train on")
     parser.add_argument(
@@ -99,7 +115,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--mix-p", type=probability_or_off, help="probability of CutMix for a batch; -1 = never (default: the recipe's)")
     parser.add_argument("--dsa-strategy", help="augmentation, such as color_crop, or none (default: the recipe's)")
     parser.add_argument("--dsa-composition", choices=COMPOSITIONS, help="how its operations combine (default: the recipe's)")
-    parser.add_argument("--seed", type=count, default=0, help="seed of the classifiers and of the images drawn")
+    parser.add_argument("--seed", type=seed_number, default=0, help="seed of the classifiers and of the images drawn")
     parser.add_argument("--curve", type=count, default=0, help="number of tests during training, for a curve against images seen")
     # run
     parser.add_argument("--samples", type=count, default=5, help="example images of each class kept in the results")
@@ -190,7 +206,7 @@ def saver(folder: Path, stem: str, network: str, info: DataInfo, val_size: int) 
 
 @cli
 def main(args: argparse.Namespace) -> list[dict]:
-    networks = list(dict.fromkeys(network_name(name) for name in args.eval_model))
+    networks = list(dict.fromkeys(network_name(name, "--eval-model") for name in args.eval_model))
     runtime = make_runtime(args.device, args.amp, args.channels_last, args.graphs, args.compile)
     folder = run_path(args.results_dir, args.tag)
     names = check_flags(args)

@@ -1,13 +1,14 @@
 """The settings of a continual learner, and the check that its flags agree."""
 
+from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 from models.matching import BY_CLASS, MATCH_WEIGHTS
-from replay.methods import Method
-from utils import UsageError
+from replay.methods import METHODS, Method
+from utils import Effect, UsageError
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,57 @@ class Options:
     match_weight: float | None
     pool_steps: int
     pool_lr: float
+
+
+def generates(args: Namespace) -> bool:
+    """Whether the method has a generator."""
+    return METHODS[args.method].memory == "generator"
+
+
+def buffers(args: Namespace) -> bool:
+    """Whether real images are kept."""
+    return METHODS[args.method].memory == "buffer" or bool(args.buffer_share or args.buffer_size)
+
+
+def matches(args: Namespace) -> bool:
+    """Whether the generator is trained by matching."""
+    default = 100 if args.method == "dim" else 0
+    return generates(args) and (default if args.match_steps is None else args.match_steps) > 0
+
+
+# Flags of continual.py that depend on others; those that are refused are in check_flags.
+EFFECTS = (
+    Effect(("alpha", "beta"), lambda args: args.method == "der++", "without --method der++"),
+    Effect(
+        ("consistency", "average_decay"),
+        lambda args: "cls-er" in (args.method, args.replay_loss),
+        "without --method cls-er or --replay-loss cls-er",
+    ),
+    Effect(
+        ("gan", "storage", "gan_steps", "gan_batch_size", "gan_lr", "gp_weight", "ema", "restat", "replay_balance"),
+        generates,
+        "without a generator, which dgr and dim have",
+    ),
+    Effect(("gp_weight",), lambda args: args.gan == "dim", "with --gan resnet, which has no gradient penalty"),
+    Effect(
+        ("match", "match_weight", "pool_steps", "pool_lr"),
+        matches,
+        "where nothing is matched: no dgr or dim, or no --match-steps",
+    ),
+    Effect(("quality",), lambda args: args.codec == "jpeg", "without --codec jpeg"),
+    Effect(("offer",), buffers, "without a buffer of real images"),
+    Effect(
+        ("offer",),
+        lambda args: not (METHODS[args.method].retrains or args.retrain),
+        "with gdumb and --retrain, which fill the buffer at the end of a task",
+    ),
+    Effect(
+        ("replay_batch_size",),
+        lambda args: METHODS[args.method].memory and not (METHODS[args.method].retrains or args.retrain),
+        "where nothing is replayed beside a task",
+    ),
+    Effect(("epochs",), lambda args: not args.retrain_steps, "with --retrain-steps"),
+)
 
 
 def layout_of(method: str, layout: str | None, oracle: bool) -> str:

@@ -13,6 +13,7 @@ from replay.learner import Ensemble, Learner
 from replay.memory import Memory
 from replay.plan import Plan
 from scoring.sources import generate
+from utils import blame
 
 
 class Replay:
@@ -23,6 +24,7 @@ class Replay:
         self.images: ImageSet | None = None  # generated images of the classes before this task
         self.made_for = -1  # the task they were made for
 
+    @blame("--replay-images")
     def prepare(self, task: int) -> None:
         """Generate images of earlier classes for this task; they are the same at whichever step of the task this is called."""
         if self.made_for == task:
@@ -56,6 +58,7 @@ class Replay:
         images = generate(generator, labels, rng, self.plan.runtime)
         return ImageSet(((images + 1) * 127.5).round().clamp(0, 255).byte(), labels)
 
+    @blame("--replay-images")
     def retrain_set(self, task: int, turn: int) -> ImageSet:
         """Return what reinitialised networks learn from at pass `turn`: the images of the buffer, and newly generated ones."""
         sets = [self.memory.buffer.contents()] if self.memory.buffer else []

@@ -13,7 +13,7 @@ from scoring.distilled import write_distilled
 from scoring.sources import draw_fixed
 from scoring.storage import export_generator
 from scoring.table import Table
-from utils import UsageError
+from utils import UsageError, blame
 
 PART = re.compile(r"generator\.safetensors|ipc\d+(_soft)?\.pt|ipc\d+|\.export\.\d+\.tmp")  # what an export consists of
 PICTURE = re.compile(r"\d{5}\.png")
@@ -53,7 +53,8 @@ def export(folder: Path, checkpoint: GanCheckpoint, storage: str, table: Table, 
     try:
         export_generator(fresh / "generator.safetensors", checkpoint, storage)
         for ipc in ipcs:
-            images, labels = draw_fixed(deployed.generator, ipc, deployed.seed, table.runtime)
+            with blame("--ipc"):
+                images, labels = draw_fixed(deployed.generator, ipc, deployed.seed, table.runtime)
             soft = table.teacher.labels(to_float(images)) if "soft" in (table.labels or []) else None
             write_distilled(fresh / f"ipc{ipc}", images, labels, soft, table.data.info)
         for part in earlier_export(folder):

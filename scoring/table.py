@@ -19,12 +19,21 @@ from scoring.results import ResultsFile
 from scoring.samples import make_samples
 from scoring.sources import Fixed, Generated, Labelled, Real, Teacher, WithinBytes, draw_fixed, herding_order, soft_bytes
 from scoring.storage import num_bytes, store
-from utils import UsageError
+from utils import Effect, UsageError, blame
 
 SOURCES = ("generator", "real", "random-real", "herding", "file")
 LABELS = ("hard", "soft")
 # The sources of real images that take as many bytes as a generator, and the codec of each.
 MATCHED = {"random-real-raw": "raw", "random-real-lossless": "webp", "random-real-jpeg": "jpeg"}
+# Flags of validate.py that depend on others; those that are refused are in its check_flags.
+EFFECTS = (
+    Effect(("pretrain_weight",), lambda args: "generator" in args.source, "but to name the image set: --source has no generator"),
+    Effect(("mixture",), lambda args: len(args.pretrain_weight or []) != 1, "with one --pretrain-weight"),
+    Effect(("quality",), lambda args: args.match_bytes, "without --match-bytes"),
+    Effect(("herding_epochs",), lambda args: "herding" in args.source, "without --source herding"),
+    Effect(("real",), lambda args: args.real or "real" not in args.source, "beside --source real"),
+    Effect(("dsa_composition",), lambda args: args.dsa_strategy != "none", "with --dsa-strategy none"),
+)
 # The fields of a row that say where its images come from; None if a field does not apply.
 ORIGIN = (
     *("generator_parameters", "generator_bytes", "checkpoint_sha256", "checkpoint", "storage", "filter", "drawn"),
@@ -169,6 +178,7 @@ class Table:
                     about = {"source": name, "match_bytes": size, "quality": match_quality if codec == "jpeg" else None}
                     yield about, WithinBytes(data.train, ipc, data.info, size, codec, match_quality, item_bytes)
 
+    @blame("--samples")
     def shown(self, row: dict, per_class: int, seed: int) -> tuple[Tensor, Tensor] | None:
         """Return float images (N, C, H, W) and labels to show for the row of a generator or a file; None for any other row."""
         for one in self.deployed:
