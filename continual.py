@@ -39,7 +39,7 @@ from replay.methods import METHODS
 from replay.metrics import SETTINGS
 from replay.options import EFFECTS, Options, check_flags, layout_of
 from replay.results import evaluate, picture, print_results, results_of
-from replay.tasks import check_sizes, split_classes, split_tasks
+from replay.tasks import check_sizes, listed_classes, split_classes, split_tasks
 from scoring.storage import BYTES, CODECS
 from utils import (
     Parser,
@@ -89,7 +89,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data-dir", default="datasets", help="where the set lies or is downloaded to (--data folder: train/ and test/)")
     parser.add_argument("--image-size", type=int, choices=(28, 32), help="side of the images of --data folder in pixels (default 32)")
     parser.add_argument("--val-size", type=count, default=0, help="test on this many held-out training images instead of the test set")
-    parser.add_argument("--num-tasks", type=positive_int, default=5, help="number of tasks that the classes are split into")
+    split = parser.add_mutually_exclusive_group()
+    split.add_argument("--num-tasks", type=positive_int, default=5, help="number of tasks that the classes are split into")
+    split.add_argument("--tasks", nargs="+", help="the classes of each task, by name or number, such as 0,1,2 3,4; others are left out")
     parser.add_argument("--class-order", type=seed_number, help="seed of a random order of the classes (default: the natural order)")
     parser.add_argument("--track", choices=TRACKS, default="offline", help="online: each image of a task is seen once")
     parser.add_argument("--epochs", type=positive_int, help="passes over a task (default: 5; online always 1)")
@@ -229,9 +231,13 @@ def main(args: argparse.Namespace) -> dict:
     if runtime.world_size > 1:
         raise UsageError(f"continual.py runs as one process, found {runtime.world_size} of torchrun")
     data = load_data(args.data, args.data_dir, val_size=args.val_size, image_size=args.image_size)
-    classes = split_classes(data.info.num_classes, args.num_tasks, args.class_order)
+    if args.tasks:
+        classes = listed_classes(args.tasks, data.info.class_names, args.class_order)
+    else:
+        classes = split_classes(data.info.num_classes, args.num_tasks, args.class_order)
     data = data.to(runtime.device)
-    learned = [[label for labels in classes for label in labels]] if method.at_once else classes
+    listed = [label for labels in classes for label in labels]
+    learned = [listed] if method.at_once else classes
     tasks, data_line = split_tasks(data.train, learned), data.describe()
     check_sizes(tasks, options, method.memory == "generator")
     data = Data(data.info, None, data.val, data.test)  # what is learnt comes from the tasks alone
@@ -253,20 +259,20 @@ def main(args: argparse.Namespace) -> dict:
         z_dim=args.z_dim,
         storage=args.storage,
         layout=layout_of(args.method, args.layout, args.oracle),
-        num_tasks=args.num_tasks,
+        num_tasks=len(classes),
         keep_discriminator=args.keep_discriminator,
         seed=args.seed,
     )
     continual = Continual(method, options, tasks, learned, learners, memory, data.info, args.seed, runtime, train_gan, train_match)
     torch.manual_seed(runtime.own_seed(args.seed, "continual"))
 
-    split, images = data.referee
+    split, (images,) = data.referee[0], split_tasks(data.referee[1], [listed])
     header = {"stage": "continual", "info": data.info.to_dict(), "classes": classes, "val_size": args.val_size}
     lengths = [sum(continual.plan.lengths(task).values()) for task in range(len(tasks))]
     run = RunFolder(folder, vars(args), {"image set": data.info.to_dict()}, [continual], header, runtime, lengths, "task", FREE_FLAGS)
     if (folder / "results.json").exists() and not (folder / "last.pth").exists():
         raise UsageError(f"--tag {args.tag}: {folder / 'results.json'} is of another run, expected a folder of its own")
-    about = {"method": args.method, "data": data.info.name, "split": split, "track": args.track, "num_tasks": args.num_tasks}
+    about = {"method": args.method, "data": data.info.name, "split": split, "track": args.track, "num_tasks": len(classes)}
     about |= {"classes": classes, "seed": args.seed, "memory_bytes": args.memory_bytes, "steps": lengths, "flags": vars(args)}
     about |= {"chosen": runtime.chosen(), **environment(runtime.device)}
     if not continual.acc:
