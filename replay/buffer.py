@@ -60,8 +60,6 @@ class Buffer:
             wanted, least = ("one of each class", least * info.num_classes) if balanced else ("one", least)
             if least > max_bytes:
                 raise UsageError(f"{max_bytes} bytes are left for real images, expected room for {wanted}, {least} bytes or more")
-        if balanced and max_images is not None and max_images < info.num_classes:
-            raise UsageError(f"--buffer-size {max_images}: expected room for one image of each of the {info.num_classes} classes")
 
     def __len__(self) -> int:
         return len(self.keys)
