@@ -10,6 +10,7 @@ on with the classifiers it was at.
 
 import argparse
 import contextlib
+import hashlib
 import itertools
 import json
 import math
@@ -35,10 +36,10 @@ from scoring.distilled import RANGES, DistilledSet, read_distilled
 from scoring.evaluation import BUDGETS, seed_groups, validate_group, warn_of_seen_images
 from scoring.exporting import earlier_export, export
 from scoring.recipes import RECIPES, make_recipe
-from scoring.results import Outcome, ResultsFile, print_table, row_hash
+from scoring.results import RESULTS, Outcome, ResultsFile, print_table
 from scoring.sources import Teacher
 from scoring.storage import BYTES
-from scoring.table import EFFECTS, LABELS, SOURCES, Deployed, Table, check_ipcs, keep_samples, shortest_names
+from scoring.table import EFFECTS, LABELS, SOURCES, Deployed, Table, keep_samples
 from scoring.teachers import trained_classifier
 from utils import (
     Parser,
@@ -67,7 +68,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--mixture", action="store_true", help="use all --pretrain-weight as one source; each generates an equal share")
     parser.add_argument("--file", nargs="+", help="distilled sets for --source file: .pt, or a folder with a picture folder per class")
-    parser.add_argument("--group", help="name of all --file together, over whose sets the mean is printed (default: over those of a file)")
     parser.add_argument("--image-range", choices=RANGES, help="range of the values in --file, if the values do not determine it")
     parser.add_argument(
         "--match-bytes", action="store_true", help="add as many real images as fit into the generator's bytes: raw, webp, jpeg"
@@ -137,9 +137,8 @@ def check_flags(args: argparse.Namespace) -> list[str]:
     if ("file" in names) != bool(args.file):
         found = f"--source {' '.join(names)}" if args.file else "none"
         raise UsageError(f"--source file and --file need each other: a source, and its files; found {found}")
-    for flag, value in (("--image-range", args.image_range), ("--group", args.group)):
-        if value and not args.file:
-            raise UsageError(f"{flag} {value} is of the sets in --file, found none")
+    if args.image_range and not args.file:
+        raise UsageError(f"--image-range {args.image_range} is of the values in --file, found none")
     if not generates and (args.filter or args.storage or args.match_bytes or args.export or args.mixture):
         flag = "--filter and --storage are" if args.filter or args.storage else "--match-bytes, --export and --mixture are"
         raise UsageError(f"{flag} of --source generator, found {' '.join(names)}")
@@ -182,8 +181,8 @@ def load_inputs(
     for found in sets:
         if found.soft and "hard" in (args.labels or []):
             raise UsageError(f"--labels hard: {found.path} holds soft labels")
-    ipcs = list(dict.fromkeys(args.ipc or [found.ipc for found in sets] or [50]))
-    check_ipcs(ipcs, sets, names)
+    asked = args.ipc or ([] if sets else [50])
+    ipcs = list(dict.fromkeys([*asked, *(found.ipc for found in sets)]))
     if {"random-real", "herding"} & set(names):
         fewest = int(torch.bincount(data.train.labels, minlength=data.info.num_classes).min())
         if max(ipcs) > fewest:
@@ -196,6 +195,12 @@ def load_inputs(
         seen = f"{args.teacher} was trained with --val-size {teacher.val_size}: it has seen images held out now"
         tell(f"warning: --val-size {args.val_size}: {seen}")
     return data, checkpoints, sets, teacher, ipcs
+
+
+def row_hash(row: dict) -> str:
+    """A short name of a row's settings, so that the classifiers of two rows are never taken for each other."""
+    settings = {name: value for name, value in row.items() if name not in RESULTS}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def saver(folder: Path, stem: str, network: str, info: DataInfo, val_size: int) -> Callable[[Classifier, int], None]:
@@ -216,12 +221,10 @@ def main(args: argparse.Namespace) -> list[dict]:
     teacher = Teacher.of(saved, args.teacher, args.temperature, runtime) if saved else None
     parts = [checkpoints] if args.mixture else [[checkpoint] for checkpoint in checkpoints]
     parts = parts if "generator" in names else []
-    called = shortest_names([part[0].path for part in parts]) if len(parts) > 1 else [None] * len(parts)
-    settings = (args.storage, args.filter, teacher, args.seed if args.export else None, runtime)
-    deployed = [Deployed.of(part, *settings, name) for part, name in zip(parts, called, strict=True)]
+    deployed = [Deployed.of(part, args.storage, args.filter, teacher, args.seed if args.export else None, runtime) for part in parts]
     tested, trained = fingerprint(data.info, data.referee[1]), fingerprint(data.info, data.train)
     data = data.to(runtime.device)
-    table = Table(names, data, runtime, deployed, [found.to(runtime.device) for found in sets], teacher, args.labels, trained, args.group)
+    table = Table(names, data, runtime, deployed, [found.to(runtime.device) for found in sets], teacher, args.labels, trained)
     shared = {
         "dataset": data.info.name,
         "split": data.referee[0],

@@ -1,6 +1,5 @@
 """Rows of results: their file and their printed table."""
 
-import hashlib
 import json
 import statistics
 from collections.abc import Sequence
@@ -14,7 +13,6 @@ from utils import UsageError
 RESULTS = (
     *("n", "mean", "std", "accs", "seconds_generate", "seconds_train", "images_seen", "steps"),
     *("num_bytes", "num_images", "bits_per_class", "confusion", "curve_images_seen", "curve_accs", "samples"),
-    "checkpoint",  # a name for the reader; what tells rows apart is its hash
 )
 # The fields in which rows of several trainings of one generator, or of several sets of one file, may differ.
 TRAININGS = ("checkpoint_sha256", "file_sha256", "set", "num_bytes")
@@ -63,10 +61,9 @@ class ResultsFile:
             raise UsageError(f"{self.path}: expected a list of rows, found something else ({error})") from None
 
     def row(self, settings: dict) -> dict:
-        """Return the row with these settings; add it if there is none. Names in `settings` that are of RESULTS are written to it."""
+        """Return the row with these settings; add it if there is none."""
         for row in self.rows:
-            if all(row.get(name) == value for name, value in settings.items() if name not in RESULTS):
-                row |= {name: value for name, value in settings.items() if name in RESULTS}
+            if all(row.get(name) == value for name, value in settings.items()):
                 return row
         self.rows.append(settings | {"n": 0, "mean": None, "std": None, "accs": [], "seconds_generate": 0.0, "seconds_train": 0.0})
         return self.rows[-1]
@@ -106,12 +103,6 @@ class ResultsFile:
             write_json(self.path, self.rows)
 
 
-def row_hash(row: dict) -> str:
-    """A short name of a row's settings, so that the classifiers of two rows are never taken for each other."""
-    settings = {name: value for name, value in row.items() if name not in RESULTS}
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-
-
 def describe(row: dict) -> str:
     """Describe how a row's images are stored, with the size in megabytes (10^6 bytes): "0.23 MB, fp16, 2 generators, filter 0.5"."""
     parts = [f"{row['num_bytes'] / 1e6:.2f} MB"]
@@ -128,8 +119,8 @@ def describe(row: dict) -> str:
 
 
 def source_name(row: dict) -> str:
-    """Name of a row's source and of its labels: "file set.pt", "generator gan/last.pth, soft labels at 4"."""
-    parts = [" ".join(filter(None, (row["source"], row.get("file"), row.get("checkpoint"))))]
+    """Name of a row's source and of its labels: "file set.pt", "generator, soft labels at 4"."""
+    parts = [f"{row['source']} {row['file']}" if row.get("file") else row["source"]]
     if row.get("set"):
         parts[0] += f" [{row['set']}]"
     if row.get("labels") == "soft":
@@ -143,7 +134,7 @@ def plus_minus(mean: float, std: float | None) -> str:
 
 
 def over_trainings(rows: Sequence[dict]) -> list[dict]:
-    """Summarise each group of rows that differ only in the training of the generator, or in the set of one file or of one --group.
+    """Summarise each group of rows that differ only in the training of the generator or in the set of the file.
 
     A summary holds the settings that name the group, n (number of trainings), mean and std (sample standard deviation) over trainings,
     classifiers (number per training) and classifier_std, the mean of the standard deviations over classifiers. A row that is alone in its

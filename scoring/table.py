@@ -1,8 +1,5 @@
 """The rows of the table of stage 3: deployed generators, the source of each row, and example images."""
 
-import functools
-import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,21 +33,9 @@ EFFECTS = (
 )
 # The fields of a row that say where its images come from; None if a field does not apply.
 ORIGIN = (
-    *("generator_parameters", "generator_bytes", "checkpoint_sha256", "checkpoint", "storage", "filter", "drawn"),
-    *("file", "file_id", "file_sha256", "set"),
+    *("generator_parameters", "generator_bytes", "checkpoint_sha256", "storage", "filter", "drawn", "file", "file_sha256", "set"),
     *("match_bytes", "quality", "chosen_by", "drawn_from", "teacher", "teacher_sha256", "temperature"),
 )
-
-
-def shortest_names(paths: Sequence[str | Path]) -> list[str]:
-    """The shortest end of each path that no other of `paths` has: a/x.pt and b/x.pt, but y.pt."""
-    parts = [Path(os.path.abspath(path)).parts for path in paths]
-    names = []
-    for own in parts:
-        others = {other for other in parts if other != own}
-        length = next(n for n in range(1, len(own) + 1) if n == len(own) or all(other[-n:] != own[-n:] for other in others))
-        names.append("/".join(own[-length:]))
-    return names
 
 
 @dataclass(frozen=True)
@@ -75,9 +60,8 @@ class Deployed:
         teacher: Teacher | None,
         seed: int | None,
         runtime: Runtime,
-        name: str | None = None,
     ) -> "Deployed":
-        """Deploy the generator of one checkpoint, or the generators of several as one. name: for the reader of the table.
+        """Deploy the generator of one checkpoint, or the generators of several as one.
 
         storage: precision; None = that of each file. threshold: images whose class gets a lower probability from `teacher` are redrawn;
         0 = no filter.
@@ -91,7 +75,6 @@ class Deployed:
             "generator_parameters": sum(p.numel() for p in generator.parameters()),
             "generator_bytes": size,
             "checkpoint_sha256": hashes[0] if len(hashes) == 1 else hashes,
-            "checkpoint": name,
             "storage": storages[0] if len(set(storages)) == 1 else storages,
             "drawn": None if seed is None else "exported",
         }
@@ -107,7 +90,7 @@ class Table:
     """The sources of a table, on the device, and the fields that a row holds of each.
 
     names: the sources, in their order. labels: "hard", "soft" or both; None = the labels that the images come with. trained: fingerprint of
-    data.train. group: what the user calls the files of all `sets` together; None = each file is a group of its own.
+    data.train.
     """
 
     names: list[str]
@@ -118,23 +101,7 @@ class Table:
     teacher: Teacher | None
     labels: list[str] | None
     trained: str | None
-    group: str | None = None
     herded: tuple[Tensor, str] | None = None  # indices (K, ipc), and a description of the network that chose them
-
-    @functools.cached_property
-    def files(self) -> list[dict]:
-        """The fields of a row that name each of `sets`: rows are averaged over the sets of one `file` and `file_id`."""
-        names, hashes = shortest_names([found.path for found in self.sets]), [found.sha256() for found in self.sets]
-        fields = []
-        for found, name, own in zip(self.sets, names, hashes, strict=True):
-            if self.group is None:
-                whole = [other for same, other in zip(self.sets, hashes, strict=True) if same.path == found.path]
-                fields.append({"file": name, "file_id": hashlib.sha256("".join(whole).encode()).hexdigest()[:16], "set": found.number})
-            else:
-                of_file = f"{name} {found.number}" if found.number else name
-                fields.append({"file": self.group, "file_id": None, "set": of_file})
-            fields[-1]["file_sha256"] = own
-        return fields
 
     def herd(self, path: Path, ipc: int, by: str) -> None:
         """Choose `ipc` images of each class by herding, with the features of the classifier in `path`, described by `by`."""
@@ -163,9 +130,10 @@ class Table:
                 for one in self.deployed:
                     yield {"source": name} | one.about, Generated(one.generator, ipc, fixed, one.num_bytes, self.runtime, one.seed)
             elif name == "file":
-                for found, about in zip(self.sets, self.files, strict=True):
+                for found in self.sets:
                     if found.ipc == ipc:
-                        about = about | {"labels": "soft" if found.soft else "hard"}
+                        about = {"file": found.path.name, "file_sha256": found.sha256(), "set": found.number}
+                        about |= {"labels": "soft" if found.soft else "hard"}
                         yield {"source": name} | about, Fixed(found.images, found.labels, found.num_bytes)
             elif name == "herding":
                 images, labels = data.train.batch(self.herded[0][:, :ipc].flatten())
@@ -189,17 +157,6 @@ class Table:
             if row["source"] == "file" and found.sha256() == row["file_sha256"]:
                 return found.images, found.labels
         return None
-
-
-def check_ipcs(ipcs: list[int], sets: list[DistilledSet], names: list[str]) -> None:
-    """Raise UsageError unless `ipcs` has the size of each of `sets`, and, if there is no source but these, nothing else."""
-    for found in sets:
-        if found.ipc not in ipcs:
-            asked, held = " ".join(map(str, ipcs)), f"{found.ipc} image{'s' * (found.ipc > 1)} of each class"
-            raise UsageError(f"--ipc {asked}: {found.path} holds {held}, expected --ipc {found.ipc} or no --ipc")
-    for ipc in ipcs if names == ["file"] else []:
-        if ipc not in [found.ipc for found in sets]:
-            raise UsageError(f"--ipc {ipc}: there is no such set in --file, and no other source but it")
 
 
 def keep_samples(results: ResultsFile, rows: list[dict], table: Table, per_class: int, seed: int) -> None:

@@ -16,7 +16,6 @@ import validate
 from data import ImageSet, load_data, to_float
 from engine.runtime import Runtime
 from engine.seeds import Draws, seeded
-from figs.lines import lines_of
 from models import build_classifier, build_gan, load_generator
 from scoring import trainer
 from scoring.evaluation import curve_epochs, validate_group
@@ -25,7 +24,6 @@ from scoring.results import over_trainings
 from scoring.samples import make_samples, nearest
 from scoring.sources import Fixed, Generated, Labelled, Real, Teacher, WithinBytes, draw_fixed, herding_order
 from scoring.storage import encode_images, make_codec, num_bytes
-from scoring.table import shortest_names
 from utils import UsageError
 
 CPU = Runtime(torch.device("cpu"))
@@ -132,7 +130,7 @@ def test_an_export_reads_back_to_the_same_accuracy(storage, trained, teacher, tm
     names = {(ipc, "hard"): [f"ipc{ipc}.pt", f"ipc{ipc}"] for ipc in (3, 5)} | {(ipc, "soft"): [f"ipc{ipc}_soft.pt"] for ipc in (3, 5)}
     for key, files in names.items():
         for name in files:
-            flags = ["--source", "file", "--file", str(tmp_path / "out" / name), *common[:-2]]
+            flags = ["--source", "file", "--file", str(tmp_path / "out" / name), *common[:-1]]
             (row,) = run(validate, validate_flags(tmp_path / f"back_{name}", *flags, str(key[0])))[:1]
             assert row["accs"] == scored[key], name
             assert row["labels"] == key[1]
@@ -373,94 +371,6 @@ def test_both_spreads_over_several_trainings(trained, tmp_path, capsys):
     assert over_trainings(rows[:1]) == []
 
 
-def two_sets_of_one_name(folder) -> list[str]:
-    """Two files images_best.pt with a set of one image a class each, in two folders, and one of another name."""
-    images = torch.randint(0, 256, (3, 10, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    paths = [folder / "a" / "images_best.pt", folder / "b" / "images_best.pt", folder / "b" / "other.pt"]
-    for path, part in zip(paths, images, strict=True):
-        path.parent.mkdir(exist_ok=True)
-        torch.save((part, torch.arange(10)), path)
-    return [str(path) for path in paths]
-
-
-def file_flags(folder, *files: str) -> list[str]:
-    flags = [flag for flag in validate_flags(folder, "--data", "digits") if flag not in ("--ipc", "3")]
-    return [*flags, "--source", "file", "--budget", "fixed", "--repeats", "1", "--file", *files]
-
-
-def test_two_files_of_one_name_are_two_rows_and_no_trainings_of_one(tmp_path, capsys):
-    files = two_sets_of_one_name(tmp_path)
-    rows = run(validate, file_flags(tmp_path, *files))
-    assert [row["file"] for row in rows] == ["a/images_best.pt", "b/images_best.pt", "other.pt"]
-    assert over_trainings(rows) == []
-    out = capsys.readouterr().out
-    assert "file a/images_best.pt" in out
-    assert "file b/images_best.pt" in out
-    assert "trainings" not in out
-    apart = [run(validate, file_flags(tmp_path / "apart", file))[0] for file in files[:2]]  # by two commands, with a tag in common
-    assert [row["file"] for row in apart] == ["images_best.pt"] * 2
-    assert over_trainings(apart) == []
-    labels = [line.label for line in lines_of(apart)]
-    assert len(set(labels)) == 2  # the figures tell them apart, too
-
-
-def test_files_of_one_group_are_averaged(tmp_path, capsys):
-    rows = run(validate, file_flags(tmp_path, *two_sets_of_one_name(tmp_path), "--group", "mine"))
-    assert [row["set"] for row in rows] == ["a/images_best.pt", "b/images_best.pt", "other.pt"]
-    (summary,) = over_trainings(rows)
-    assert (summary["file"], summary["n"]) == ("mine", 3)
-    assert summary["mean"] == pytest.approx(statistics.mean(row["mean"] for row in rows))
-    assert "convnet_w32, file mine, fixed, ipc 1: " in capsys.readouterr().out
-
-
-def test_sets_of_one_file_are_averaged(tmp_path):
-    torch.save({"data": [[torch.full((10, 1, 28, 28), v, dtype=torch.uint8), torch.arange(10)] for v in (9, 200)]}, tmp_path / "x.pt")
-    rows = run(validate, file_flags(tmp_path, str(tmp_path / "x.pt")))
-    assert [(row["file"], row["set"]) for row in rows] == [("x.pt", 0), ("x.pt", 1)]
-    assert [summary["n"] for summary in over_trainings(rows)] == [2]
-
-
-def test_the_shortest_names_that_differ():
-    assert shortest_names(["x/a.pt", "y/a.pt", "y/b.pt", "y/b.pt"]) == ["x/a.pt", "y/a.pt", "b.pt", "b.pt"]
-    assert shortest_names(["/1/x/a.pt", "/2/x/a.pt", "/2/y/a.pt"]) == ["1/x/a.pt", "2/x/a.pt", "y/a.pt"]
-    assert shortest_names(["/a.pt", "/x/a.pt"]) == ["//a.pt", "x/a.pt"]
-
-
-def test_several_generators_are_told_apart(trained, tmp_path, capsys):
-    weights = [str(trained / stage / "last.pth") for stage in ("gan", "match")]
-    flags = ["--source", "generator", "--repeats", "1", "--pretrain-weight"]
-    (alone,) = run(validate, validate_flags(tmp_path, *flags, weights[1]))
-    assert alone["checkpoint"] is None
-    rows = run(validate, validate_flags(tmp_path, *flags, *weights))
-    assert [row["checkpoint"] for row in rows] == ["gan/last.pth", "match/last.pth"]
-    assert rows[1]["n"] == 1  # the name is none of its settings: it was found, not trained again
-    assert len(json.loads((tmp_path / "test" / "results.json").read_text())) == 2
-    out = capsys.readouterr().out
-    assert "generator match/last.pth" in out
-
-
-@pytest.mark.parametrize(
-    ("ipc", "more", "message"),
-    [
-        (["5"], [], "--ipc 5: {file} holds 1 image of each class, expected --ipc 1 or no --ipc"),
-        (["1", "5"], [], "--ipc 5: there is no such set in --file, and no other source but it"),
-        (["5"], ["--source", "file", "random-real"], "--ipc 5: {file} holds 1 image"),
-        (["1", "2"], ["--source", "file", "random-real"], None),
-    ],
-)
-def test_the_ipc_of_a_file_is_its_own(ipc, more, message, tmp_path, capsys):
-    file, *_ = two_sets_of_one_name(tmp_path)
-    flags = [*file_flags(tmp_path, file), *more, "--ipc", *ipc]
-    if message is None:
-        rows = run(validate, flags)
-        assert [(row["source"], row["ipc"]) for row in rows] == [("file", 1), ("random-real", 1), ("random-real", 2)]
-        return
-    with pytest.raises(SystemExit) as stop:
-        run(validate, flags)
-    assert stop.value.code == 2
-    assert message.format(file=file) in capsys.readouterr().err
-
-
 # the table
 
 
@@ -497,7 +407,7 @@ def test_several_budgets(trained, tmp_path, monkeypatch):
         (["--source", "file"], "--source file and --file need each other: a source, and its files; found none"),
         (["--source", "real", "--file", "x.pt"], "--source file and --file need each other: a source, and its files; found --source real"),
         (["--source", "file", "--file", "missing.pt"], "missing.pt: no such file, expected images and labels"),
-        (["--source", "real", "--image-range", "unit"], "--image-range unit is of the sets in --file, found none"),
+        (["--source", "real", "--image-range", "unit"], "--image-range unit is of the values in --file, found none"),
         (["--source", "real", "--match-bytes"], "--match-bytes, --export and --mixture are of --source generator, found real"),
         (["--source", "real", "--mixture"], "--match-bytes, --export and --mixture are of --source generator, found real"),
         (["--source", "real", "--labels", "soft"], "--labels soft needs --teacher"),
