@@ -125,12 +125,15 @@ def cutmix(images: Tensor, box: Tensor, partner: Tensor) -> Tensor:
     return torch.where(box, images[partner], images)
 
 
-def parse_strategy(strategy: str) -> tuple[str, ...]:
-    """Split a strategy such as "color_crop_cutout"; "none" is the empty one. Raises UsageError for an unknown operation."""
+def parse_strategy(strategy: str, flag: str = "DSA strategy") -> tuple[str, ...]:
+    """Split a strategy such as "color_crop_cutout"; "none" is the empty one.
+
+    Raises UsageError, which names `flag`, for an unknown operation.
+    """
     names = () if strategy == "none" else tuple(strategy.split("_"))
     for name in names:
         if name not in OPERATIONS:
-            raise UsageError(f"DSA strategy {strategy!r}: unknown operation {name!r}, expected some of {'_'.join(OPERATIONS)} or none")
+            raise UsageError(f"{flag} {strategy}: unknown operation {name!r}, expected some of {'_'.join(OPERATIONS)} or none")
     return names
 
 

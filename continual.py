@@ -10,8 +10,12 @@ last.pth. Stopped anywhere, the same command continues.
 import argparse
 import dataclasses
 import itertools
+import signal
 from collections.abc import Iterator
 from statistics import mean
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends the process at once, without a traceback
 
 import torch
 from tqdm import tqdm
@@ -34,9 +38,9 @@ from replay.learner import Learner
 from replay.memory import LAYOUTS, STARTS, make_memory
 from replay.methods import METHODS
 from replay.metrics import SETTINGS
-from replay.options import check_flags, layout_of, make_options
+from replay.options import EFFECTS, check_flags, layout_of, make_options
 from replay.results import evaluate, picture, print_results, results_of
-from replay.tasks import check_sizes, describe_tasks, split_classes, split_tasks
+from replay.tasks import check_sizes, describe_tasks, listed_classes, split_classes, split_tasks
 from scoring.storage import BYTES, CODECS
 from utils import (
     Parser,
@@ -49,6 +53,7 @@ from utils import (
     positive,
     positive_int,
     probability,
+    seed_number,
     two_or_more,
 )
 
@@ -81,17 +86,19 @@ def train_tasks(continual: Continual, start: Position = START) -> Iterator[Step]
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(__doc__.splitlines()[0])
+    parser = Parser(__doc__.splitlines()[0], EFFECTS)
     # data and scenario
     parser.add_argument("--data", choices=datasets.NAMES, default="cifar10", help="image set")
     parser.add_argument("--data-dir", default="datasets", help="where the set lies or is downloaded to (--data folder: train/ and test/)")
     add_folder_flags(parser)
     parser.add_argument("--val-size", type=count, default=0, help="test on this many held-out training images instead of the test set")
-    parser.add_argument("--num-tasks", type=positive_int, default=5, help="number of tasks that the classes are split into")
-    parser.add_argument("--class-order", type=count, help="seed of a random order of the classes (default: the natural order)")
+    split = parser.add_mutually_exclusive_group()
+    split.add_argument("--num-tasks", type=positive_int, default=5, help="number of tasks that the classes are split into")
+    split.add_argument("--tasks", nargs="+", help="the classes of each task, by name or number, such as 0,1,2 3,4; others are left out")
+    parser.add_argument("--class-order", type=seed_number, help="seed of a random order of the classes (default: the natural order)")
     parser.add_argument("--track", choices=TRACKS, default="offline", help="online: each image of a task is seen once")
     parser.add_argument("--epochs", type=positive_int, help="passes over a task (default: 5; online always 1)")
-    parser.add_argument("--seed", type=count, default=0, help="seed of all random numbers but the class order")
+    parser.add_argument("--seed", type=seed_number, default=0, help="seed of all random numbers but the class order")
     # method and networks
     methods = "; ".join(f"{name}: {method.about}" for name, method in METHODS.items())
     parser.add_argument("--method", choices=METHODS, default="dim", help=methods)
@@ -102,12 +109,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--alpha", type=nonnegative, default=0.5, help="der++: weight of the distance to stored logits")
     parser.add_argument("--beta", type=nonnegative, default=0.5, help="der++: weight of the second draw's cross-entropy")
     parser.add_argument("--consistency", type=nonnegative, default=0.1, help="cls-er: weight of the distance to the averaged copies")
-    parser.add_argument(
-        "--average-decay",
-        type=decay,
-        default=0.999,
-        help="cls-er: decay of the averaged copies; the default is that of the authors' code, for some thousand steps",
-    )
+    parser.add_argument("--average-decay", type=decay, default=0.999, help="cls-er: decay of the averaged copies, for thousands of steps")
     # memory
     parser.add_argument(
         "--memory-bytes", type=positive_int, help="budget of all that is kept between tasks, in bytes; buffer and generator are sized to it"
@@ -116,7 +118,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--codec", choices=CODECS, default="raw", help="how the buffer stores its images")
     parser.add_argument("--quality", type=jpeg_quality, default=75, help="JPEG quality of --codec jpeg")
     parser.add_argument(
-        "--offer", choices=("step", "task"), default="step", help="when the buffer takes images: at each step, or at the end of a task"
+        "--offer",
+        choices=("step", "task"),
+        default="step",
+        help="when the buffer takes images: at each step of the first pass, or at the end of a task",
     )
     parser.add_argument("--buffer-share", type=probability, default=0.0, help="dgr, dim: share of --memory-bytes for real images")
     # generator
@@ -151,11 +156,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--generator-start", choices=STARTS, default="new", help="of a task's generator: new weights, or those of the last task's"
     )
     parser.add_argument("--match", choices=MATCH_WEIGHTS, default="logit", help="what is matched; none: GAN training alone, as a control")
-    parser.add_argument(
-        "--match-weight",
-        type=nonnegative,
-        help="weight of the matching term (default: 0.01 for logit, 0.001 for feat and grad, 1 for dist)",
-    )
+    parser.add_argument("--match-weight", type=nonnegative, help="weight of it (default: 0.01 for logit, 0.001 for feat and grad, else 1)")
     parser.add_argument("--pool-steps", type=count, default=2, help="SGD steps of the pool network before each generator step")
     parser.add_argument("--pool-lr", type=positive, default=0.01, help="learning rate of the pool network")
     add_condense_flags(parser)
@@ -198,8 +199,8 @@ def main(args: argparse.Namespace) -> dict:
     if args.replay_loss:
         rule = METHODS[args.replay_loss]
         method = dataclasses.replace(method, loss=rule.loss, averaged=rule.averaged)
-    names = list(dict.fromkeys(network_name(name) for name in args.pool))
-    parse_strategy(args.dsa_strategy)
+    names = list(dict.fromkeys(network_name(name, "--pool") for name in args.pool))
+    parse_strategy(args.dsa_strategy, "--dsa-strategy")
     options = make_options(vars(args), TRACKS)
     folder = run_path(args.results_dir, args.tag)
     runtime = make_runtime(args.device, args.amp, args.channels_last, args.graphs, args.compile)
@@ -207,9 +208,13 @@ def main(args: argparse.Namespace) -> dict:
         raise UsageError(f"continual.py runs as one process, found {runtime.world_size} of torchrun")
     folder_flags = {"image_size": args.image_size, "background": args.background, "test_folder": args.test_folder}
     data = load_data(args.data, args.data_dir, val_size=args.val_size, **folder_flags)
-    classes = split_classes(data.info.num_classes, args.num_tasks, args.class_order)
+    if args.tasks:
+        classes = listed_classes(args.tasks, data.info.class_names, args.class_order)
+    else:
+        classes = split_classes(data.info.num_classes, args.num_tasks, args.class_order)
     data = data.to(runtime.device)
-    learned = [[label for labels in classes for label in labels]] if method.at_once else classes
+    listed = [label for labels in classes for label in labels]
+    learned = [listed] if method.at_once else classes
     tasks, data_lines = split_tasks(data.train, learned), [data.describe(), describe_tasks(classes, data.info.class_names)]
     check_sizes(tasks, options, method.memory == "generator")
     data = Data(data.info, None, data.val, data.test)  # what is learnt comes from the tasks alone
@@ -231,18 +236,20 @@ def main(args: argparse.Namespace) -> dict:
         z_dim=args.z_dim,
         storage=args.storage,
         layout=layout_of(args.method, args.layout, args.oracle),
-        num_tasks=args.num_tasks,
+        num_tasks=len(classes),
         keep_discriminator=args.keep_discriminator,
         seed=args.seed,
     )
     continual = Continual(method, options, tasks, learned, learners, memory, data.info, args.seed, runtime, train_gan, train_match)
     torch.manual_seed(runtime.own_seed(args.seed, "continual"))
 
-    split, images = data.referee
+    split, (images,) = data.referee[0], split_tasks(data.referee[1], [listed])
     header = {"stage": "continual", "info": data.info.to_dict(), "classes": classes, "val_size": args.val_size}
     lengths = [sum(continual.plan.lengths(task).values()) for task in range(len(tasks))]
     run = RunFolder(folder, vars(args), {"image set": data.info.to_dict()}, [continual], header, runtime, lengths, "task", FREE_FLAGS)
-    about = {"method": args.method, "data": data.info.name, "split": split, "track": args.track, "num_tasks": args.num_tasks}
+    if (folder / "results.json").exists() and not (folder / "last.pth").exists():
+        raise UsageError(f"--tag {args.tag}: {folder / 'results.json'} is of another run, expected a folder of its own")
+    about = {"method": args.method, "data": data.info.name, "split": split, "track": args.track, "num_tasks": len(classes)}
     about |= {"classes": classes, "seed": args.seed, "memory_bytes": args.memory_bytes, "steps": lengths, "flags": vars(args)}
     about |= {"class_names": data.info.class_names, "chosen": runtime.chosen(), **environment(runtime.device)}
     if not continual.acc:

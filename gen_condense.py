@@ -7,7 +7,11 @@ split chooses it, best.pth. The last line printed is the checkpoint to go on wit
 """
 
 import argparse
+import signal
 from collections.abc import Iterator
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends the process at once, without a traceback
 
 import torch
 from torch import Tensor
@@ -34,9 +38,22 @@ from models.gan import (
     rate_factor,
     sample_grid,
 )
-from scoring.evaluation import BUDGETS, evaluate_generator
+from scoring.evaluation import BUDGETS, EVALUATIONS, evaluate_generator
 from scoring.recipes import RECIPES, make_recipe
-from utils import Parser, cli, count, decay, nonnegative, positive, positive_int, probability_or_off, two_or_more
+from utils import (
+    Effect,
+    Parser,
+    blame,
+    cli,
+    count,
+    decay,
+    nonnegative,
+    positive,
+    positive_int,
+    probability_or_off,
+    seed_number,
+    two_or_more,
+)
 
 
 def train_gan(
@@ -96,7 +113,8 @@ def train_gan(
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(__doc__.splitlines()[0])
+    of_dim = Effect(("gp_weight",), lambda args: args.gan == "dim", "with --gan resnet, which has no gradient penalty")
+    parser = Parser(__doc__.splitlines()[0], [of_dim, *EVALUATIONS])
     # data
     parser.add_argument("--data", choices=datasets.NAMES, default="cifar10", help="image set")
     parser.add_argument("--data-dir", default="datasets", help="where the set lies or is downloaded to (--data folder: train/ and test/)")
@@ -121,7 +139,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--restat", type=count, default=0, help="batches for estimating BatchNorm's statistics at the end of an epoch; 0 = off"
     )
-    parser.add_argument("--seed", type=count, default=0, help="seed of all random numbers")
+    parser.add_argument("--seed", type=seed_number, default=0, help="seed of all random numbers")
     # evaluation
     parser.add_argument("--eval-interval", type=count, default=10, help="epochs between evaluations; 0 = never")
     parser.add_argument("--eval-model", nargs="+", default=["convnet"], help="networks to train on generated images")
@@ -144,7 +162,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 @cli
 def main(args: argparse.Namespace) -> RunFolder:
-    networks = [network_name(name) for name in args.eval_model]
+    networks = [network_name(name, "--eval-model") for name in args.eval_model]
     parse_diffaug(args.diffaug)
     folder = run_path(args.results_dir, args.tag)
     runtime = make_runtime(args.device, args.amp, args.channels_last, args.graphs, args.compile)
@@ -161,7 +179,7 @@ def main(args: argparse.Namespace) -> RunFolder:
         "width": args.width or GANS[args.gan].width,
         "z_dim": args.z_dim or max(100, 2 * data.info.num_classes),
     }
-    with seeded(torch.device("cpu"), args.seed, "init"):
+    with seeded(torch.device("cpu"), args.seed, "init"), blame("--width"):
         generator, discriminator = build_gan(config)
     gan = GAN(runtime.place(generator), runtime.place(discriminator), args.lr, args.ema, args.lr_d)
     torch.manual_seed(runtime.own_seed(args.seed, "gan"))

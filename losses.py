@@ -192,10 +192,12 @@ def match_gradients(
 ) -> Tensor:
     """Sum over layers of the distance (default l1) between parameter gradients; gradient matching of DC (arXiv:2006.05929).
 
-    bias: include parameters of one dimension (biases and norms). fc: include those of two (the last layer).
+    real, fake: in the order of the network's parameters. bias: include parameters of one dimension (biases and norms). fc: include the last
+    layer, the last parameter of two dimensions.
     """
     distance = get_metric(metric or "l1")
-    kept = [(r, f) for r, f in zip(real, fake, strict=True) if (r.dim() != 1 or bias) and (r.dim() != 2 or fc)]
+    last = max((i for i, r in enumerate(real) if r.dim() == 2), default=-1)
+    kept = [(r, f) for i, (r, f) in enumerate(zip(real, fake, strict=True)) if (r.dim() != 1 or bias) and (i != last or fc)]
     if not kept:
         raise ValueError("no parameter is left to match")
     return torch.stack([distance(f, r) for r, f in kept]).sum()

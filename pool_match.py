@@ -7,7 +7,11 @@ command continues.
 """
 
 import argparse
+import signal
 from collections.abc import Iterator, Sequence
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends the process at once, without a traceback
 
 import torch
 import torch.nn.functional as F
@@ -37,23 +41,12 @@ from models.gan import (
     rate_factor,
     sample_grid,
 )
-from models.matching import MATCH_RECIPES, MATCH_WEIGHTS, Matching
+from models.matching import EFFECTS, MATCH_RECIPES, MATCH_WEIGHTS, Matching
 from models.pool import POOL_DATA, NetworkKey, Pool, shuffled_batches
-from scoring.evaluation import BUDGETS, evaluate_generator, warn_of_seen_images
+from scoring.evaluation import BUDGETS, EVALUATIONS, evaluate_generator, warn_of_seen_images
 from scoring.recipes import RECIPES, make_recipe
 from scoring.teachers import make_teachers
-from utils import (
-    Parser,
-    UsageError,
-    cli,
-    count,
-    decay,
-    nonnegative,
-    positive,
-    positive_int,
-    probability_or_off,
-    two_or_more,
-)
+from utils import Parser, UsageError, cli, count, decay, nonnegative, positive, positive_int, probability_or_off, seed_number, two_or_more
 
 
 def train_match(
@@ -154,7 +147,7 @@ def train_match(
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(__doc__.splitlines()[0])
+    parser = Parser(__doc__.splitlines()[0], [*EFFECTS, *EVALUATIONS])
     # what is fine-tuned
     parser.add_argument(
         "--weight", required=True, help="checkpoint of stage 1 or 2 or of the reference code; with --gan-weight 0 also .safetensors"
@@ -181,7 +174,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--restat", type=count, default=0, help="batches for estimating BatchNorm's statistics at the end of an epoch; 0 = off"
     )
-    parser.add_argument("--seed", type=count, default=0, help="seed of all random numbers")
+    parser.add_argument("--seed", type=seed_number, default=0, help="seed of all random numbers")
     # matching
     parser.add_argument("--match", choices=MATCH_WEIGHTS, default="logit", help="what is matched; none: GAN training alone, as a control")
     parser.add_argument("--metric", choices=METRICS, help="distance to match by (default: mean square for logit, l1 for feat and grad)")
@@ -231,8 +224,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 @cli
 def main(args: argparse.Namespace) -> RunFolder:
-    networks, teachers = ([network_name(name) for name in names] for names in (args.eval_model, args.teachers))
-    parse_strategy(args.match_strategy), parse_strategy(args.pool_strategy), parse_diffaug(args.diffaug)
+    networks, teachers, _ = (
+        [network_name(name, flag) for name in names]
+        for flag, names in (("--eval-model", args.eval_model), ("--teachers", args.teachers), ("--pool", args.pool))
+    )
+    for flag, strategy in (("--match-strategy", args.match_strategy), ("--pool-strategy", args.pool_strategy), ("--diffaug", args.diffaug)):
+        parse_strategy(strategy, flag)
     folder = run_path(args.results_dir, args.tag)
     runtime = make_runtime(args.device, args.amp, args.channels_last, args.graphs, args.compile)
     runtime.check_batch_size(args.batch_size)

@@ -8,13 +8,16 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 AT_END: list[Callable[[], None]] = []  # called once the main of a command has returned
-LESS_MEMORY = "a smaller --batch-size needs less; what was saved before is whole"
+SIZES = ("batch_size", "gan_batch_size", "match_batch", "width")  # flags that set how much memory a step takes
+OUT_OF_MEMORY = ("can't allocate memory", "Storage size calculation overflowed")  # how torch says it on the CPU
+BAD_INPUT = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EROFS, errno.ENOENT, errno.EISDIR, errno.ENAMETOOLONG)  # as faults of a path
 
 
 class UsageError(ValueError):
@@ -63,6 +66,36 @@ def handle_stops(handler: Callable[[int], None]) -> Iterator[None]:
             signal.signal(number, old)
 
 
+@contextlib.contextmanager
+def blame(flag: str) -> Iterator[None]:
+    """Name `flag` as the cause if memory runs out in the block."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # torch's and numpy's
+        error.flag = getattr(error, "flag", flag)
+        raise
+
+
+def lack_of_memory(error: Exception, args: argparse.Namespace) -> str | None:
+    """Describe an error by which memory ran out, and name the flags that would need less; None for any other error."""
+    if isinstance(error, torch.OutOfMemoryError):
+        reason = str(error).partition(" GPU ")[0]
+    elif isinstance(error, MemoryError) or any(part in str(error) for part in OUT_OF_MEMORY):
+        reason = (str(error).partition(". Error code")[0].rpartition("] ")[2] or "the system has no more").splitlines()[0]
+    else:
+        return None
+    flags = getattr(error, "flag", None) or " or ".join("--" + name.replace("_", "-") for name in SIZES if hasattr(args, name))
+    return f"out of memory ({reason}); {f'a smaller {flags} needs less; ' if flags else ''}what was saved before is whole"
+
+
+class Effect(NamedTuple):
+    """Flags, by their names in the parsed arguments, that have an effect only if applies(arguments); `without` says what is missing."""
+
+    flags: Sequence[str]
+    applies: Callable[[argparse.Namespace], object]
+    without: str
+
+
 class DefaultsInHelp(argparse.ArgumentDefaultsHelpFormatter):
     """A help formatter that adds the default to each text, except where there is none or the text names it itself."""
 
@@ -73,9 +106,13 @@ class DefaultsInHelp(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line, and whose flags may not be abbreviated."""
+    """An ArgumentParser whose errors are one line, and whose flags may not be abbreviated.
 
-    def __init__(self, description: str):
+    A flag that is given and has no effect by one of `effects` gets a warning.
+    """
+
+    def __init__(self, description: str, effects: Sequence[Effect] = ()):
+        self.effects = effects
         super().__init__(
             description=description,
             formatter_class=DefaultsInHelp,
@@ -89,6 +126,18 @@ class Parser(argparse.ArgumentParser):
         chooser.add_argument(flag, choices=defaults, dest="chosen", default=next(iter(defaults)))
         argv = [word for word in (sys.argv[1:] if argv is None else argv) if word not in ("-h", "--help")]
         self.set_defaults(**defaults[chooser.parse_known_args(argv)[0].chosen])
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None) -> argparse.Namespace:
+        """Parse `args` (None = sys.argv), and warn of flags that are given and have no effect."""
+        found = super().parse_args(args, namespace)
+        if self.effects:
+            unset = object()
+            given = super().parse_args(args, argparse.Namespace(**dict.fromkeys(vars(found), unset)))
+            for effect in self.effects if found is not given else ():
+                names = ["--" + name.replace("_", "-") for name in effect.flags if getattr(given, name) is not unset]
+                if names and not effect.applies(found):
+                    tell(f"warning: {', '.join(names)}: no effect {effect.without}")
+        return found
 
     def error(self, message: str):
         tell(f"{self.prog}: error: {message} (see --help)")
@@ -105,6 +154,8 @@ def cli(main: Callable) -> Callable:
     def wrapper(args):
         name = Path(sys.modules[main.__module__].__file__).name
         name = f"{name} (rank {own_rank()})" if own_rank() else name
+        with contextlib.suppress(AttributeError):
+            sys.stdout.reconfigure(errors="backslashreplace")  # a name of a file or class that the terminal cannot show
         try:
             with handle_stops(raise_stopped):
                 result = main(args)
@@ -117,19 +168,17 @@ def cli(main: Callable) -> Callable:
         except FailedRun as error:
             print(f"{name}: {error}", file=sys.stderr)
             raise SystemExit(1) from None
-        except torch.OutOfMemoryError as error:
-            print(f"{name}: out of memory ({str(error).partition(' GPU ')[0]}); {LESS_MEMORY}", file=sys.stderr)
-            raise SystemExit(1) from None
-        except RuntimeError as error:
-            if "can't allocate memory" not in str(error):  # how the CPU says it
+        except (RuntimeError, MemoryError) as error:
+            message = lack_of_memory(error, args)
+            if message is None:
                 raise
-            print(f"{name}: out of memory ({str(error).partition('. Error code')[0].rpartition('] ')[2]}); {LESS_MEMORY}", file=sys.stderr)
+            print(f"{name}: {message}", file=sys.stderr)
             raise SystemExit(1) from None
         except OSError as error:
             if error.filename is None:
                 raise
             print(f"{name}: error: {error.filename}: {error.strerror}; what was saved before is whole", file=sys.stderr)
-            raise SystemExit(2 if error.errno in (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EROFS) else 1) from None
+            raise SystemExit(2 if error.errno in BAD_INPUT else 1) from None
         except (Stopped, KeyboardInterrupt) as stop:
             tell(f"{name}: stopped; the same command continues")
             raise SystemExit(getattr(stop, "exit_code", 130)) from None
@@ -138,19 +187,22 @@ def cli(main: Callable) -> Callable:
 
 
 def number(kind: type, low: float, high: float = math.inf, *, exclusive: bool = False) -> Callable[[str], float]:
-    """An argparse type: a finite `kind` in [low, high], or in (low, high] with `exclusive`."""
-    bounds = f"{'>' if exclusive else '>='} {low:g}" + (f" and <= {high:g}" if high < math.inf else "")
-    expected = f"{'a whole number' if kind is int else 'a number'} {bounds}"
-    high = min(high, 2**31 - 1) if kind is int else high  # no more than torch takes for a size
+    """An argparse type: a finite `kind` in [low, high], or in (low, high] with `exclusive`.
+
+    Whole numbers without `high` may have at most 2^31 - 1, which is what torch takes for a size; who exceeds it is told so.
+    """
+    least = f"{'a whole number' if kind is int else 'a number'} {'>' if exclusive else '>='} {low:g}"
+    largest = 2**31 - 1 if kind is int and high == math.inf else high
 
     def parse(text: str) -> float:
         try:
-            value = kind(text)
+            value, found = kind(text), text
         except ValueError:
-            raise argparse.ArgumentTypeError(f"found {text!r}, expected {expected}") from None
-        if not (low < value < math.inf or (value == low and not exclusive)) or value > high:
-            raise argparse.ArgumentTypeError(f"found {text}, expected {expected}")
-        return value
+            value, found = math.nan, repr(text)
+        if (low < value < math.inf or (value == low and not exclusive)) and value <= largest:
+            return value
+        most = f" and <= {largest}" if high < math.inf or largest < value < math.inf else ""
+        raise argparse.ArgumentTypeError(f"found {found}, expected {least}{most}")
 
     return parse
 
@@ -158,6 +210,7 @@ def number(kind: type, low: float, high: float = math.inf, *, exclusive: bool = 
 positive_int = number(int, 1)
 two_or_more = number(int, 2)
 count = number(int, 0)
+seed_number = number(int, 0, 2**64 - 1)
 positive = number(float, 0, exclusive=True)
 nonnegative = number(float, 0)
 probability = number(float, 0, 1)

@@ -14,9 +14,13 @@ import functools
 import itertools
 import json
 import math
+import signal
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends the process at once, without a traceback
 
 import data as datasets
 from augment import COMPOSITIONS
@@ -31,20 +35,21 @@ from pool_match import train_match
 from scoring.condensed import CondensedSets
 from scoring.drawing import DRAW_STEPS, DRAWS, make_drawer
 from scoring.evaluation import BUDGETS, seed_groups, validate_group
+from scoring.exporting import export
 from scoring.inputs import check_flags, load_inputs
 from scoring.labels import LABEL_KINDS
 from scoring.recipes import RECIPES, make_recipe
 from scoring.results import Outcome, ResultsFile, print_table, row_hash
 from scoring.sources import Teacher
 from scoring.storage import BYTES, CODECS
-from scoring.table import LABELS, SOURCES, Deployed, Table, export, keep_samples
+from scoring.table import EFFECTS, LABELS, SOURCES, Deployed, Table, keep_samples
 from scoring.teachers import trained_classifier
 from scoring.values import RANGES
-from utils import Parser, cli, count, jpeg_quality, positive, positive_int, probability, probability_or_off, tell
+from utils import Parser, cli, count, jpeg_quality, positive, positive_int, probability, probability_or_off, seed_number, tell
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(__doc__.splitlines()[0])
+    parser = Parser(__doc__.splitlines()[0], EFFECTS)
     # what is trained on
     parser.add_argument("--source", nargs="+", choices=SOURCES, default=["generator", "random-real", "real"], help="images to train on")
     parser.add_argument(
@@ -86,7 +91,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--draw", choices=DRAWS, default="random", help="how the latents of a fixed set are found; matched: optimised")
     parser.add_argument("--draw-candidates", type=positive_int, default=1000, help="generated images a class of --draw herding")
     parser.add_argument("--draw-steps", type=positive_int, default=DRAW_STEPS, help="steps of --draw matched")
-    parser.add_argument("--export", help="folder for the generator at --storage and for the scored sets drawn from it")
+    parser.add_argument(
+        "--export", help="folder for the generator at --storage and for the scored sets drawn from it; an earlier export there is replaced"
+    )
     parser.add_argument(
         "--filter", type=probability, default=0.0, help="redraw an image if --teacher gives its class less than this probability"
     )
@@ -108,7 +115,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--mix-p", type=probability_or_off, help="probability of CutMix for a batch; -1 = never (default: the recipe's)")
     parser.add_argument("--dsa-strategy", help="augmentation, such as color_crop, or none (default: the recipe's)")
     parser.add_argument("--dsa-composition", choices=COMPOSITIONS, help="how its operations combine (default: the recipe's)")
-    parser.add_argument("--seed", type=count, default=0, help="seed of the classifiers and of the images drawn")
+    parser.add_argument("--seed", type=seed_number, default=0, help="seed of the classifiers and of the images drawn")
     parser.add_argument("--curve", type=count, default=0, help="number of tests during training, for a curve against images seen")
     # run
     parser.add_argument("--samples", type=count, default=5, help="example images of each class kept in the results")
@@ -127,7 +134,7 @@ def saver(folder: Path, stem: str, network: str, info: DataInfo, val_size: int) 
 
 @cli
 def main(args: argparse.Namespace) -> list[dict]:
-    networks = list(dict.fromkeys(network_name(name) for name in args.eval_model))
+    networks = list(dict.fromkeys(network_name(name, "--eval-model") for name in args.eval_model))
     runtime = make_runtime(args.device, args.amp, args.channels_last, args.graphs, args.compile)
     folder = run_path(args.results_dir, args.tag)
     names = check_flags(args)

@@ -14,6 +14,7 @@ import datetime
 import io
 import json
 import platform
+import signal
 import sys
 import tempfile
 import time
@@ -23,6 +24,7 @@ from statistics import mean, stdev
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends the process without a traceback
 
 import torch
 from torch.utils.data import TensorDataset
@@ -66,7 +68,7 @@ def avalanche_accuracy(method: str, args: argparse.Namespace, data: Data, seed: 
         {"train": dataset(data.train), "test": dataset(data.test)}, class_order=order, num_classes_per_exp=list(sizes.values())
     )
     benchmark = with_task_labels(benchmark)
-    learner = Learner(0, network_name(args.network), data.info, args.lr, None, seed, make_runtime("cpu", False, False))
+    learner = Learner(0, network_name(args.network, "--network"), data.info, args.lr, None, seed, make_runtime("cpu", False, False))
     torch.manual_seed(seed)
     settings = {"model": learner.model, "optimizer": learner.optim, "train_mb_size": args.batch_size, "train_epochs": args.epochs}
     settings |= {"criterion": torch.nn.CrossEntropyLoss(), "device": "cpu", "evaluator": None}
@@ -92,7 +94,7 @@ def our_accuracy(method: str, args: argparse.Namespace, data: Data, seed: int) -
     with tempfile.TemporaryDirectory() as folder:
         flags = f"--tag run --results-dir {folder} --data {args.data} --data-dir {args.data_dir} --num-tasks {args.num_tasks} --device cpu"
         flags += f" --method {method} --pool {args.network} --lr {args.lr} --batch-size {args.batch_size} --epochs {args.epochs}"
-        flags += f" --seed {seed} --save-interval 0 --alpha {ALPHA} --beta {BETA}"
+        flags += f" --seed {seed} --save-interval 0" + (f" --alpha {ALPHA} --beta {BETA}" if method == "der++" else "")
         if method in ("er", "der++", "er-ace", "gdumb"):
             flags += f" --buffer-size {args.buffer_size}"
         if method in ("er", "der++"):

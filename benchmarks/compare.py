@@ -9,12 +9,14 @@ several.
 
 import argparse
 import json
+import signal
 import sys
 from pathlib import Path
 from statistics import mean
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends the process without a traceback
 
 import numpy as np
 from scipy.stats import bootstrap

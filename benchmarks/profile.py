@@ -6,12 +6,14 @@ Prints a table of the operators that take most of the time. --trace FILE keeps t
 """
 
 import argparse
+import signal
 import sys
 import time
 from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not this folder, whose profile.py would hide Python's
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends the process without a traceback
 
 from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
@@ -56,7 +58,7 @@ def is_kernel(event: FunctionEvent) -> bool:
 def main(args: argparse.Namespace) -> None:
     runtime = make_runtime(args.device, args.amp, args.channels_last, args.graphs, args.compile)
     on_cuda = runtime.device.type == "cuda"
-    unit = ROWS[args.part]("ours", runtime, args.batch_size, args.width, network_name(args.network))
+    unit = ROWS[args.part]("ours", runtime, args.batch_size, args.width, network_name(args.network, "--network"))
     for _ in range(6 if runtime.graphs else 2):  # allocations, kernel choice, capture
         unit()
     runtime.synchronize()

@@ -16,12 +16,14 @@ import argparse
 import datetime
 import json
 import multiprocessing
+import signal
 import sys
 import time
 from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not this folder, whose profile.py would hide Python's
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends the process without a traceback
 
 import torch
 
@@ -82,14 +84,15 @@ def read_record(path: Path) -> dict:
         if record["kind"] != "speed":
             raise ValueError(f"kind {record['kind']}")
         return record
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path}: expected a result of this benchmark, found something else ({error})") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        found = getattr(error, "strerror", None) or f"something else ({error})"
+        raise UsageError(f"{path}: expected a result of this benchmark, found {found}") from None
 
 
 def plan(args: argparse.Namespace) -> list[tuple[str, int, int, str]]:
     """(part, batch size, width, network) of every row."""
     sizes = [(batch, width) for width in args.width for batch in args.batch_size]
-    network = network_name(args.network)
+    network = network_name(args.network, "--network")
     rows = [("stage-1 step", batch, width, "") for batch, width in sizes]
     rows += [("stage-1 step, resnet", batch, width, "") for batch, width in sizes]
     rows += [("stage-2 step", batch, width, network) for batch, width in sizes if batch <= args.stage2_batch_limit]

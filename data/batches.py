@@ -87,8 +87,9 @@ def balanced_epochs(labels: Tensor, ipc: int, num_classes: int, *seed: int | str
     waiting = [torch.empty(0, dtype=torch.long)] * num_classes
     while True:
         for label, indices in enumerate(members):
-            while len(waiting[label]) < ipc:
-                fresh = indices[torch.randperm(len(indices), generator=generator)]
-                waiting[label] = torch.cat([waiting[label], fresh])
+            passes = [waiting[label]]
+            for _ in range(-(-(ipc - len(waiting[label])) // len(indices))):
+                passes.append(indices[torch.randperm(len(indices), generator=generator)])
+            waiting[label] = torch.cat(passes)
         yield torch.cat([queue[:ipc] for queue in waiting]).to(labels.device)
         waiting = [queue[ipc:] for queue in waiting]

@@ -9,6 +9,7 @@ from engine.files import write_json
 from engine.runtime import Runtime
 from utils import UsageError
 
+SCRIPTS = {"gan": "gen_condense.py", "match": "pool_match.py", "continual": "continual.py"}  # by the stage in a checkpoint
 ENVIRONMENT = ("commit", "torch", "device")
 
 # Flags that may differ when a run is continued: where and how it runs, and how it is evaluated. The file at --weight is compared by its
@@ -37,24 +38,31 @@ FREE_FLAGS = {
 class ArgsFile:
     """The file args.json in `folder`.
 
-    flags: all flags, name -> value. inputs: other values that must be the same when the run is continued; error messages use their names.
-    free: names of the flags that may differ. Raises UsageError if the folder holds a run with other settings, or one whose args.json is
-    missing or unreadable.
+    stage: what kind of run it is, a key of SCRIPTS. flags: all flags, name -> value. inputs: other values that must be the same when the
+    run is continued; error messages use their names. free: names of the flags that may differ. Raises UsageError if the folder holds the
+    checkpoint of a run with other settings, or one whose args.json is missing, or if its args.json is unreadable.
     """
 
-    def __init__(self, folder: Path, flags: dict, inputs: dict, free: Collection[str]):
-        self.path, self.flags = folder / "args.json", flags
+    def __init__(self, folder: Path, stage: str, flags: dict, inputs: dict, free: Collection[str]):
+        self.path, self.stage, self.flags = folder / "args.json", stage, flags
         self.fixed = {name: value for name, value in flags.items() if name not in free} | inputs
         self.earlier: list[dict] = []  # the records of the starts before this one
+        saved = (folder / "last.pth").exists()
         if not self.path.exists():
-            if (folder / "last.pth").exists():
+            if saved:
                 raise UsageError(f"{folder} holds last.pth but no args.json, so it cannot be continued; use another --tag")
             return
         try:
             args = json.loads(self.path.read_text())
             found, self.earlier = dict(args["fixed"]), [*args["earlier"], {name: args[name] for name in ("flags", *ENVIRONMENT)}]
+            names = args["flags"]  # an older file does not name its stage
+            other = args.get("stage") or ("continual" if "method" in names else "match" if "weight" in names else "gan")
         except (ValueError, KeyError, TypeError):
             raise UsageError(f"{self.path}: expected the args.json of a run, found something else; use another --tag") from None
+        if not saved:  # a run that failed before its first checkpoint: there is nothing to continue
+            return
+        if other != stage:
+            raise UsageError(f"--tag: {folder} holds a run of {SCRIPTS.get(other, other)}, found {SCRIPTS[stage]}; give another --tag")
         self._compare(found, json.loads(json.dumps(self.fixed)))
 
     def _compare(self, found: dict, asked: dict) -> None:
@@ -68,7 +76,7 @@ class ArgsFile:
 
     def write(self, runtime: Runtime) -> None:
         """Write the file, with this start added."""
-        start = {"flags": self.flags, "chosen": runtime.chosen(), "fixed": self.fixed}
+        start = {"stage": self.stage, "flags": self.flags, "chosen": runtime.chosen(), "fixed": self.fixed}
         write_json(self.path, start | {**environment(runtime.device), "earlier": self.earlier})
 
 

@@ -16,7 +16,8 @@ def commit() -> str:
     """The commit of this code, followed by "-dirty-HASH" if tracked files are changed; "unknown" outside a git checkout."""
 
     def git(*command: str) -> str:
-        return subprocess.run(("git", "-C", str(ROOT), *command), capture_output=True, text=True, check=True).stdout.strip()
+        text = {"encoding": "utf-8", "errors": "replace"}  # a changed file may hold any bytes
+        return subprocess.run(("git", "-C", str(ROOT), *command), capture_output=True, check=True, **text).stdout.strip()
 
     try:
         changes = git("diff", "HEAD")

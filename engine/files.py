@@ -1,10 +1,12 @@
 """Atomic writes, locks, hashes, and readers that never execute pickled code."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import re
+import time
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +18,11 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from utils import FailedRun, UsageError
+from utils import FailedRun, UsageError, tell
+
+NO_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EACCES, errno.EPERM, errno.EISDIR)
+NO_LOCK = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+TRIES = 8  # of a rename that Windows refuses, as it does while another process reads the file; 1.4 seconds in all
 
 MAX_BYTES = 4 << 30  # of what a file decompresses to, or claims to hold; beyond it the file is refused
 
@@ -26,33 +32,88 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
-        with open(temporary, "rb") as file:
+        with open(temporary, "r+b") as file, _flushing():  # Windows flushes only what is open for writing
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        replace_file(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    _flush_folder(path.parent)
+
+
+def replace_file(source: Path, target: Path) -> None:
+    """Rename `source` to `target`, which is replaced; tried again for a moment if that is refused."""
+    for number in range(1, TRIES + 1):
+        try:
+            return os.replace(source, target)
+        except PermissionError:
+            if number == TRIES:
+                raise
+            time.sleep(0.05 * number)
+
+
+@contextlib.contextmanager
+def _flushing() -> Iterator[None]:
+    """Pass over the errors by which a file system says that it cannot flush; errors of the disk are raised."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_FLUSH:
+            raise
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut, on systems that open folders (Windows does not)."""
+    with _flushing():
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Lock `folder` for this process during the block.
 
-    Raises UsageError if another process holds the lock. The system releases the lock of a process that dies.
+    Raises UsageError if another process holds the lock. The system releases the lock of a process that dies. A file system without locks
+    gets a warning.
     """
+    busy = UsageError(f"{folder}: another process is writing there, expected this command to be alone")
     try:
         import fcntl
-    except ImportError:  # Windows has no such lock
-        yield
+    except ImportError:  # Windows: it cannot lock a folder, so a file in it is locked
+        with _locked_file(folder / ".lock", busy):
+            yield
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise busy from None
+        except OSError as error:
+            if error.errno not in NO_LOCK:
+                raise
+            tell(f"warning: {folder}: this file system has no locks ({error.strerror}); two commands must not write there at once")
         yield
-    except BlockingIOError:
-        raise UsageError(f"{folder}: another process is writing there, expected this command to be alone") from None
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def _locked_file(path: Path, busy: UsageError) -> Iterator[None]:
+    import filelock  # torch depends on it
+
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise busy from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_tensors(path: Path, write: Callable[[Path], None]) -> None:
@@ -65,7 +126,7 @@ def write_tensors(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_json(path: Path, value) -> None:
     """Write `value` as indented JSON, atomically."""
-    write_atomic(path, lambda temporary: temporary.write_text(json.dumps(value, indent=1) + "\n"))
+    write_atomic(path, lambda temporary: temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8"))
 
 
 def file_hash(path: str | Path, algorithm: str = "sha256") -> str:
@@ -137,8 +198,8 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str
 
 
 def run_path(results_dir: str, tag: str) -> Path:
-    """The path results_dir/tag. Raises UsageError if the tag is empty or leads out of results_dir."""
-    if not tag.strip() or Path(tag).is_absolute() or ".." in Path(tag).parts:
+    """The path results_dir/tag. Raises UsageError if the tag names no folder below results_dir."""
+    if not tag.strip() or not Path(tag).parts or Path(tag).is_absolute() or ".." in Path(tag).parts:
         raise UsageError(f"--tag {tag!r}: expected the name of a folder under {results_dir}")
     return Path(results_dir) / tag
 

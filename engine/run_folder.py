@@ -47,7 +47,7 @@ class RunFolder:
         free: Collection[str] = FREE_FLAGS,
     ):
         self.folder, self.flags, self.parts, self.header, self.runtime = folder, flags, parts, header, runtime
-        self.args = ArgsFile(folder, flags, inputs, free)
+        self.args = ArgsFile(folder, header["stage"], flags, inputs, free)
         self.log = MetricLog(folder, unit)
         self.evaluation = {name: flags[name] for name in EVALUATION_FLAGS if name in flags}
         self.unit = unit
@@ -98,6 +98,8 @@ class RunFolder:
         last good checkpoint. first_lines: what the run found, printed on stderr before its first step.
         """
         if self.position.epoch >= self.num_epochs:
+            if self.position.epoch > self.num_epochs:
+                tell(f"warning: {self.folder} has {self.position.epoch} {self.unit}s, found {self.num_epochs}: nothing is left to do")
             return
         done = sum(self.lengths[: self.position.epoch]) + self.position.step
         total, hidden = sum(self.lengths), not self.runtime.is_main
@@ -148,6 +150,8 @@ class RunFolder:
         values: what to log. pictures: (C, H, W) in [-1, 1], or None. choose_by: the name in `values` whose highest value chooses best.pth;
         it must come from held-out training images.
         """
+        for part in self.parts:  # before anything of the epoch is written
+            self._check_finite(part.state_dict(), epoch - 1, self.lengths[epoch - 1])
         line = {self.unit: epoch, "step": sum(self.lengths[:epoch]), "seconds": round(self.seconds, 1), **values}
         score = values.get(choose_by) if choose_by else None
         comparable = self.best is not None and self.best["evaluation"] == self.evaluation
@@ -179,8 +183,7 @@ class RunFolder:
             "meter": self.meter.state_dict(),
         }
         state = to_host(state)
-        if bad := not_finite(state):
-            raise FailedRun(f"{bad} is not finite at {self.unit} {self.position.epoch + 1}, step {self.position.step}; {self._kept()}")
+        self._check_finite(state, *self.position)
         state["rng"], *others = self.runtime.gather(rng_state(self.runtime.device))
         if others:
             state["rng_of_ranks"] = others
@@ -190,6 +193,10 @@ class RunFolder:
             write_atomic(self.folder / name, lambda path: torch.save(state, path))
         except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
             raise FailedRun(f"{self.folder / name}: could not be written ({str(error).splitlines()[0]}); {self._kept()}") from None
+
+    def _check_finite(self, state: dict, epoch: int, step: int) -> None:
+        if bad := not_finite(state):
+            raise FailedRun(f"{bad} is not finite at {self.unit} {epoch + 1}, step {step}; {self._kept()}")
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:

@@ -13,12 +13,14 @@ import datetime
 import json
 import platform
 import re
+import signal
 import sys
 from pathlib import Path
 from statistics import mean, stdev
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends the process without a traceback
 
 import matplotlib as mpl
 import numpy as np

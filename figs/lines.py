@@ -4,9 +4,10 @@ import json
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import mean, stdev
 
-from benchmarks.compare import ASIDE, identity
+from benchmarks.compare import ASIDE, identity, read_rows
 from scoring.results import TRAININGS, plus_minus, source_name, told_apart
 
 PLACE = ("dataset", "split", "val_size", "classifier", "ipc", "budget")  # budget last: a line of the table holds both budgets
@@ -51,6 +52,14 @@ class Line:
     def num_bytes(self) -> float | None:
         found = [row.get("num_bytes") or row.get("generator_bytes") for row in self.rows]
         return None if None in found else mean(found)
+
+
+def read_named(given: str) -> list[dict]:
+    """The rows of FOLDER; of NAME=FOLDER with NAME as the name of how its generators were trained."""
+    name, equals, path = given.partition("=")
+    if not equals or Path(given).exists():
+        return read_rows(given)
+    return [row | {"trained": name} if row["source"] == "generator" else row for row in read_rows(path)]
 
 
 def unique(rows: list[dict]) -> list[dict]:

@@ -12,6 +12,7 @@ import base64
 import datetime
 import io
 import platform
+import signal
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +20,7 @@ from textwrap import fill
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends the process without a traceback
 
 import matplotlib as mpl
 import numpy as np
@@ -29,7 +31,7 @@ from benchmarks.compare import read_rows
 from data import DATASETS
 from engine.files import make_folder, write_json
 from figs.draw_continual import panels, plus_minus, save
-from figs.lines import Line, grouped, lines_of, once, place_of, table, unique
+from figs.lines import Line, grouped, lines_of, once, place_of, read_named, table, unique
 from utils import Parser, UsageError, cli
 
 
@@ -265,14 +267,6 @@ FIGURES = {
     "neighbours": (draw_neighbours, "samples of generated images with neighbours: validate.py --samples N with the training set at hand"),
     "confusion": (draw_confusion, "a row with a confusion matrix, which results older than it do not have"),
 }
-
-
-def read_named(given: str) -> list[dict]:
-    """The rows of FOLDER; of NAME=FOLDER with NAME as the name of how its generators were trained."""
-    name, equals, path = given.partition("=")
-    if not equals or Path(given).exists():
-        return read_rows(given)
-    return [row | {"trained": name} if row["source"] == "generator" else row for row in read_rows(path)]
 
 
 @cli

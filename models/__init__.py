@@ -80,11 +80,11 @@ class Classifier(nn.Module):
         return self.network.head(features[-1]).float(), features
 
 
-def network_name(name: str) -> str:
-    """The registry's name for a network or an alias. Raises UsageError if there is none."""
+def network_name(name: str, flag: str = "") -> str:
+    """The registry's name for a network or an alias. Raises UsageError, which names `flag`, if there is none."""
     name = ALIASES.get(name, name)
     if name not in NETWORKS:
-        raise UsageError(f"unknown network {name!r}, expected one of {', '.join([*NETWORKS, *ALIASES])}")
+        raise UsageError(f"{flag and f'{flag} {name}: '}unknown network {name!r}, expected one of {', '.join([*NETWORKS, *ALIASES])}")
     return name
 
 

@@ -254,10 +254,7 @@ def length_of_decay(lr_decay: str, epochs: int) -> dict[str, int]:
 
 def parse_diffaug(diffaug: str) -> tuple[str, ...]:
     """The operations of --diffaug. Raises UsageError for an unknown one."""
-    try:
-        return parse_strategy(diffaug)
-    except UsageError as error:
-        raise UsageError(f"--diffaug: {error}") from None
+    return parse_strategy(diffaug, "--diffaug")
 
 
 def differentiable_augment(images: Tensor, operations: tuple[str, ...]) -> Tensor:

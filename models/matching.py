@@ -25,7 +25,7 @@ from losses import (
     mean_distance,
 )
 from models import Classifier
-from utils import UsageError
+from utils import Effect, UsageError
 
 # Default weight of each matching term in the generator's loss, for --match-weight (logit, feat and grad: arXiv:2303.04707 and its code).
 MATCH_WEIGHTS = {
@@ -41,6 +41,22 @@ MATCH_WEIGHTS = {
 METRICS_OF = ("logit", "feat", "grad")  # those that --metric applies to
 BY_CLASS = ("mean", "attention")  # those that need the class-balanced batches of --match-batch
 ANY_NUMBER = ("mean", "dist", "grad")  # those that compare any number of generated images of a class with any number of real ones
+
+# Flags of pool_match.py that depend on others.
+EFFECTS = (
+    Effect(("lr_d", "gp_weight", "diffaug"), lambda args: args.gan_weight, "with --gan-weight 0, which trains no discriminator"),
+    Effect(("match_strategy", "match_composition"), lambda args: args.match_aug, "without --match-aug"),
+    Effect(("bias", "fc"), lambda args: args.match == "grad", "without --match grad"),
+    Effect(
+        (*("match_weight", "match_aug", "match_batch", "match_fresh"), *("pool", "pool_age", "pool_size", "pool_steps", "pool_data")),
+        lambda args: args.match != "none",
+        "with --match none",
+    ),
+    Effect(
+        ("pool_data", "pool_lr", "pool_strategy"), lambda args: args.pool_steps and args.match != "none", "where no pool network is trained"
+    ),
+    Effect(("teachers", "teacher_epochs"), lambda args: args.teacher_weight, "without --teacher-weight"),
+)
 
 # The flags that --recipe-match sets; paper: those of arXiv:2303.04707, which are the defaults.
 MATCH_RECIPES = {

@@ -130,8 +130,8 @@ class Continual:
             for learner in self.learners:
                 if learner.averages:
                     learner.update_averages(before + i + 1)
-            offers = buffer is not None and o.offer == "step" and not self.method.condenses
-            if offers and (epoch == 0 or not self.method.unlimited):
+            if buffer is not None and o.offer == "step" and epoch == 0 and not self.method.condenses:
+                # once: a sample of images, not of their visits
                 buffer.offer(train.images[index], labels[chosen], logits if self.method.keeps_logits else None)
             yield losses
 

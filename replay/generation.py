@@ -19,6 +19,7 @@ from replay.learner import Learner
 from replay.memory import Memory
 from replay.plan import Plan
 from replay.replaying import Replay
+from utils import blame
 
 
 class TaskGenerator:
@@ -61,7 +62,7 @@ class TaskGenerator:
     def _new_gan(self, task: int) -> GAN:
         """Build the GAN to train: the stored generator if one is carried on, else a new one. The discriminator is new unless kept."""
         o, generators = self.plan.options, self.memory.generators
-        with seeded(torch.device("cpu"), self.plan.seed, "gan", task):
+        with seeded(torch.device("cpu"), self.plan.seed, "gan", task), blame("--width or --memory-bytes"):
             generator, discriminator = build_gan(generators.config)
         if generators.layout == "carried" and generators.stored:
             generator.load_state_dict(generators.build().state_dict())

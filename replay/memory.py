@@ -205,6 +205,8 @@ def make_memory(
     left = max_bytes and max_bytes - copies
     if left is not None and left <= 0:
         raise UsageError(f"--memory-bytes {max_bytes}: the averaged copies of {name} take {copies}, expected more than that")
+    if method.balanced and buffer_size is not None and buffer_size < info.num_classes:
+        raise UsageError(f"--buffer-size {buffer_size}: expected room for one image of each of the {info.num_classes} classes")
     buffer = generators = None
     try:
         if method.memory == "generator":

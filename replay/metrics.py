@@ -78,9 +78,12 @@ def _square(acc: Matrix) -> bool:
 
 @torch.no_grad()
 def accuracies(model: nn.Module, images: ImageSet, classes: Sequence[Sequence[int]], num_classes: int) -> dict[str, list[float]]:
-    """Accuracy in percent on the images of each task: class-il among all outputs, task-il among those of the image's task."""
+    """Accuracy in percent on the images of each task: class-il among all outputs, task-il among those of the image's task.
+
+    Every image is of a class of some task.
+    """
     device = images.labels.device
-    task_of = torch.empty(num_classes, dtype=torch.long)
+    task_of = torch.full((num_classes,), -1)  # a class of no task
     for task, labels in enumerate(classes):
         task_of[list(labels)] = task
     task_of = task_of.to(device)

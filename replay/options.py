@@ -1,5 +1,6 @@
 """The settings of a continual learner, and the check that its flags agree."""
 
+from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from types import SimpleNamespace
@@ -7,8 +8,8 @@ from typing import Any
 
 from models.condense import Condensing, check_condense_flags
 from models.matching import BY_CLASS, MATCH_WEIGHTS
-from replay.methods import Method
-from utils import UsageError
+from replay.methods import METHODS, Method
+from utils import Effect, UsageError
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,62 @@ def make_options(flags: Mapping[str, Any], tracks: Mapping[str, int]) -> Options
     condense = (flags[f"condense_{name}"] for name in ("match", "steps", "lr", "batch", "network", "init"))
     filled |= {"condensing": Condensing.of(*condense)}
     return Options(**{field.name: flags[field.name] for field in fields(Options) if field.name not in filled} | filled)
+
+
+def generates(args: Namespace) -> bool:
+    """Whether the method has a generator."""
+    return METHODS[args.method].memory == "generator"
+
+
+def buffers(args: Namespace) -> bool:
+    """Whether real images are kept."""
+    return METHODS[args.method].memory == "buffer" or bool(args.buffer_share or args.buffer_size)
+
+
+def matches(args: Namespace) -> bool:
+    """Whether the generator is trained by matching."""
+    default = 100 if args.method == "dim" else 0
+    return generates(args) and (default if args.match_steps is None else args.match_steps) > 0
+
+
+# Flags of continual.py that depend on others; those that are refused are in check_flags.
+EFFECTS = (
+    Effect(("alpha", "beta"), lambda args: args.method == "der++", "without --method der++"),
+    Effect(
+        ("consistency", "average_decay"),
+        lambda args: "cls-er" in (args.method, args.replay_loss),
+        "without --method cls-er or --replay-loss cls-er",
+    ),
+    Effect(
+        ("gan", "storage", "gan_steps", "gan_batch_size", "gan_lr", "gp_weight", "ema", "restat", "replay_balance"),
+        generates,
+        "without a generator, which dgr and dim have",
+    ),
+    Effect(("gp_weight",), lambda args: args.gan == "dim", "with --gan resnet, which has no gradient penalty"),
+    Effect(
+        ("match", "match_weight", "pool_steps", "pool_lr"),
+        matches,
+        "where nothing is matched: no dgr or dim, or no --match-steps",
+    ),
+    Effect(("match_batch", "teacher_weight"), lambda args: args.recipe_match == "energy", "without --recipe-match energy"),
+    Effect(
+        ("match", "match_weight", "pool_steps"), lambda args: args.recipe_match == "paper", "with --recipe-match energy, which sets them"
+    ),
+    Effect(("gan_lr", "gan_lr_d", "gp_weight", "ema"), lambda args: args.gan_steps, "without a GAN, with --gan-steps 0"),
+    Effect(("quality",), lambda args: args.codec == "jpeg", "without --codec jpeg"),
+    Effect(("offer",), buffers, "without a buffer of real images"),
+    Effect(
+        ("offer",),
+        lambda args: not (METHODS[args.method].retrains or args.retrain),
+        "with gdumb and --retrain, which fill the buffer at the end of a task",
+    ),
+    Effect(
+        ("replay_batch_size",),
+        lambda args: METHODS[args.method].memory and not (METHODS[args.method].retrains or args.retrain),
+        "where nothing is replayed beside a task",
+    ),
+    Effect(("epochs",), lambda args: not args.retrain_steps, "with --retrain-steps"),
+)
 
 
 def layout_of(method: str, layout: str | None, oracle: bool) -> str:

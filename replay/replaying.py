@@ -13,6 +13,7 @@ from replay.learner import Ensemble, Learner
 from replay.memory import Memory
 from replay.plan import Plan
 from scoring.sources import generate
+from utils import blame
 
 
 class Replay:
@@ -23,6 +24,7 @@ class Replay:
         self.images: ImageSet | None = None  # generated images of the classes before this task
         self.made_for = -1  # the task they were made for
 
+    @blame("--replay-images")
     def prepare(self, task: int) -> None:
         """Generate images of earlier classes for this task; they are the same at whichever step of the task this is called."""
         if self.made_for == task:
@@ -55,6 +57,7 @@ class Replay:
         rng = torch.Generator(self.plan.runtime.device).manual_seed(derive_seed(self.plan.seed, *seed))
         return ImageSet(to_uint8(generate(generator, labels, rng, self.plan.runtime)), labels)
 
+    @blame("--replay-images")
     def retrain_set(self, task: int, turn: int) -> ImageSet:
         """Return what reinitialised networks learn from at pass `turn`: the images of the buffer, and newly generated ones."""
         sets = [self.memory.buffer.contents()] if self.memory.buffer else []

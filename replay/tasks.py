@@ -29,6 +29,29 @@ def describe_tasks(classes: Sequence[Sequence[int]], class_names: Sequence[str])
     return "tasks: " + "; ".join(f"{number}: {names}" for number, names in enumerate(tasks, 1))
 
 
+def listed_classes(tasks: Sequence[str], class_names: Sequence[str], order_seed: int | None) -> list[list[int]]:
+    """The classes of each task as the user lists them: ["0,1,2", "cat,dog"]; classes that are not listed are left out.
+
+    A class is named by its name, or by its number where no class has that name. Raises UsageError for a class that there is not or that is
+    listed twice, and for a task without one.
+    """
+    if order_seed is not None:
+        raise UsageError(f"--class-order {order_seed}: --tasks lists the classes in their order, expected one of the two")
+    numbers = {str(label): label for label in range(len(class_names))} | {name: label for label, name in enumerate(class_names)}
+    found: list[list[int]] = []
+    for task in tasks:
+        words = [word.strip() for word in task.split(",")]
+        for word in words:
+            if word not in numbers:
+                raise UsageError(f"--tasks {task}: found {word!r}, expected some of {', '.join(class_names)}, or their numbers")
+        found.append([numbers[word] for word in words])
+    every = [label for labels in found for label in labels]
+    for label in every:
+        if every.count(label) > 1:
+            raise UsageError(f"--tasks {' '.join(tasks)}: class {class_names[label]} is listed twice, expected each class once")
+    return found
+
+
 def split_tasks(train: ImageSet, classes: Sequence[Sequence[int]]) -> list[ImageSet]:
     """Return the images of each task, as copies."""
     device = train.labels.device

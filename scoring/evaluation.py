@@ -16,9 +16,22 @@ from scoring.recipes import Recipe
 from scoring.results import Cost, Outcome
 from scoring.sources import Generated
 from scoring.trainer import train_steps, train_together
-from utils import tell
+from utils import Effect, blame, tell
 
 BUDGETS = ("stream", "fixed")
+# The flags of evaluations in training. Without --eval-interval a held-out split may still be kept for a later stage.
+EVALUATIONS = (
+    Effect(
+        ("eval_model", "budget", "ipc", "repeats", "recipe", "epochs_eval", "mix_p"),
+        lambda args: 0 < args.eval_interval <= args.epochs,
+        "where nothing is evaluated: --eval-interval is 0 or more than --epochs",
+    ),
+    Effect(
+        ("val_size",),
+        lambda args: not args.val_size or args.eval_interval <= args.epochs,
+        "but to hold images out: --eval-interval is more than --epochs, so that none is tested and no best.pth is chosen",
+    ),
+)
 
 
 @torch.no_grad()
@@ -76,7 +89,8 @@ def validate_group(
         with seeded(runtime.device, seed, "init"):
             classifiers.append(runtime.place(build_classifier(network, data.info)))
         draws = Draws.seeded(seed, runtime.device)
-        epochs, num_images, stored = source.open(seed, draws)
+        with blame("--ipc"):
+            epochs, num_images, stored = source.open(seed, draws)
         outcomes.append(Outcome(0.0, Cost(), num_images=num_images, num_bytes=stored))
         trainings.append(train_steps(classifiers[-1], epochs, recipe, draws, runtime, on_the_way(outcomes[-1]) if curve else None))
     total_steps = recipe.epochs * math.ceil(source.per_epoch / recipe.batch_size)

@@ -1,6 +1,7 @@
 """What the flags of validate.py ask for: the check that they agree, and the images, checkpoints and sets that they name."""
 
 import argparse
+from pathlib import Path
 
 import torch
 
@@ -9,6 +10,7 @@ from models import GanCheckpoint, SavedClassifier, read_classifier, read_gan
 from models.condense import check_condense_flags
 from scoring.distilled import DistilledSet, read_distilled
 from scoring.evaluation import warn_of_seen_images
+from scoring.exporting import earlier_export
 from utils import UsageError, tell
 
 
@@ -33,6 +35,8 @@ def check_flags(args: argparse.Namespace) -> list[str]:
         raise UsageError(f"{flag} of --source generator, found {' '.join(names)}")
     if args.export and len(weights) != 1:
         raise UsageError(f"--export {args.export}: expected one --pretrain-weight, found {len(weights)}")
+    if args.export:
+        earlier_export(Path(args.export))
     if args.draw != "random" and not (generates and "fixed" in args.budget):
         raise UsageError(f"--draw {args.draw} is of a generator's fixed sets, expected --source generator and --budget fixed")
     if args.draw == "matched" and (args.mixture or args.filter):
@@ -81,8 +85,8 @@ def load_inputs(
     for found in sets:
         if found.soft and "hard" in (args.labels or []):
             raise UsageError(f"--labels hard: {found.path} holds soft labels")
-    asked = args.ipc or ([] if sets else [50])
-    ipcs = list(dict.fromkeys([*asked, *(found.ipc for found in sets)]))
+    ipcs = list(dict.fromkeys(args.ipc or [found.ipc for found in sets] or [50]))
+    check_ipcs(ipcs, sets, names)
     subsets = [name for name in ("random-real", "herding", "condensed") if name in names]
     if subsets:
         counts = torch.bincount(data.train.labels, minlength=data.info.num_classes).tolist()
@@ -96,3 +100,14 @@ def load_inputs(
         seen = f"{args.teacher} was trained with --val-size {teacher.val_size}: it has seen images held out now"
         tell(f"warning: --val-size {args.val_size}: {seen}")
     return data, checkpoints, sets, teacher, ipcs
+
+
+def check_ipcs(ipcs: list[int], sets: list[DistilledSet], names: list[str]) -> None:
+    """Raise UsageError unless `ipcs` has the size of each of `sets`, and, if there is no source but these, nothing else."""
+    for found in sets:
+        if found.ipc not in ipcs:
+            asked, held = " ".join(map(str, ipcs)), f"{found.ipc} image{'s' * (found.ipc > 1)} of each class"
+            raise UsageError(f"--ipc {asked}: {found.path} holds {held}, expected --ipc {found.ipc} or no --ipc")
+    for ipc in ipcs if names == ["file"] else []:
+        if ipc not in [found.ipc for found in sets]:
+            raise UsageError(f"--ipc {ipc}: there is no such set in --file, and no other source but it")

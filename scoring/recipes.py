@@ -46,5 +46,5 @@ def make_recipe(name: str, dataset: str, **given) -> Recipe:
     if name == "strong" and not (dataset in DATASETS and DATASETS[dataset].flip):
         recipe = replace(recipe, dsa_strategy=recipe.dsa_strategy.removeprefix("flip_"))
     recipe = replace(recipe, **{name: value for name, value in given.items() if value is not None})
-    parse_strategy(recipe.dsa_strategy)
+    parse_strategy(recipe.dsa_strategy, "--dsa-strategy")
     return recipe

@@ -1,4 +1,4 @@
-"""The rows of the table of stage 3: deployed generators, the source of each row, exported files and example images."""
+"""The rows of the table of stage 3: deployed generators, the source of each row, and example images."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,22 +7,34 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from data import Data, to_float
-from engine.files import file_hash, make_folder
+from engine.files import file_hash
 from engine.runtime import Runtime
 from models import GanCheckpoint, read_classifier
 from models.deploy import Filtered, Several
 from scoring.condensed import CondensedSets
-from scoring.distilled import DistilledSet, write_distilled
+from scoring.distilled import DistilledSet
 from scoring.drawing import Drawer
 from scoring.results import ResultsFile
 from scoring.samples import make_samples
 from scoring.sources import Fixed, Generated, Labelled, Real, Teacher, WithinBytes, draw_fixed, herding_order, soft_bytes
-from scoring.storage import export_generator, num_bytes, store
+from scoring.storage import num_bytes, store
+from utils import Effect, blame
 
 SOURCES = ("generator", "real", "random-real", "herding", "condensed", "file")
 LABELS = ("hard", "soft")
 # The sources of real images that take as many bytes as a generator, and the codec of each.
 MATCHED = {"random-real-raw": "raw", "random-real-lossless": "webp", "random-real-jpeg": "jpeg"}
+# Flags of validate.py that depend on others; those that are refused are in its check_flags.
+EFFECTS = (
+    Effect(("pretrain_weight",), lambda args: "generator" in args.source, "but to name the image set: --source has no generator"),
+    Effect(("mixture",), lambda args: len(args.pretrain_weight or []) != 1, "with one --pretrain-weight"),
+    Effect(("quality",), lambda args: args.match_bytes or args.codec == "jpeg", "without --match-bytes or --codec jpeg"),
+    Effect(("draw_candidates",), lambda args: args.draw == "herding", "without --draw herding"),
+    Effect(("draw_steps",), lambda args: args.draw == "matched", "without --draw matched"),
+    Effect(("herding_epochs",), lambda args: "herding" in (*args.source, args.draw), "without --source herding or --draw herding"),
+    Effect(("real",), lambda args: args.real or "real" not in args.source, "beside --source real"),
+    Effect(("dsa_composition",), lambda args: args.dsa_strategy != "none", "with --dsa-strategy none"),
+)
 # The fields of a row that say where its images come from; None if a field does not apply.
 ORIGIN = (
     *("generator_parameters", "generator_bytes", "checkpoint_sha256", "storage", "filter", "drawn", "file", "file_sha256", "set"),
@@ -163,6 +175,7 @@ class Table:
                 return {"path": found.path.as_posix(), "group": group, "images_per_class": counts}
         return {}
 
+    @blame("--samples")
     def shown(self, row: dict, per_class: int, seed: int) -> tuple[Tensor, Tensor] | None:
         """Return float images (N, C, H, W) and labels to show for the row of a generator, a file or condensed images, else None."""
         for one in self.deployed:
@@ -179,20 +192,6 @@ class Table:
             if row["source"] == "file" and found.sha256() == row["file_sha256"]:
                 return found.images, found.labels
         return None
-
-
-def export(folder: Path, checkpoint: GanCheckpoint, storage: str, table: Table, ipcs: list[int]) -> None:
-    """Export the only generator of the table and the sets drawn from it, with the teacher's labels if the table has soft labels."""
-    (deployed,) = table.deployed
-    make_folder(folder)
-    export_generator(folder / "generator.safetensors", checkpoint, storage)
-    for ipc in ipcs:
-        if table.drawer:
-            images, labels, _ = table.drawer(deployed.generator, deployed.about, ipc)
-        else:
-            images, labels = draw_fixed(deployed.generator, ipc, deployed.seed, table.runtime)
-        soft = table.teacher.labels(to_float(images)) if "soft" in (table.labels or []) else None
-        write_distilled(folder / f"ipc{ipc}", images, labels, soft, table.data.info)
 
 
 def keep_samples(results: ResultsFile, rows: list[dict], table: Table, per_class: int, seed: int) -> None:

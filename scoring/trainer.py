@@ -19,6 +19,7 @@ from engine.streams import Lanes, Stopwatch
 from models import Classifier
 from scoring.recipes import Recipe
 from scoring.results import Cost
+from utils import blame
 
 
 def train_steps(
@@ -55,7 +56,7 @@ def train_steps(
     classifier.train()
     for epoch in range(recipe.epochs):
         set_rate(optimizer, recipe.rate(epoch))
-        with generating:
+        with generating, blame("--ipc"):
             images, labels = next(epochs_of_images)
         for index in torch.randperm(len(labels), device=labels.device, generator=draws.device).split(recipe.batch_size):
             operations = choose_operations(recipe.dsa_strategy, recipe.dsa_composition, draws.host)

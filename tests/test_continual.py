@@ -22,7 +22,7 @@ from replay import results as replay_results
 from replay.continual import Continual
 from replay.memory import digest
 from replay.methods import METHODS
-from replay.tasks import split_classes
+from replay.tasks import listed_classes, split_classes
 from scoring.storage import CODECS, make_codec
 from utils import UsageError
 
@@ -335,6 +335,62 @@ def test_classes_are_split_in_natural_or_random_order():
         split_classes(10, 11, None)
 
 
+NAMES = ("cat", "dog", "1", "cow")
+
+
+@pytest.mark.parametrize(
+    ("tasks", "classes"),
+    [
+        (["0,dog,1", "3"], [[0, 1, 2], [3]]),  # "1" is the name of class 2
+        (["0,1,2", "3"], "class 1 is listed twice"),  # by its name, and by its number
+        (["cow,cat", "dog"], [[3, 0], [1]]),  # not all, and in this order
+        (["cat, dog"], [[0, 1]]),
+        (["0,cat"], "class cat is listed twice"),
+        (["cat", "cat"], "--tasks cat cat: class cat is listed twice, expected each class once"),
+        (["cat,,dog"], "--tasks cat,,dog: found '', expected some of cat, dog, 1, cow, or their numbers"),
+        (["4"], "found '4', expected some of cat"),
+        (["-1"], "found '-1'"),
+        (["0-3"], "found '0-3'"),
+    ],
+)
+def test_classes_are_listed_by_name_or_number(tasks, classes):
+    if isinstance(classes, str):
+        with pytest.raises(UsageError, match=classes):
+            listed_classes(tasks, NAMES, None)
+    else:
+        assert listed_classes(tasks, NAMES, None) == classes
+    with pytest.raises(UsageError, match="--class-order 3: --tasks lists the classes"):
+        listed_classes(["cat"], NAMES, 3)
+
+
+@pytest.mark.parametrize("method", ["er", "gdumb", "joint", "dim", "dgr"])
+def test_tasks_of_unequal_size_and_of_some_classes(method, tmp_path, capsys):
+    tiny = ["--gan-batch-size", "8"]
+    results = run(continual, continual_flags(tmp_path, method, *tiny, "--tasks", "3,1,0", "7", "2,9"))
+    assert results["classes"] == [[3, 1, 0], [7], [2, 9]]
+    assert results["num_tasks"] == 3
+    acc = results["networks"]["convnet_w32"]["class-il"]["acc"]
+    assert [len(row) for row in acc] == [3] * (1 if method == "joint" else 3)
+    assert all(0 <= value <= 100 for row in acc for value in row)
+    assert results["networks"]["convnet_w32"]["task-il"]["acc"][-1][1] == 100.0  # one class, one answer
+    with pytest.raises(SystemExit):  # and the same tasks, to go on
+        run(continual, continual_flags(tmp_path, method, *tiny, "--tasks", "3,1,0", "7", "2"))
+    assert "holds a run with --tasks ['3,1,0', '7', '2,9']" in capsys.readouterr().err
+
+
+def test_equal_tasks_that_are_listed_are_those_that_are_counted(tmp_path):
+    counted = run(continual, continual_flags(tmp_path / "a", "er", "--num-tasks", "2"))
+    listed = run(continual, continual_flags(tmp_path / "b", "er", "--tasks", "0,1,2,3,4", "5,6,7,8,9"))
+    assert counted["networks"]["convnet_w32"]["class-il"] == listed["networks"]["convnet_w32"]["class-il"]
+
+
+def test_tasks_are_counted_or_listed(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(continual, continual_flags(tmp_path, "er", "--num-tasks", "2", "--tasks", "0,1"))
+    assert stop.value.code == 2
+    assert "argument --tasks: not allowed with argument --num-tasks" in capsys.readouterr().err
+
+
 def test_a_random_order_and_uneven_tasks(tmp_path):
     results = run(continual, flags(tmp_path, "dim", "--class-order", "3", "--num-tasks", "3", "--replay-balance", "equal"))
     assert [len(part) for part in results["classes"]] == [4, 3, 3]
@@ -421,3 +477,12 @@ def test_the_images_of_a_task_are_copies():
     (first, _) = continual.split_tasks(everything, [[0], [1]])
     first.images.fill_(9)
     assert everything.images.sum() == 0
+
+
+@pytest.mark.parametrize("method", ["er", "der++", "er-ace", "cls-er", "unlimited", "gdumb"])
+@pytest.mark.parametrize("offer", ["step", "task"])
+def test_an_image_enters_the_buffer_once_however_often_it_is_seen(method, offer, tmp_path):
+    size = [] if method == "unlimited" else ["--buffer-size", "1000"]
+    run(continual, continual_flags(tmp_path, method, "--epochs", "3", "--pool", "mlp_w100", "--offer", offer, *size))
+    kept = torch.load(tmp_path / method / "last.pth", weights_only=True)["memory"]["buffer"]["images"]
+    assert len(kept) == 120 == len(kept.flatten(1).unique(dim=0))  # 1,500 images but for 1,380 that are held out, no two alike

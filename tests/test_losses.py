@@ -85,6 +85,8 @@ def test_gradient_matching_leaves_out_what_is_not_asked_for():
     assert losses.match_gradients(real, fake) == 36
     assert losses.match_gradients(real, fake, bias=True) == 36 + 20
     assert losses.match_gradients(real, fake, fc=True) == 36 + 800
+    deeper = ([*side[:2], torch.full((4, 2), value), *side[2:]] for side, value in ((real, 1.0), (fake, 3.0)))
+    assert losses.match_gradients(*deeper) == 36 + 4 * 2 * 2  # a linear layer that is not the last one
     with pytest.raises(ValueError, match="no parameter"):
         losses.match_gradients(real[1:2], fake[1:2])
 

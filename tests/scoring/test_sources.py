@@ -138,6 +138,46 @@ def test_an_export_reads_back_to_the_same_accuracy(storage, trained, teacher, tm
     assert len(set(map(tuple, scored.values()))) == 4
 
 
+def exported(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_an_export_replaces_an_earlier_one_as_a_whole(trained, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    flags = ["--pretrain-weight", str(trained / "gan" / "last.pth"), "--source", "generator", "--repeats", "1", "--export", str(out)]
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")  # no part of an export: stays
+    run(validate, validate_flags(tmp_path, *flags, "--ipc", "3", "5"))
+    assert exported(out) == ["generator.safetensors", "ipc3", "ipc3.pt", "ipc5", "ipc5.pt", "notes.txt"]
+    first = (out / "ipc3.pt").read_bytes()
+    other = ["--pretrain-weight", str(trained / "match" / "last.pth"), *flags[2:]]
+    run(validate, validate_flags(tmp_path, *other, "--ipc", "2", "3"))
+    assert exported(out) == ["generator.safetensors", "ipc2", "ipc2.pt", "ipc3", "ipc3.pt", "notes.txt"]
+    assert (out / "ipc3.pt").read_bytes() != first
+    second = (out / "ipc2.pt").read_bytes()
+
+    def full(*args):
+        raise OSError(28, "No space left on device", str(out))
+
+    monkeypatch.setattr("scoring.exporting.write_distilled", full)  # stopped half-way: the earlier one is whole
+    with pytest.raises(SystemExit):
+        run(validate, validate_flags(tmp_path, *flags, "--ipc", "4"))
+    assert exported(out) == ["generator.safetensors", "ipc2", "ipc2.pt", "ipc3", "ipc3.pt", "notes.txt"]
+    assert (out / "ipc2.pt").read_bytes() == second
+
+
+def test_an_export_deletes_no_file_of_the_users(trained, tmp_path, capsys):
+    (tmp_path / "out" / "ipc3" / "0").mkdir(parents=True)
+    (tmp_path / "out" / "ipc3" / "0" / "holiday.png").write_text("")
+    before = sorted(tmp_path.rglob("*"))
+    flags = ["--pretrain-weight", str(trained / "gan" / "last.pth"), "--source", "generator", "--export", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as stop:
+        run(validate, validate_flags(tmp_path, *flags))
+    assert stop.value.code == 2
+    assert "holiday.png is no part of an earlier export" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 # chosen
 
 
