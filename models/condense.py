@@ -48,7 +48,14 @@ class Condensing:
     ) -> "Condensing":
         """Fill in the defaults of the flags that were not given (None). Raises UsageError for an unknown network."""
         match = match or "mean"
-        return cls(match, steps or 1000, lr or RATES[match], batch or 64, network_name(network or "convnet_w32"), init or "real")
+        return cls(
+            match,
+            steps or 1000,
+            lr or RATES[match],
+            batch or 64,
+            network_name(network or "convnet_w32", "--condense-network"),
+            init or "real",
+        )
 
 
 def add_condense_flags(parser: argparse.ArgumentParser) -> None:
