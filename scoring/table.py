@@ -31,7 +31,6 @@ EFFECTS = (
     Effect(("mixture",), lambda args: len(args.pretrain_weight or []) != 1, "with one --pretrain-weight"),
     Effect(("quality",), lambda args: args.match_bytes, "without --match-bytes"),
     Effect(("herding_epochs",), lambda args: "herding" in args.source, "without --source herding"),
-    Effect(("real",), lambda args: args.real or "real" not in args.source, "beside --source real"),
     Effect(("dsa_composition",), lambda args: args.dsa_strategy != "none", "with --dsa-strategy none"),
 )
 # The fields of a row that say where its images come from; None if a field does not apply.
