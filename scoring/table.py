@@ -32,7 +32,6 @@ EFFECTS = (
     Effect(("draw_candidates",), lambda args: args.draw == "herding", "without --draw herding"),
     Effect(("draw_steps",), lambda args: args.draw == "matched", "without --draw matched"),
     Effect(("herding_epochs",), lambda args: "herding" in (*args.source, args.draw), "without --source herding or --draw herding"),
-    Effect(("real",), lambda args: args.real or "real" not in args.source, "beside --source real"),
     Effect(("dsa_composition",), lambda args: args.dsa_strategy != "none", "with --dsa-strategy none"),
 )
 # The fields of a row that say where its images come from; None if a field does not apply.

@@ -91,7 +91,6 @@ def test_flags_of_effects_are_declared(script, effects):
         ("validate", "--source real --pretrain-weight x", "--pretrain-weight: no effect but to name the image set"),
         ("validate", "--pretrain-weight x", ""),
         ("validate", "--quality 50", "--quality: no effect without --match-bytes"),
-        ("validate", "--source real --no-real", "--real: no effect beside --source real"),
         ("continual", "--method er --alpha 1", "--alpha: no effect without --method der++"),
         ("continual", "--method er --gan-steps 5 --storage fp16", "--storage, --gan-steps: no effect without a generator"),
         ("continual", "--method dim --match-steps 0 --pool-lr 1", "--pool-lr: no effect where nothing is matched"),
