@@ -16,7 +16,7 @@ import validate
 from data import ImageSet, load_data, to_float
 from engine.runtime import Runtime
 from engine.seeds import Draws, seeded
-from models import build_classifier, build_gan, load_generator
+from models import build_classifier, build_gan, load_generator, read_classifier
 from scoring import trainer
 from scoring.evaluation import curve_epochs, validate_group
 from scoring.recipes import RECIPES, Recipe, make_recipe
@@ -130,7 +130,7 @@ def test_an_export_reads_back_to_the_same_accuracy(storage, trained, teacher, tm
     names = {(ipc, "hard"): [f"ipc{ipc}.pt", f"ipc{ipc}"] for ipc in (3, 5)} | {(ipc, "soft"): [f"ipc{ipc}_soft.pt"] for ipc in (3, 5)}
     for key, files in names.items():
         for name in files:
-            flags = ["--source", "file", "--file", str(tmp_path / "out" / name), *common[:-1]]
+            flags = ["--source", "file", "--file", str(tmp_path / "out" / name), *common[:-2]]
             (row,) = run(validate, validate_flags(tmp_path / f"back_{name}", *flags, str(key[0])))[:1]
             assert row["accs"] == scored[key], name
             assert row["labels"] == key[1]
@@ -242,7 +242,7 @@ def test_rows_of_soft_labels_are_their_own(trained, teacher, tmp_path):
     rows = run(validate, validate_flags(tmp_path, *flags, "--labels", "soft", "hard", "--teacher", str(teacher), "--temperature", "4"))
     assert [row["labels"] for row in rows] == ["hard"] * 5 + ["soft"] * 5
     hard, soft = rows[:5], rows[5:]
-    saved = validate.read_classifier(teacher)
+    saved = read_classifier(teacher)
     assert soft[0]["num_bytes"] == hard[0]["num_bytes"] + num_bytes(saved.classifier)
     assert soft[1]["num_bytes"] == hard[1]["num_bytes"] + 30 * 40
     assert soft[2]["match_bytes"] == hard[2]["match_bytes"]
@@ -369,6 +369,30 @@ def test_both_spreads_over_several_trainings(trained, tmp_path, capsys):
     out = capsys.readouterr().out
     assert f"{summary['mean']:.2f} ± {summary['std']:.2f} over 2 trainings (over 2 classifiers each: ± " in out
     assert over_trainings(rows[:1]) == []
+
+
+@pytest.mark.parametrize(
+    ("ipc", "more", "message"),
+    [
+        (["5"], [], "--ipc 5: {file} holds 1 image of each class, expected --ipc 1 or no --ipc"),
+        (["1", "5"], [], "--ipc 5: there is no such set in --file, and no other source but it"),
+        (["5"], ["--source", "file", "random-real"], "--ipc 5: {file} holds 1 image"),
+        (["1", "2"], ["--source", "file", "random-real"], None),
+    ],
+)
+def test_the_ipc_of_a_file_is_its_own(ipc, more, message, tmp_path, capsys):
+    file = tmp_path / "set.pt"
+    torch.save((torch.randint(0, 256, (10, 1, 28, 28), dtype=torch.uint8), torch.arange(10)), file)
+    flags = [flag for flag in validate_flags(tmp_path, "--data", "digits") if flag not in ("--ipc", "3")]
+    flags += ["--source", "file", "--budget", "fixed", "--repeats", "1", "--file", str(file), *more, "--ipc", *ipc]
+    if message is None:
+        rows = run(validate, flags)
+        assert [(row["source"], row["ipc"]) for row in rows] == [("file", 1), ("random-real", 1), ("random-real", 2)]
+        return
+    with pytest.raises(SystemExit) as stop:
+        run(validate, flags)
+    assert stop.value.code == 2
+    assert message.format(file=file) in capsys.readouterr().err
 
 
 # the table
