@@ -57,8 +57,6 @@ class Buffer:
         self.keys, self.groups, self.sizes, self.codes = np.empty(0), np.empty(0, np.int64), np.empty(0, np.int64), []
         self.bars: dict[int, float] = {}  # group -> the smallest key that was rejected
         self.known = list(range(info.num_classes)) if planned else []  # groups in the order of their first image
-        if planned and max_images is not None and max_images < info.num_classes:
-            raise UsageError(f"--buffer-size {max_images}: expected room for one image of each of the {info.num_classes} classes or more")
         if max_bytes is not None:
             empty = encode_images(self.codec, self.images.new_zeros(1, *self.images.shape[1:])) if self.codec else [None]
             least = int(self._sizes(empty)[0]) + (self.codec.shared if self.codec else 0)

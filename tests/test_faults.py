@@ -140,7 +140,7 @@ CASES = [
     ("continual", [*DIM, "900000", "--condense-match", "dist"], "--condense-match dist is of --method condensed, found dim"),
     ("continual", [*CONDENSED, "50", "--track", "online"], "--track online: --method condensed goes over a task's images several times"),
     ("continual", [*CONDENSED, "50", "--offer", "task"], "--offer task is of buffers of real images; --method condensed always fills"),
-    ("continual", [*CONDENSED, "9"], "--buffer-size 9: expected room for one image of each of the 10 classes or more"),
+    ("continual", [*CONDENSED, "9"], "--buffer-size 9: expected room for one image of each of the 10 classes"),
     ("continual", [*CONDENSED, "50", "--condense-network", "vgg"], "unknown network 'vgg'"),
     ("continual", [*CONDENSED, "50", "--condense-steps", "0"], "argument --condense-steps: found 0, expected a whole number >= 1"),
     ("continual", ["--method", "condensed", "--memory-bytes", "7849"], "expected room for one of each class, 7850 bytes or more"),

@@ -17,7 +17,7 @@ from engine.files import file_hash
 from engine.run_folder import RunFolder
 from engine.runtime import Runtime
 from engine.seeds import Draws
-from models import build_classifier, build_gan
+from models import build_classifier, build_gan, read_gan
 from scoring import evaluation, trainer
 from scoring.evaluation import validate_group
 from scoring.recipes import RECIPES, Recipe
@@ -66,7 +66,7 @@ def test_table_and_rows(trained, tmp_path, capsys):
     assert row["mean"] == statistics.mean(row["accs"])
     assert row["std"] == statistics.stdev(row["accs"])
     assert row["checkpoint_sha256"] == file_hash(weight)
-    parameters = sum(p.numel() for p in validate.read_gan(weight).generator().parameters())
+    parameters = sum(p.numel() for p in read_gan(weight).generator().parameters())
     assert row["generator_parameters"] == parameters
     assert row["generator_bytes"] == 4 * (parameters + 2 * (4 * 4 * 4 + 7 * 4))  # and the running statistics
     assert {"seconds_generate", "seconds_train", "commit", "torch", "device"} <= set(row)
