@@ -12,7 +12,7 @@ from torch import nn
 
 import pool_match
 import validate
-from data import DATASETS
+from data import DATASETS, load_data
 from engine.runtime import Runtime
 from models import GANS, build_classifier, build_gan, decode, load_generator, read_classifier, read_gan, save_classifier
 from models.deploy import Filtered, Several
@@ -137,7 +137,7 @@ def test_a_saved_classifier_is_the_one_that_was_tested(tmp_path):
     row = run(validate, validate_flags(tmp_path, "--data", "digits", "--source", "real", "--save-classifiers", "--repeats", "1"))[0]
     (path,) = (tmp_path / "test" / "classifiers").iterdir()
     saved = read_classifier(path)
-    data = validate.load_data("digits", "nowhere")
+    data = load_data("digits", "nowhere")
     assert evaluation.accuracy(evaluation.confusion_matrix(saved.classifier, data.test, 10)) == pytest.approx(row["mean"], abs=1e-3)
     assert (saved.network, saved.info, saved.val_size) == ("convnet_w32", INFO, 0)
     assert not saved.classifier.training
