@@ -157,7 +157,7 @@ def continual_steps(variant: str, runtime: Runtime, batch_size: int, width: int,
     flags = continual.parse_args(["--method", "er", "--batch-size", str(batch_size), "--epochs", str(FOREVER)])
     memory = Memory(None, Buffer(INFO, runtime.device, max_images=500), None, 0)
     learners = [Learner(0, network, INFO, flags.lr, None, 0, runtime)]
-    tasks, options = [images_on(runtime.device, 5000)], continual.make_options(flags)
+    tasks, options = [images_on(runtime.device, 5000)], continual.make_options(vars(flags), continual.TRACKS)
     learner = Continual(METHODS["er"], options, tasks, [list(range(10))], learners, memory, INFO, 0, runtime, train_gan, train_match)
     steps = learner.stream_steps(0, 0)
     return lambda: [next(steps) for _ in range(10)]

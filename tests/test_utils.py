@@ -145,7 +145,12 @@ def test_a_lack_of_memory_names_the_flag_that_asked_for_it(kind, flag, capsys, m
         ("gen_condense", "gen_condense.build_gan", [], "--width"),
         ("continual", "replay.generation.build_gan", [], "--width or --memory-bytes"),
         ("continual", "replay.replaying.generate", [], "--replay-images"),
-        ("continual", "replay.methods.joined", ["--method", "er", "--buffer-size", "9"], "--batch-size or --gan-batch-size or --width"),
+        (
+            "continual",
+            "replay.methods.joined",
+            ["--method", "er", "--buffer-size", "9"],
+            "--batch-size or --gan-batch-size or --match-batch or --width",
+        ),
     ],
 )
 def test_each_place_that_takes_memory_names_its_flag(script, place, extra, flag, trained, tmp_path, capsys, monkeypatch):

@@ -84,7 +84,8 @@ def test_first_lines_say_what_was_found(tmp_path, trained, capsys):
     run(continual, continual_flags(tmp_path, "er"))
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("data: digits, 120 training, 1,380 held-out")
-    assert lines[2] == "memory: a buffer of at most 20 real images"
+    assert lines[1].startswith("tasks: 1: 0, 1; 2: 2, 3; ")
+    assert lines[3] == "memory: a buffer of at most 20 real images"
 
 
 def test_a_stopped_run_says_how_much_is_done(tmp_path, capsys, monkeypatch):
