@@ -148,7 +148,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--oracle", action="store_true", help="control: train the generator on all tasks before the first task")
     # stage 2
-    parser.add_argument("--recipe-match", choices=MATCH_RECIPES, default="paper", help="energy: matching alone, as in pool_match.py")
+    parser.add_argument(
+        "--recipe-match", choices=MATCH_RECIPES, default="paper", help="energy: matching alone, as in pool_match.py; needs --match-steps"
+    )
     parser.add_argument("--match-steps", type=count, help="steps of stage 2 on a task (default: dim 100, dgr 0)")
     parser.add_argument("--match-batch", type=count, default=32, help="images of each class in a step of --recipe-match energy")
     parser.add_argument("--teacher-weight", type=nonnegative, default=0.33, help="weight of the networks' cross-entropy in that recipe")

@@ -103,9 +103,7 @@ EFFECTS = (
         "where nothing is matched: no dgr or dim, or no --match-steps",
     ),
     Effect(("match_batch", "teacher_weight"), lambda args: args.recipe_match == "energy", "without --recipe-match energy"),
-    Effect(
-        ("match", "match_weight", "pool_steps"), lambda args: args.recipe_match == "paper", "with --recipe-match energy, which sets them"
-    ),
+    Effect(("match", "match_weight", "pool_steps"), lambda args: args.recipe_match == "paper", "with --recipe-match energy, which sets it"),
     Effect(("gan_lr", "gan_lr_d", "gp_weight", "ema"), lambda args: args.gan_steps, "without a GAN, with --gan-steps 0"),
     Effect(("quality",), lambda args: args.codec == "jpeg", "without --codec jpeg"),
     Effect(("offer",), buffers, "without a buffer of real images"),
@@ -209,6 +207,8 @@ def check_flags(flags: Mapping[str, Any], method: Method) -> None:
     if given.match_batch < 2:
         raise UsageError(f"--match-batch {given.match_batch}: expected two or more images of each class")
     if given.recipe_match != "paper" and method.memory == "generator" and not given.match_steps:
-        raise UsageError(f"--recipe-match {given.recipe_match}: expected --match-steps, found {given.match_steps or 'none'}")
+        raise UsageError(
+            f"--recipe-match {given.recipe_match}: expected --match-steps, found {given.match_steps if given.match_steps is not None else 'none'}"
+        )
     if given.retrain_steps and not (method.retrains or given.retrain):
         raise UsageError(f"--retrain-steps {given.retrain_steps} is of --method gdumb and --retrain, found neither")

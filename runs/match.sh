@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Matching alone from a released generator, on two CPU cores: the commands of benchmarks/results/*_match_cifar10.json.
+# Matching alone from a released generator, on two CPU cores: the commands of benchmarks/results/*_match_{cifar10,fashion}.json.
 #   bash runs/match.sh match    stage 2 without a GAN, minutes
 #   bash runs/match.sh table    the generator after it and before
 #   bash runs/match.sh draw     fixed sets of it whose latents are matched too

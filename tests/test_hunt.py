@@ -234,6 +234,9 @@ def combination(number: int) -> tuple[str, list[str]]:
         for name in value:
             if name in NEEDS and rng.random() < 0.9:
                 flags += NEEDS[name]
+        if "condensed" in value and flag in ("--method", "--source"):
+            flags += "--condense-steps 2 --condense-batch 4".split()  # a thousand steps of 64 images a class otherwise
+            flags += ["--ipc", "2"] if flag == "--source" and "--ipc" not in (*chosen, *flags) else []
         if flag == "--method" and METHODS[value[0]].memory != "generator":  # whose flags would be refused
             for other in OF_GENERATORS:
                 del flags[flags.index(other) : flags.index(other) + 2]
