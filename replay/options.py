@@ -207,8 +207,7 @@ def check_flags(flags: Mapping[str, Any], method: Method) -> None:
     if given.match_batch < 2:
         raise UsageError(f"--match-batch {given.match_batch}: expected two or more images of each class")
     if given.recipe_match != "paper" and method.memory == "generator" and not given.match_steps:
-        raise UsageError(
-            f"--recipe-match {given.recipe_match}: expected --match-steps, found {given.match_steps if given.match_steps is not None else 'none'}"
-        )
+        found = "none" if given.match_steps is None else given.match_steps
+        raise UsageError(f"--recipe-match {given.recipe_match}: expected --match-steps, found {found}")
     if given.retrain_steps and not (method.retrains or given.retrain):
         raise UsageError(f"--retrain-steps {given.retrain_steps} is of --method gdumb and --retrain, found neither")
