@@ -172,8 +172,10 @@ def main(args: argparse.Namespace) -> list[dict]:
         whole, seed = replace(recipe, epochs=args.herding_epochs), derive_seed(args.seed, "herding")
         herding = functools.partial(trained_classifier, "herding", networks[0], whole, data, folder, args.val_size, seed, runtime)
         number, by = args.draw_candidates if args.draw == "herding" else args.draw_steps, f"{networks[0]}, {args.herding_epochs} epochs"
-        table.drawer = make_drawer(args.draw, number, herding, by, data, folder, train_match, args.val_size, args.seed, runtime)
+        table.drawer = make_drawer(args.draw, number, herding, by, data, trained, folder, train_match, args.val_size, args.seed, runtime)
         if args.export:
+            for ipc in ipcs if table.drawer else []:  # here, since every rank takes part in it
+                table.drawer(deployed[0].generator, deployed[0].about, ipc)
             storage = args.storage or checkpoints[0].storage
             runtime.on_main(lambda: export(Path(args.export), checkpoints[0], storage, table, ipcs))
         if "condensed" in names:

@@ -4,6 +4,7 @@ Images are stored as uint8 (N, C, H, W) and used as float32 in [-1, 1]; labels a
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -56,6 +57,11 @@ class ImageSet:
     def __getitem__(self, index: Tensor) -> "ImageSet":
         """The subset at `index` (M,)."""
         return ImageSet(self.images[index], self.labels[index])
+
+    @classmethod
+    def joined(cls, sets: Sequence["ImageSet"]) -> "ImageSet":
+        """All images of `sets`, one set after another."""
+        return cls(torch.cat([one.images for one in sets]), torch.cat([one.labels for one in sets]))
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, C, H, W) as float32 in [-1, 1] and labels (B,)."""

@@ -1,6 +1,5 @@
 """Training of the generator of a task: stages 1 and 2 on the images that a continual learner may use."""
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -10,12 +9,12 @@ from data import ImageSet, steps_per_epoch
 from engine.graphs import Losses
 from engine.seeds import derive_seed, seeded
 from engine.steps import Position, Step
-from models import Classifier, build_gan, decode
+from models import build_gan, decode
 from models.deploy import ByClass
 from models.gan import GAN, estimate_statistics
 from models.matching import MATCH_RECIPES, Matching, recipe_settings
 from models.pool import Pool
-from replay.learner import Learner
+from replay.learner import frozen_copy
 from replay.memory import Memory
 from replay.plan import Plan
 from replay.replaying import Replay
@@ -56,8 +55,7 @@ class TaskGenerator:
             if self.memory.buffer:
                 held = self.memory.buffer.contents()
                 sets.append(held[torch.isin(held.labels, torch.tensor(self.plan.seen(task - 1), device=held.labels.device))])
-        together = ImageSet(torch.cat([s.images for s in sets]), torch.cat([s.labels for s in sets]))
-        return together, torch.tensor(labels, device=self.plan.runtime.device)
+        return ImageSet.joined(sets), torch.tensor(labels, device=self.plan.runtime.device)
 
     def _new_gan(self, task: int) -> GAN:
         """Build the GAN to train: the stored generator if one is carried on, else a new one. The discriminator is new unless kept."""
@@ -141,9 +139,9 @@ class TaskGenerator:
         }
         if alone:
             sets = [train] if self.replay.images is None else [train, self.replay.images]
-            pool_set = ImageSet(torch.cat([s.images for s in sets]), torch.cat([s.labels for s in sets]))
-            settings = recipe_settings(o.match_batch, o.teacher_weight) | {"pool_set": pool_set, "steps": o.match_steps}
-            settings |= {"teachers": [teacher_of(learner) for learner in self.replay.learners], "start": Position(0, done)}
+            teachers = [frozen_copy(learner.deployed) for learner in self.replay.learners]
+            settings = recipe_settings(o.match_batch, o.teacher_weight) | {"pool_set": ImageSet.joined(sets), "steps": o.match_steps}
+            settings |= {"teachers": teachers, "start": Position(0, done)}
         seed = derive_seed(self.plan.seed, "match", task)
         shared = {"batch_size": o.gan_batch_size, "seed": seed, "runtime": self.plan.runtime, "classes": labels}
         steps = self.train_match(self.gan, self.pool, train, **shared, **settings)
@@ -181,8 +179,3 @@ class TaskGenerator:
         if state["match_pool"] is not None:
             self.pool = self._new_pool(task)
             self.pool.load_state_dict(state["match_pool"])
-
-
-def teacher_of(learner: Learner) -> Classifier:
-    """A frozen copy of the network as it is now, in eval mode."""
-    return copy.deepcopy(learner.deployed).eval().requires_grad_(False)

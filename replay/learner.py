@@ -49,7 +49,7 @@ class Learner:
         self.model = runtime.place(self._fresh("init")).train()
         self.decay = decay
         self.optim = torch.optim.SGD(self.model.parameters(), lr=lr)
-        self.averages = [copy.deepcopy(self.model).eval().requires_grad_(False) for _ in range(0 if decay is None else 2)]
+        self.averages = [frozen_copy(self.model) for _ in range(0 if decay is None else 2)]
         self.previous: Classifier | None = None
 
     def _fresh(self, *parts: int | str) -> Classifier:
@@ -67,7 +67,7 @@ class Learner:
 
     def remember(self) -> None:
         """Keep a frozen copy of the network as it is now in `previous`."""
-        self.previous = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.previous = frozen_copy(self.model)
 
     @torch.no_grad()
     def update_averages(self, step: int) -> None:
@@ -106,6 +106,11 @@ class Learner:
         """Return the logits (B, K) of the network, or of `model`, one of its copies."""
         with self.runtime.autocast():
             return self.runtime.call(model or self.model, batch.images, batch.augment)
+
+
+def frozen_copy(model: Classifier) -> Classifier:
+    """A copy of the network as it is now, in eval mode and without gradients."""
+    return copy.deepcopy(model).eval().requires_grad_(False)
 
 
 def joined(batches: Sequence[Batch]) -> Batch:

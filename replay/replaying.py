@@ -64,7 +64,7 @@ class Replay:
         if self.memory.generators is not None:
             labels = torch.tensor(self.plan.seen(task), device=self.plan.runtime.device).repeat_interleave(self.plan.per_class(task))
             sets.append(self.generate(labels, 0.0, "retrain", task, turn))
-        return ImageSet(torch.cat([s.images for s in sets]), torch.cat([s.labels for s in sets]))
+        return ImageSet.joined(sets)
 
     def count(self, task: int) -> int:
         """Count the generated images that networks learn from at a task, without those that a filter rejected."""

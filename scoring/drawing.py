@@ -6,7 +6,7 @@ Latents in the place of pixels: Zhao & Bilen 2022 (IT-GAN, arXiv:2204.07513), Ca
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -14,13 +14,12 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from data import Data, DataInfo, ImageSet, fingerprint, to_uint8
+from data import Data, DataInfo, ImageSet, to_uint8
 from engine.files import make_folder, write_tensors
 from engine.optim import ADAM_BETAS
 from engine.runtime import Runtime
 from engine.seeds import derive_seed, seeded
 from engine.steps import Step
-from engine.tensors import eval_mode
 from models import Classifier, read_classifier
 from models.gan import GAN
 from models.matching import MATCH_RECIPES, recipe_settings
@@ -105,8 +104,7 @@ def herded_set(
     k = generator.num_classes
     rng = torch.Generator(runtime.device).manual_seed(derive_seed(seed, "candidates"))
     labels = torch.arange(k, device=runtime.device).repeat_interleave(candidates)
-    with eval_mode(generator):
-        drawn = ImageSet(to_uint8(generate(generator, labels, rng, runtime).float()), labels)
+    drawn = ImageSet(to_uint8(generate(generator, labels, rng, runtime).float()), labels)
     chosen = herding_order(classifier, drawn, ipc, k, toward=train).flatten()
     return drawn.images[chosen], labels[chosen], INDEX_BYTES * len(chosen)
 
@@ -116,7 +114,7 @@ class Drawer:
     """Draws the fixed sets of a generator by `kind`, "herding" or "matched"; each set is drawn once and kept in folder/drawn.
 
     classifiers: what herding takes its features from, and the teachers of matching; `by` describes them. number: of candidates a class, or
-    of steps.
+    of steps. trained: fingerprint of data.train.
     """
 
     kind: str
@@ -124,10 +122,12 @@ class Drawer:
     classifiers: Callable[[], list[Classifier]]
     by: str
     data: Data
+    trained: str
     folder: Path
     train_match: Callable[..., Iterator[Step]]
     seed: int
     runtime: Runtime
+    made: dict[Path, tuple[Tensor, Tensor, int]] = field(default_factory=dict)
 
     @property
     def about(self) -> str:
@@ -137,21 +137,23 @@ class Drawer:
     def __call__(self, generator: nn.Module, about: dict, ipc: int) -> tuple[Tensor, Tensor, int]:
         """Return uint8 images (N, C, H, W), labels (N,) and the bytes of what was chosen.
 
-        about: what distinguishes the generator. Raises UsageError if there are fewer candidates than images, or no latents to optimise.
+        about: what distinguishes the generator. The first call for a set waits for every rank; the first rank draws.
         """
-        trained = fingerprint(self.data.info, self.data.train.to(torch.device("cpu")))
-        name = hashlib.sha256(json.dumps([self.about, about, ipc, trained]).encode()).hexdigest()[:16]
+        name = hashlib.sha256(json.dumps([self.about, about, ipc, self.trained]).encode()).hexdigest()[:16]
         path = self.folder / "drawn" / f"{self.kind}_ipc{ipc}_{name}.safetensors"
-        self.runtime.on_main(lambda: None if path.exists() else self._draw(path, generator, ipc))
-        kept = {name: tensor.to(self.runtime.device) for name, tensor in load_file(path).items()}
-        return kept["images"], kept["labels"], int(kept["num_bytes"])
+        if path not in self.made:
+            classifiers = self.classifiers()
+            self.runtime.on_main(lambda: None if path.exists() else self._draw(path, generator, ipc, classifiers))
+            kept = {name: tensor.to(self.runtime.device) for name, tensor in load_file(path).items()}
+            self.made[path] = kept["images"], kept["labels"], int(kept["num_bytes"])
+        return self.made[path]
 
-    def _draw(self, path: Path, generator: nn.Module, ipc: int) -> None:
-        data, seed, runtime = self.data, self.seed, self.runtime
+    def _draw(self, path: Path, generator: nn.Module, ipc: int, classifiers: Sequence[Classifier]) -> None:
+        data, seed, runtime = self.data, self.seed, replace(self.runtime, rank=0, world_size=1)  # the other ranks wait
         if self.kind == "herding":
-            images, labels, size = herded_set(generator, self.classifiers()[0], data.train, ipc, self.number, seed, runtime)
+            images, labels, size = herded_set(generator, classifiers[0], data.train, ipc, self.number, seed, runtime)
         else:
-            settings = (ipc, self.number, self.classifiers(), self.train_match, seed, runtime)
+            settings = (ipc, self.number, classifiers, self.train_match, seed, runtime)
             images, labels, size = matched_set(generator, data.train, data.info, *settings)
         make_folder(path.parent)
         tensors = {"images": images.cpu(), "labels": labels.cpu(), "num_bytes": torch.tensor(size)}
@@ -164,6 +166,7 @@ def make_drawer(
     herding: Callable[[], Path],
     by: str,
     data: Data,
+    trained: str,
     folder: Path,
     train_match: Callable[..., Iterator[Step]],
     val_size: int,
@@ -173,13 +176,12 @@ def make_drawer(
     """Make the Drawer of `kind`; None for "random". herding: gives the file of the classifier of herding, which `by` describes."""
     if kind == "random":
         return None
+    shared = {"data": data, "trained": trained, "folder": folder, "train_match": train_match, "seed": seed, "runtime": runtime}
     if kind == "herding":
-        return Drawer(
-            kind, number, lambda: [runtime.place(read_classifier(herding()).classifier)], by, data, folder, train_match, seed, runtime
-        )
+        return Drawer(kind, number, lambda: [runtime.place(read_classifier(herding()).classifier)], by, **shared)
     r = MATCH_RECIPES["energy"]
 
     def teachers() -> list[Classifier]:
         return make_teachers(r["pool"], TEACHER_EPOCHS, data, folder, val_size, seed, runtime)
 
-    return Drawer(kind, number, teachers, f"{' '.join(r['pool'])}, {TEACHER_EPOCHS} epochs", data, folder, train_match, seed, runtime)
+    return Drawer(kind, number, teachers, f"{' '.join(r['pool'])}, {TEACHER_EPOCHS} epochs", **shared)

@@ -13,7 +13,7 @@ from losses import energy_distance
 from models import build_classifier, read_gan
 from models.matching import pooled
 from pool_match import train_match
-from scoring.drawing import Latents, herded_set, matched_set
+from scoring.drawing import Drawer, Latents, herded_set, matched_set
 from scoring.sources import draw_fixed, herding_order
 from utils import UsageError
 
@@ -110,6 +110,41 @@ def test_herding_towards_another_set_follows_that_set(digits):
     for first, image in enumerate((one, other)):
         toward = ImageSet(image[None], labels[:1])
         assert herding_order(model, candidates, 1, 1, toward=toward).item() == first
+
+
+@pytest.mark.parametrize("kind", ["herding", "matched"])
+def test_the_first_rank_draws_alone_while_the_others_wait_once(kind, generator, digits, tmp_path, monkeypatch):
+    working, waits = [], []
+
+    def gathered(self, value):
+        assert not working, "a wait inside of the first rank's work, which the others do not take part in"
+        waits.append(value)
+        return [value]
+
+    def on_main(self, work, real=Runtime.on_main):
+        working.append(work)
+        work()
+        working.pop()
+        real(self, lambda: None)
+
+    def update(self, optimizer):
+        assert self.world_size == 1, "gradients of ranks that do not draw"
+        optimizer.step()
+
+    for name, replaced in (("gather", gathered), ("on_main", on_main), ("update", update)):
+        monkeypatch.setattr(Runtime, name, replaced)
+    ranks = Runtime(torch.device("cpu"), world_size=2)
+
+    def classifiers():
+        ranks.on_main(lambda: None)  # as a classifier is trained
+        return [classifier(digits.info)]
+
+    drawer = Drawer(kind, {"herding": 20, "matched": 2}[kind], classifiers, "", digits, "abc", tmp_path, train_match, 0, ranks)
+    images, labels, _ = drawer(generator, {}, 3)
+    assert (len(images), len(labels)) == (30, 30)
+    waited = len(waits)
+    assert drawer(generator, {}, 3)[0] is images  # kept: no further wait, as inside of an export
+    assert len(waits) == waited
 
 
 @pytest.mark.parametrize(("kind", "about"), [("herding", "--draw-candidates 20"), ("matched", "--draw-steps 2")])
