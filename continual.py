@@ -35,10 +35,10 @@ from models.matching import MATCH_RECIPES, MATCH_WEIGHTS
 from pool_match import train_match
 from replay.continual import Continual
 from replay.learner import Learner
-from replay.memory import LAYOUTS, STARTS, make_memory
+from replay.memory import LAYOUTS, STARTS, TABLES, make_memory
 from replay.methods import METHODS
 from replay.metrics import SETTINGS
-from replay.options import EFFECTS, check_flags, layout_of, make_options
+from replay.options import EFFECTS, check_flags, layout_of, make_options, tables_of
 from replay.results import evaluate, picture, print_results, results_of
 from replay.tasks import check_sizes, describe_tasks, listed_classes, split_classes, split_tasks
 from scoring.storage import BYTES, CODECS
@@ -134,6 +134,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--layout", choices=LAYOUTS, help="one generator carried on, or one for each task (default: dim per-task, dgr carried)"
     )
+    parser.add_argument(
+        "--class-tables", choices=TABLES, help="classes of which a generator has tables (default: those of its task with --layout per-task)"
+    )
     parser.add_argument("--gan-steps", type=count, default=1000, help="steps of stage 1 on a task")
     parser.add_argument("--gan-batch-size", type=two_or_more, default=64, help="images per step of stages 1 and 2")
     parser.add_argument("--gan-lr", type=positive, default=1e-3, help="learning rate of Adam for generator and discriminator")
@@ -183,7 +186,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--retrain-steps", type=positive_int, help="steps of --retrain or gdumb (default: those of the stream up to the task)"
     )
     parser.add_argument(
-        "--rehearse-steps", type=count, default=0, help="steps that go on with the networks on memory alone at a task's end"
+        "--rehearse-steps", type=count, default=0, help="steps on memory alone with which the networks go on at a task's end"
     )
     # run
     parser.add_argument("--tag", default="continual", help="name of the folder under --results-dir")
@@ -238,7 +241,8 @@ def main(args: argparse.Namespace) -> dict:
         z_dim=args.z_dim,
         storage=args.storage,
         layout=layout_of(args.method, args.layout, args.oracle),
-        num_tasks=len(classes),
+        tables=tables_of(args.method, args.layout, args.class_tables, args.oracle),
+        task_sizes=[len(labels) for labels in classes],
         keep_discriminator=args.keep_discriminator,
         seed=args.seed,
     )

@@ -3,9 +3,9 @@
     python figs/draw_continual.py results/mnist_* --out figs/split_mnist --record benchmarks/results/DATE_split_mnist.json
 
 Runs that differ only in their seed are one row, named by their folder without data set, bytes and seed. Prints a Markdown table. --out
-draws FOLDER/bytes.png (accuracy against stored bytes, mean and sample standard deviation), matrices.png, tasks.png (accuracy on each task
-after each task) and samples.png (what the generators make after every task). --record keeps the rows. --from RECORD prints and draws a kept
-record again, except for the samples.
+draws FOLDER/bytes.png (accuracy and seconds against stored bytes, mean and sample standard deviation), matrices.png, tasks.png (accuracy on
+each task after each task) and samples.png (what the generators make after every task). --record keeps the rows. --from RECORD prints and
+draws a kept record again, except for the samples.
 """
 
 import argparse
@@ -141,11 +141,11 @@ def save(figure, path: Path) -> None:
 
 
 def draw_bytes(rows: list[dict], path: Path) -> None:
-    """Draw final average accuracy against the budget, a line for each method.
+    """Draw final average accuracy against the budget, a line for each method, and beside it the seconds of a run.
 
     Points of one budget stand side by side. A method without a budget is a horizontal line.
     """
-    figure, axes = plt.subplots(figsize=(9, 5.5))
+    figure, (axes, beside) = plt.subplots(1, 2, figsize=(14, 5.5), width_ratios=(3, 2))
     best = {label: max(row["mean"] for row in rows if row["label"] == label) for label in {row["label"] for row in rows}}
     labels, colors = sorted(best, key=lambda label: -best[label]), plt.get_cmap("tab20").colors
     within = [row["mean"] - (row["std"] or 0) for row in rows if row["memory_bytes"] is not None]
@@ -153,24 +153,31 @@ def draw_bytes(rows: list[dict], path: Path) -> None:
     for i, label in enumerate(labels):
         own = [row for row in rows if row["label"] == label]
         sized = all(row["num_bytes"]["total"] for row in own) and not any(METHODS[row["method"]].unlimited for row in own)
-        points = sorted(((row["memory_bytes"] or row["num_bytes"]["total"]) * sized, row["mean"], row["std"] or 0) for row in own)
-        budgets, means, deviations = zip(*points, strict=True)
-        color = colors[i % 20]
+        of_size = {id(row): (row["memory_bytes"] or row["num_bytes"]["total"]) * sized for row in own}
+        own.sort(key=lambda row: of_size[id(row)])
+        budgets, means, seconds = [of_size[id(row)] for row in own], [row["mean"] for row in own], [row["seconds"] for row in own]
+        color, marker = colors[i % 20], "osD^vPX*"[i % 8]
         if not budgets[0]:
             below = f", {means[0]:.1f}: below" if means[0] < floor else ""
             axes.axhline(means[0], color=color, linestyle=":", linewidth=1.2, label=f"{label} (no budget{below})")
+            beside.axhline(seconds[0], color=color, linestyle=":", linewidth=1.2)
             continue
         places = np.array(budgets) / 1e6 * 1.015 ** (i - len(labels) / 2)
-        axes.errorbar(places, means, deviations, color=color, marker="osD^vPX*"[i % 8], capsize=3, linewidth=1.2, label=label)
+        deviations = [row["std"] or 0 for row in own]
+        axes.errorbar(places, means, deviations, color=color, marker=marker, capsize=3, linewidth=1.2, label=label)
+        beside.plot(places, seconds, color=color, marker=marker, linewidth=1.2)
     sizes = sorted({row["memory_bytes"] / 1e6 for row in rows if row["memory_bytes"]})
-    axes.set(xscale="log", ylabel="final average accuracy (class-il), %", title=title(rows))
-    axes.set_xlabel("budget of what is kept between tasks, MB (methods side by side)")
+    axes.set(ylabel="final average accuracy (class-il), %", title=title(rows))
     axes.set_ylim(bottom=floor if within else None)
-    if sizes:
-        axes.set_xticks(sizes, [f"{size:g}" for size in sizes])
-        axes.minorticks_off()
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, bbox_to_anchor=(1.02, 1), loc="upper left")
+    beside.set(yscale="log", ylabel="seconds of a run")
+    figure.supxlabel("budget of what is kept between tasks, MB (methods side by side)", fontsize=10)
+    for ax in (axes, beside):
+        ax.set_xscale("log")
+        if sizes:
+            ax.set_xticks(sizes, [f"{size:g}" for size in sizes])
+            ax.xaxis.set_minor_locator(plt.NullLocator())
+        ax.grid(alpha=0.3)
+    figure.legend(*axes.get_legend_handles_labels(), fontsize=8, bbox_to_anchor=(0.92, 0.88), loc="upper left")
     save(figure, path)
 
 

@@ -1,6 +1,6 @@
 """Deployed generators: several that share a byte budget or divide the classes, or one whose images a teacher filters.
 
-Each has a generator's method sample(y) -> images.
+Each has a generator's method sample(y) -> images. OwnClasses renames the classes of a generator that knows some of them alone.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def sample_padded(generator: nn.Module, y: Tensor, rng: torch.Generator | None) 
     if not y.is_cuda or generator.training or not hasattr(generator, "z_dim"):
         return generator.sample(y, rng)
     z, more = torch.randn(len(y), generator.z_dim, device=y.device, generator=rng), padded_size(len(y)) - len(y)
-    return generator(F.pad(z, (0, 0, 0, more)), F.pad(y, (0, more)))[: len(y)]
+    return generator(F.pad(z, (0, 0, 0, more)), torch.cat([y, y[-1:].expand(more)]))[: len(y)]
 
 
 class Several(nn.Module):
@@ -60,8 +60,36 @@ class ByClass(nn.Module):
     def sample(self, y: Tensor, rng: torch.Generator | None = None) -> Tensor:
         """One image (B, C, H, W) for each label of y (B,)."""
         places = [torch.where(self.owner[y] == number)[0] for number in range(len(self.generators))]
+        if sum(map(len, places)) < len(y):
+            raise ValueError(f"labels {sorted(set(y[self.owner[y] < 0].tolist()))}: none of the generators makes these classes")
         images = torch.cat([sample_padded(g, y[place], rng) for g, place in zip(self.generators, places, strict=True) if len(place)])
         return torch.empty_like(images).index_copy_(0, torch.cat(places), images)
+
+
+class OwnClasses(nn.Module):
+    """A generator that has tables for its own `classes` alone, asked for by their labels among the `num_classes` of the set.
+
+    Raises ValueError if it is asked for another class; on CUDA, where that would wait for the device, its lookup fails there.
+    """
+
+    def __init__(self, generator: nn.Module, classes: Sequence[int], num_classes: int):
+        super().__init__()
+        self.generator, self.num_classes, self.z_dim, self.classes = generator, num_classes, generator.z_dim, list(classes)
+        row_of = torch.full((num_classes,), generator.num_classes)  # of other classes: a row that no table has
+        row_of[self.classes] = torch.arange(len(self.classes))
+        self.register_buffer("row_of", row_of, persistent=False)
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        """z: (B, z_dim), y: labels (B,) -> images (B, C, H, W)."""
+        rows = self.row_of[y]
+        if not y.is_cuda and len(y) and int(rows.max()) == self.generator.num_classes:
+            found = sorted(set(y.tolist()) - set(self.classes))
+            raise ValueError(f"labels {found}: expected the classes of this generator, {self.classes}")
+        return self.generator(z, rows)
+
+    def sample(self, y: Tensor, rng: torch.Generator | None = None) -> Tensor:
+        """One image (B, C, H, W) for each label of y (B,), z drawn on y's device, from `rng` if given."""
+        return self(torch.randn(len(y), self.z_dim, device=y.device, generator=rng), y)
 
 
 class Filtered(nn.Module):

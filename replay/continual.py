@@ -145,6 +145,7 @@ class Continual:
             for learner in self.learners if self.method.retrains or self.options.retrain else ():
                 learner.restart(task)
         o, step, at = self.options, self._step(task), 0
+        before = sum(self.plan.lengths(earlier)["stream"] for earlier in range(task + 1))
         for turn in itertools.count():
             train = self.replay.retrain_set(task, turn)
             order = epoch_order(len(train), self.runtime.device, self.seed, "retrain", task, turn)
@@ -153,6 +154,9 @@ class Continual:
                 if at > done:
                     losses = step(*train.batch(index), operations=self._operations("retrain", task, at))
                     losses.pop("logits")
+                    for learner in self.learners:
+                        if learner.averages:
+                            learner.update_averages(before + at)
                     yield losses
 
     def _operations(self, *seed: int | str) -> tuple[str, ...]:

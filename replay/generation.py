@@ -9,7 +9,7 @@ from data import ImageSet, steps_per_epoch
 from engine.graphs import Losses
 from engine.seeds import derive_seed, seeded
 from engine.steps import Position, Step
-from models import build_gan, decode
+from models import decode
 from models.deploy import ByClass
 from models.gan import GAN, estimate_statistics
 from models.matching import MATCH_RECIPES, Matching, recipe_settings
@@ -61,7 +61,7 @@ class TaskGenerator:
         """Build the GAN to train: the stored generator if one is carried on, else a new one. The discriminator is new unless kept."""
         o, generators = self.plan.options, self.memory.generators
         with seeded(torch.device("cpu"), self.plan.seed, "gan", task), blame("--width or --memory-bytes"):
-            generator, discriminator = build_gan(generators.config)
+            generator, discriminator = generators.players(self.plan.classes[task])
         if generators.layout == "carried" and generators.stored:
             generator.load_state_dict(generators.build().state_dict())
         elif o.generator_start == "previous" and generators.stored:

@@ -10,7 +10,7 @@ from data import DataInfo
 from engine.seeds import derive_seed, seeded
 from engine.tensors import to_host
 from models import GANS, build_gan, build_generator, decode
-from models.deploy import ByClass
+from models.deploy import ByClass, OwnClasses
 from replay.buffer import Buffer
 from replay.learner import Learner
 from replay.methods import Method
@@ -19,16 +19,18 @@ from utils import UsageError
 
 LAYOUTS = ("carried", "per-task")
 STARTS = ("new", "previous")
+TABLES = ("task", "all")
 
 
 class GeneratorMemory:
     """Stored generators: one that is carried on from task to task, or one for each task (`layout`).
 
-    config: constructor values of a generator. kept_with: what else is kept to continue its training, by name, as plain tensors.
+    config: constructor values of a generator. num_classes: of the set; if the generator has tables for fewer, they are of the classes that
+    it is made for. kept_with: what else is kept to continue its training, by name, as plain tensors.
     """
 
-    def __init__(self, config: dict, storage: str, layout: str):
-        self.config, self.storage, self.layout = config, storage, layout
+    def __init__(self, config: dict, storage: str, layout: str, num_classes: int):
+        self.config, self.storage, self.layout, self.num_classes = config, storage, layout, num_classes
         self.stored: list[dict[str, Tensor]] = []
         self.classes: list[list[int]] = []  # of each generator
         self.kept_with: dict = {}
@@ -41,14 +43,23 @@ class GeneratorMemory:
         self.classes.append(list(classes))
         self.kept_with = kept_with or {}
 
+    def players(self, classes: Sequence[int]) -> tuple[nn.Module, nn.Module]:
+        """A freshly initialised generator of `classes`, and a discriminator for all classes of the set."""
+        generator, discriminator = build_gan(self.config | {"num_classes": self.num_classes})
+        return generator if self.config["num_classes"] == self.num_classes else self._new(classes), discriminator
+
+    def _new(self, classes: Sequence[int]) -> nn.Module:
+        generator = build_generator(self.config)
+        return generator if self.config["num_classes"] == self.num_classes else OwnClasses(generator, classes, self.num_classes)
+
     def build(self) -> nn.Module | None:
         """Build a generator from what is stored, on the CPU; it samples all classes so far. Returns None before the first task."""
         if not self.stored:
             return None
         generators = []
-        for tensors in self.stored:
+        for tensors, classes in zip(self.stored, self.classes, strict=True):
             with seeded(torch.device("cpu"), "any"):  # these weights are overwritten at once: do not advance the random state
-                generator = build_generator(self.config)
+                generator = self._new(classes)
             generator.load_state_dict(decode(tensors), strict=False)  # the counters of BatchNorm are not stored, and nothing reads them
             generators.append(generator.eval().requires_grad_(False))
         return generators[0] if self.layout == "carried" else ByClass(generators, self.classes)
@@ -192,14 +203,16 @@ def make_memory(
     z_dim: int | None,
     storage: str,
     layout: str,
-    num_tasks: int,
+    tables: str,
+    task_sizes: Sequence[int],
     keep_discriminator: bool,
     seed: int,
 ) -> Memory:
     """Make the memory of the method called `name`, with its parts sized to max_bytes. Raises UsageError if one does not fit.
 
     buffer_share: share of the bytes for real images beside a generator. width: channels of the generators; None = as many as fit into the
-    budget, or the default of `gan` if there is no budget.
+    budget, or the default of `gan` if there is no budget. tables: of which classes a generator for one task has tables, one of TABLES.
+    task_sizes: number of classes of each task.
     """
     copies = sum(num_bytes(average) for learner in learners for average in learner.averages)
     left = max_bytes and max_bytes - copies
@@ -212,13 +225,13 @@ def make_memory(
         if method.memory == "generator":
             config = {
                 "gan": gan,
-                "num_classes": info.num_classes,
+                "num_classes": max(task_sizes) if tables == "task" else info.num_classes,
                 "channels": info.channels,
                 "image_size": info.image_size,
                 "z_dim": z_dim or max(100, 2 * info.num_classes),
             }
             generator_bytes(config | {"width": 1}, storage)  # raises UsageError for sizes that make no generator
-            held = num_tasks if layout == "per-task" else 1
+            held = len(task_sizes) if layout == "per-task" else 1
 
             def size(width: int) -> int:
                 sized = config | {"width": width}
@@ -228,7 +241,7 @@ def make_memory(
             width = width or (widest(size, room) if left else GANS[gan].width)
             if left and size(width) > room:
                 raise UsageError(f"--width {width}: its generators take {size(width)} bytes, expected at most {room}")
-            generators = GeneratorMemory(config | {"width": width}, storage, layout)
+            generators = GeneratorMemory(config | {"width": width}, storage, layout, info.num_classes)
         if method.memory == "buffer" or buffer_share or buffer_size:
             buffer = Buffer(
                 info,

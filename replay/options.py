@@ -126,6 +126,11 @@ def layout_of(method: str, layout: str | None, oracle: bool) -> str:
     return layout or ("carried" if method == "dgr" or oracle else "per-task")
 
 
+def tables_of(method: str, layout: str | None, tables: str | None, oracle: bool) -> str:
+    """Return of which classes a generator has tables: `tables` if it is given, else those of its task where it is of one task."""
+    return tables or ("all" if layout_of(method, layout, oracle) == "carried" else "task")
+
+
 def check_flags(flags: Mapping[str, Any], method: Method) -> None:
     """Raise UsageError if flags contradict each other.
 
@@ -146,6 +151,7 @@ def check_flags(flags: Mapping[str, Any], method: Method) -> None:
         "--filter": given.filter or None,
         "--match-steps": given.match_steps,
         "--layout": given.layout,
+        "--class-tables": given.class_tables,
         "--width": given.width,
         "--replay-images": given.replay_images,
         "--distill-weight": given.distill_weight,
@@ -155,7 +161,6 @@ def check_flags(flags: Mapping[str, Any], method: Method) -> None:
         "--replay-loss": given.replay_loss,
         "--recipe-match": None if given.recipe_match == "paper" else given.recipe_match,
         "--generator-start": None if given.generator_start == "new" else given.generator_start,
-        "--rehearse-steps": given.rehearse_steps or None,
     }
     if method.memory != "generator":
         for flag, value in generator_flags.items():
@@ -191,6 +196,8 @@ def check_flags(flags: Mapping[str, Any], method: Method) -> None:
         raise UsageError(f"--oracle is one generator of all classes, found --layout {given.layout}")
     if given.generator_start != "new" and layout_of(given.method, given.layout, given.oracle) == "carried":
         raise UsageError(f"--generator-start {given.generator_start} is of a generator for each task, expected --layout per-task")
+    if given.class_tables == "task" and layout_of(given.method, given.layout, given.oracle) == "carried":
+        raise UsageError("--class-tables task: a generator that is carried on makes all classes, expected --layout per-task")
     if given.recipe_match != "paper" and (given.keep_discriminator or given.retrain):
         flag = "--keep-discriminator" if given.keep_discriminator else "--retrain"
         raise UsageError(f"{flag}: --recipe-match {given.recipe_match} ends a task without it, see --rehearse-steps")
@@ -209,5 +216,8 @@ def check_flags(flags: Mapping[str, Any], method: Method) -> None:
     if given.recipe_match != "paper" and method.memory == "generator" and not given.match_steps:
         found = "none" if given.match_steps is None else given.match_steps
         raise UsageError(f"--recipe-match {given.recipe_match}: expected --match-steps, found {found}")
+    if given.rehearse_steps and (method.memory is None or method.retrains or given.retrain):
+        found = "--retrain, which learns from memory alone" if given.retrain else f"--method {given.method}"
+        raise UsageError(f"--rehearse-steps {given.rehearse_steps}: expected a method with a memory beside its stream, found {found}")
     if given.retrain_steps and not (method.retrains or given.retrain):
         raise UsageError(f"--retrain-steps {given.retrain_steps} is of --method gdumb and --retrain, found neither")

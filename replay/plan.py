@@ -41,7 +41,7 @@ class Plan:
         }
         networks = {
             "stream": 0 if retrains else stream,
-            "retrain": (o.retrain_steps or stream * (task + 1)) if retrains else o.rehearse_steps if self.layout else 0,
+            "retrain": (o.retrain_steps or stream * (task + 1)) if retrains else o.rehearse_steps,
         }
         return {**generator, **networks} if o.recipe_match == "paper" else {name: (generator | networks)[name] for name in TAUGHT}
 

@@ -18,7 +18,7 @@ sweep) BYTES=${BYTES:-150000 600000 1500000 6000000 16000000} ;;
 esac
 METHODS=${METHODS:-finetune joint unlimited er der++ er-ace gdumb cls-er er_task er_webp er_jpeg er-ace_webp dgr dim oracle}
 COMMON=${COMMON:---pool convnet_w32 --epochs 1 --batch-size 32}
-GENERATOR=${GENERATOR:---gan resnet --gan-steps 600 --gan-batch-size 32}
+GENERATOR=${GENERATOR:---gan resnet --gan-steps 600 --gan-batch-size 32 --class-tables all}
 declare -A FLAGS=(  # of a row, with the rate that tune chose
     [finetune]="--method finetune" [joint]="--method joint" [unlimited]="--method unlimited"
     [er]="--method er" [der++]="--method der++" [er-ace]="--method er-ace" [gdumb]="--method gdumb" [cls-er]="--method cls-er --average-decay 0.99"
@@ -46,30 +46,50 @@ declare -A FLAGS=(  # of a row, with the rate that tune chose
 )
 declare -A RATE=([der++]=0.1 [er-ace]=0.1 [cls-er]=0.1 [dgr]=0.1)  # others: 0.03
 
-cell() {  # BYTES NAME SEED FLAGS...: one run, unless it is finished
-    local tag=${DATA}_$1_$2_$3 budget=(--memory-bytes "$1")
-    case $2 in finetune* | joint* | unlimited*) tag=${DATA}_$2_$3 budget=() ;; esac
-    grep -q '"finished": true' "results/$tag/results.json" 2>/dev/null && return
-    echo "== $tag"
-    $PYTHON continual.py --tag "$tag" --data "$DATA" --data-dir "$DATA_DIR" --seed "$3" $COMMON "${budget[@]}" "${@:4}"
+CELLS=()  # of this call: BYTES|NAME|SEED|FLAGS
+cells() {  # NAME SEED FLAGS...: a cell at each of BYTES, or one for a method that has no budget
+    case $1 in finetune* | joint* | unlimited*) CELLS+=("|$1|$2|${*:3}"); return ;; esac
+    for B in $BYTES; do CELLS+=("$B|$1|$2|--memory-bytes $B ${*:3}"); done
+}
+results() {  # BYTES NAME SEED: the results of a cell
+    echo "results/${DATA}_${1:+$1_}$2_$3/results.json"
+}
+finished() {  # BYTES NAME SEED
+    grep -q '"finished": true' "$(results "$@")" 2>/dev/null
+}
+left() {  # what is to be done after CELLS[$1]: how many cells, and the time of those of which a like one is finished
+    local number=0 known=0 sum=0 took bytes name seed rest
+    for CELL in "${CELLS[@]:$1}"; do
+        IFS='|' read -r bytes name seed rest <<<"$CELL"
+        finished "$bytes" "$name" "$seed" && continue
+        number=$((number + 1))
+        took=$(sed -n 's/^ *"seconds": \([0-9]*\).*/\1/p' results/"${DATA}"_*"${name%%_val*}"*/results.json 2>/dev/null | sort -n | tail -n 1)
+        [ -n "$took" ] && known=$((known + 1)) sum=$((sum + took))
+    done
+    echo "$number to go, $( ((known)) && echo "$known of them in about $(((sum + 59) / 60)) min" || echo "time not known yet")"
 }
 
 case ${1:-nothing} in
 tune)
     for NAME in ${METHODS}; do
-        for LR in 0.03 0.1; do cell "$BYTES" "${NAME}_val_$LR" 0 ${FLAGS[$NAME]} --lr $LR --val-size 5000; done
+        for LR in 0.03 0.1; do cells "${NAME}_val_$LR" 0 ${FLAGS[$NAME]} --lr $LR --val-size 5000; done
     done ;;
 table | sweep)
     for SEED in $SEEDS; do
-        for B in $BYTES; do
-            for NAME in $METHODS; do cell "$B" "$NAME" "$SEED" ${FLAGS[$NAME]} --lr "${RATE[${NAME%%_*}]:-0.03}"; done
-        done
+        for NAME in $METHODS; do cells "$NAME" "$SEED" ${FLAGS[$NAME]} --lr "${RATE[${NAME%%_*}]:-0.03}"; done
     done ;;
 ablate)
     for SEED in $SEEDS; do
         for NAME in ${PARTS:-carried match match_none no_distill equal filter buffer buffer_webp retrain dim_fp32 dim_pair}; do
-            cell "$BYTES" "$NAME" "$SEED" ${FLAGS[$NAME]} --lr "${RATE[dim]:-0.03}"
+            cells "$NAME" "$SEED" ${FLAGS[$NAME]} --lr "${RATE[dim]:-0.03}"
         done
     done ;;
 *) echo "expected tune, table, sweep or ablate, found ${1:-nothing}" >&2; exit 2 ;;
 esac
+for NUMBER in "${!CELLS[@]}"; do
+    IFS='|' read -r B NAME SEED REST <<<"${CELLS[$NUMBER]}"
+    finished "$B" "$NAME" "$SEED" && continue
+    TAG=$(basename "$(dirname "$(results "$B" "$NAME" "$SEED")")")
+    echo "== $TAG; $(left "$NUMBER")"
+    $PYTHON continual.py --tag "$TAG" --data "$DATA" --data-dir "$DATA_DIR" --seed "$SEED" $COMMON $REST
+done

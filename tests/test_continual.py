@@ -40,8 +40,8 @@ VARIANTS = {
     "kept": ("dgr", "--keep-discriminator", "--restat", "0", "--ema", "0"),
     "oracle": ("dim", "--oracle"),
     "as er-ace": ("dim", "--replay-loss", "er-ace"),
-    "as cls-er": ("dim", "--replay-loss", "cls-er"),
-    "at the end": ("der++", "--offer", "task"),
+    "as cls-er": ("dim", "--replay-loss", "cls-er", "--rehearse-steps", "3", "--class-tables", "all"),
+    "at the end": ("der++", "--offer", "task", "--rehearse-steps", "4"),
     "jpeg": ("der++", "--codec", "jpeg", "--dsa-strategy", "crop_flip"),
     "condensed in jpeg": ("condensed", "--buffer-size", "40", "--codec", "jpeg", "--condense-init", "noise", "--condense-match", "dist"),
     "condensed, retrain": ("condensed", "--retrain", "--retrain-steps", "4", "--condense-match", "grad"),
@@ -162,6 +162,19 @@ def test_a_memory_of_permuted_labels_gives_chance(tmp_path, monkeypatch):
     found = [results["mean"]["class-il"]["average_accuracy"] for results in (right, wrong)]
     assert found[0] > 60
     assert found[1] == pytest.approx(10, abs=10)
+
+
+@pytest.mark.parametrize("method", ["er", "cls-er"])
+def test_rehearsal_learns_from_memory_after_the_stream(method, tmp_path):
+    states = {}
+    for steps in ("0", "5"):
+        run(continual, flags(tmp_path / steps, method, "--rehearse-steps", steps, "--num-tasks", "2"))
+        states[steps] = torch.load(tmp_path / steps / method / "last.pth", weights_only=True)
+    plain, rehearsed = states["0"], states["5"]
+    assert digest(plain["memory"]) == digest(rehearsed["memory"])  # no image is offered in it
+    for part in ("model", *(["averages"] if method == "cls-er" else [])):
+        of = [state["learners"]["convnet_w32"][part] for state in (plain, rehearsed)]
+        assert digest(of[0]) != digest(of[1])
 
 
 def test_images_are_counted(finished):

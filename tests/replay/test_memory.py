@@ -178,7 +178,7 @@ def test_a_buffer_read_back_goes_on_as_it_would_have(digits, codec):
 
 
 def generators(layout: str, storage: str) -> GeneratorMemory:
-    memory = GeneratorMemory(CONFIG, storage, layout)
+    memory = GeneratorMemory(CONFIG, storage, layout, 10)
     for task in range(2):
         torch.manual_seed(task)
         memory.keep(build_gan(CONFIG)[0], [2 * task, 2 * task + 1])
@@ -196,6 +196,32 @@ def test_one_generator_for_each_task_samples_its_own_classes(storage):
     expected = both.generators[0].sample(y[[1, 3, 4]], z), both.generators[1].sample(y[[0, 2]], z)
     assert torch.equal(images[[1, 3, 4]], expected[0])
     assert torch.equal(images[[0, 2]], expected[1])
+
+
+@pytest.mark.parametrize("gan", ["dim", "resnet"])
+def test_generators_with_tables_of_their_own_classes_make_these_and_refuse_others(gan):
+    config = CONFIG | {"gan": gan, "num_classes": 2}
+    memory = GeneratorMemory(config, "int8", "per-task", 10)
+    for task, labels in enumerate(([7, 2], [4])):  # the second task has fewer classes than the tables have rows
+        torch.manual_seed(task)
+        generator, discriminator = memory.players(labels)
+        assert len((discriminator.fc10 if gan == "dim" else discriminator.embed).weight) == 10
+        memory.keep(generator, labels)
+    assert memory.num_bytes() == {"weights": 2 * generator_bytes(config, "int8")}
+    assert generator_bytes(config, "int8") < generator_bytes(config | {"num_classes": 10}, "int8") or gan == "dim"  # its code is in z
+    other = GeneratorMemory(config, "int8", "per-task", 10)
+    other.load_state_dict(memory.state_dict())
+    both, bare = other.build(), [one.generator for one in other.build().generators]
+    y, z = torch.tensor([2, 7, 4]), torch.randn(3, config["z_dim"])
+    assert torch.equal(both.generators[0](z[:2], y[:2]), bare[0](z[:2], torch.tensor([1, 0])))  # 7 and 2 have the rows 0 and 1
+    assert torch.equal(both.generators[1](z[2:], y[2:]), bare[1](z[2:], torch.tensor([0])))
+    assert len(both.sample(y)) == 3
+    with pytest.raises(ValueError, match=r"labels \[4\]: expected the classes of this generator, \[7, 2\]"):
+        both.generators[0].sample(torch.tensor([7, 4]))
+    with pytest.raises(ValueError, match=r"labels \[0\]: expected the classes of this generator, \[4\]"):
+        both.generators[1].sample(torch.tensor([0]))
+    with pytest.raises(ValueError, match=r"labels \[0, 9\]: none of the generators"):
+        both.sample(torch.tensor([9, 2, 0]))
 
 
 def test_a_carried_generator_takes_the_place_of_the_last():
@@ -218,7 +244,7 @@ def test_a_kept_discriminator_and_optimisers_are_counted_to_the_byte(gan):
             for parameter in group["params"]:
                 parameter.grad = torch.ones_like(parameter)
         optim.step()
-    memory = GeneratorMemory(config, "int8", "carried")
+    memory = GeneratorMemory(config, "int8", "carried", 10)
     state = pair.state_dict()
     memory.keep(
         pair.generator,
