@@ -22,9 +22,13 @@ def join_job(rank: int, device: torch.device) -> None:
 
 
 def leave_job() -> None:
-    """Leave the process group. CUDA graphs that hold NCCL calls are freed first, since NCCL waits for them."""
+    """Leave the process group. CUDA graphs that hold NCCL calls are freed first, since NCCL waits for them.
+
+    A group of gloo ends with the process: torch 2.6 may wait for ever to destroy one whose other processes have left.
+    """
     for graphed in list(GRAPHED):
         graphed.recorded.clear()
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
-    dist.destroy_process_group()
+    if dist.get_backend() == "nccl":
+        dist.destroy_process_group()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from data import Data, DataInfo, ImageSet, to_uint8
 from engine.files import make_folder, write_tensors
 from engine.optim import ADAM_BETAS
+from engine.progress import Progress
 from engine.runtime import Runtime
 from engine.seeds import derive_seed, seeded
 from engine.steps import Step
@@ -89,8 +90,9 @@ def matched_set(
         size = min(r["batch_size"], len(train))
         settings = recipe_settings(min(r["match_batch"], ipc)) | {"lr_decay": "none"}
         loop = train_match(gan, pool, train, batch_size=size, steps=steps, teachers=teachers, seed=seed, runtime=runtime, **settings)
-        for _ in loop:
-            pass
+        with Progress(steps, title=f"matching latents, ipc {ipc}") as bar:
+            for _ in loop:
+                bar.update(), bar.read()
     return *latents.images(runtime), latents.num_bytes
 
 
