@@ -12,10 +12,16 @@ from torch import nn
 
 from utils import FailedRun, tell
 
+SAFE_ON_CPU = (2, 9)  # earlier torch compiles some means over channels and pixels to code that writes past its buffer (seen: 2.6, 2.8)
+
 
 @functools.lru_cache
 def finds_compiler(device: torch.device) -> bool:
     """Whether torch.compile works on `device`. If it does not, print a warning line with the reason."""
+    if device.type == "cpu" and tuple(map(int, torch.__version__.split(".")[:2])) < SAFE_ON_CPU:
+        needed = ".".join(map(str, SAFE_ON_CPU))
+        tell(f"warning: --compile: torch {torch.__version__} compiles wrongly on a CPU, expected {needed} or later, so steps run eagerly")
+        return False
     for name in ("torch.utils.cpp_extension", "torch._inductor"):
         logging.getLogger(name).setLevel(logging.ERROR)  # their messages are for developers of torch
     try:

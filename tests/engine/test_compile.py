@@ -168,6 +168,11 @@ def compiled_in_a_process(cache, **environment) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", STEP], cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
+OLD = tuple(map(int, torch.__version__.split(".")[:2])) < compilation.SAFE_ON_CPU
+old = pytest.mark.skipif(OLD, reason="this torch compiles wrongly on a CPU")
+
+
+@old
 def test_without_a_compiler_steps_run_eagerly_and_one_line_says_so(tmp_path):
     done = compiled_in_a_process(tmp_path, CXX="/nowhere/c++")
     assert done.stdout == "False True\n", done.stderr
@@ -175,6 +180,17 @@ def test_without_a_compiler_steps_run_eagerly_and_one_line_says_so(tmp_path):
     assert line.startswith("warning: --compile: torch.compile does not work here (")
 
 
+def test_a_torch_that_compiles_wrongly_on_a_cpu_is_not_used(monkeypatch, capsys):
+    monkeypatch.setattr(torch, "__version__", "2.8.0+cu128")
+    monkeypatch.setattr(torch, "compile", None)  # it is not even tried
+    compilation.finds_compiler.cache_clear()
+    assert not compilation.finds_compiler(torch.device("cpu"))
+    compilation.finds_compiler.cache_clear()
+    line = "warning: --compile: torch 2.8.0+cu128 compiles wrongly on a CPU, expected 2.9 or later, so steps run eagerly\n"
+    assert capsys.readouterr().err == line
+
+
+@old
 @pytest.mark.timeout(600)
 def test_with_a_compiler_a_step_is_compiled_for_good(tmp_path):
     if compiler_is_missing():
