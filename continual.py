@@ -118,9 +118,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--codec", choices=CODECS, default="raw", help="how the buffer stores its images")
     parser.add_argument("--quality", type=jpeg_quality, default=75, help="JPEG quality of --codec jpeg")
     parser.add_argument(
-        "--downsample", type=positive_int, default=1, help="store the buffer's images at this fraction of their side; enlarged when drawn"
-    )
-    parser.add_argument(
         "--offer",
         choices=("step", "task"),
         default="step",
@@ -220,10 +217,6 @@ def main(args: argparse.Namespace) -> dict:
         classes = listed_classes(args.tasks, data.info.class_names, args.class_order)
     else:
         classes = split_classes(data.info.num_classes, args.num_tasks, args.class_order)
-    if data.info.image_size % args.downsample or args.downsample == data.info.image_size:
-        raise UsageError(
-            f"--downsample {args.downsample}: expected a smaller divisor of the {data.info.image_size} pixels of an image's side"
-        )
     data = data.to(runtime.device)
     listed = [label for labels in classes for label in labels]
     learned = [listed] if method.at_once else classes
@@ -243,7 +236,6 @@ def main(args: argparse.Namespace) -> dict:
         buffer_share=args.buffer_share,
         codec=args.codec,
         quality=args.quality,
-        downsample=args.downsample,
         gan=args.gan,
         width=args.width,
         z_dim=args.z_dim,

@@ -4,7 +4,7 @@ Import these names from `data` itself.
 """
 
 from data.batches import balanced_epochs, class_batches, epoch_order, split_held_out, steps_per_epoch
-from data.images import SPLITS, Data, DataInfo, ImageSet, enlarge, fingerprint, shrink, to_float, to_uint8
+from data.images import SPLITS, Data, DataInfo, ImageSet, fingerprint, to_float, to_uint8
 from data.loading import add_folder_flags, check_data_dir, load_data
 from data.pictures import check_different, list_pictures, match_classes, read_pictures
 from data.sets import DATASETS, NAMES
@@ -21,14 +21,12 @@ __all__ = [
     "check_data_dir",
     "check_different",
     "class_batches",
-    "enlarge",
     "epoch_order",
     "fingerprint",
     "list_pictures",
     "load_data",
     "match_classes",
     "read_pictures",
-    "shrink",
     "split_held_out",
     "steps_per_epoch",
     "to_float",

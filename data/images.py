@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 SPLITS = ("train", "test")
@@ -104,16 +103,6 @@ def to_float(images: Tensor) -> Tensor:
 def to_uint8(images: Tensor) -> Tensor:
     """float [-1, 1] to uint8 [0, 255], rounded; values outside of the range are clipped."""
     return ((images + 1) * 127.5).round().clamp(0, 255).byte()
-
-
-def shrink(images: Tensor, factor: int) -> Tensor:
-    """uint8 images (B, C, H, W) -> uint8 (B, C, H / factor, W / factor), the means of squares of factor x factor pixels."""
-    return images if factor == 1 else to_uint8(F.avg_pool2d(to_float(images), factor))
-
-
-def enlarge(images: Tensor, side: int) -> Tensor:
-    """float images (B, C, h, w) -> (B, C, side, side) by bilinear interpolation."""
-    return images if images.shape[-1] == side else F.interpolate(images, size=(side, side), mode="bilinear", align_corners=False)
 
 
 def fingerprint(info: DataInfo, images: ImageSet | None) -> str | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from augment import draw_operations
-from data import DataInfo, ImageSet, enlarge, shrink, to_float, to_uint8
+from data import DataInfo, ImageSet, to_float, to_uint8
 from engine.graphs import Losses
 from engine.optim import load_optimizer
 from engine.runtime import Runtime
@@ -83,14 +83,13 @@ def check_condense_flags(flags: dict, needed: str, found: str) -> None:
 class Condensed:
     """Condensed images in training: `ipc` images of each class that `train` holds.
 
-    pixels: (K, ipc, C, H, W) in [-1, 1], to which they are clipped after each step; with `downsample`, H and W are this fraction of the
-    images' side, and what is matched are the images enlarged (Kim et al. 2022, arXiv:2205.14959). The loss is the distance times the number
-    of images in the step, so that the gradient of an image depends on neither, and one learning rate serves all sizes. state_dict() holds
-    all that the next step depends on, except the state of the random numbers.
+    pixels: (K, ipc, C, H, W) in [-1, 1], to which they are clipped after each step. The loss is the distance times the number of images in
+    the step, so that the gradient of an image depends on neither, and one learning rate serves all sizes. state_dict() holds all that the
+    next step depends on, except the state of the random numbers.
     """
 
-    def __init__(self, train: ImageSet, ipc: int, how: Condensing, info: DataInfo, seed: int, runtime: Runtime, downsample: int = 1):
-        self.train, self.how, self.seed, self.runtime, self.downsample = train, how, seed, runtime, downsample
+    def __init__(self, train: ImageSet, ipc: int, how: Condensing, info: DataInfo, seed: int, runtime: Runtime):
+        self.train, self.how, self.seed, self.runtime = train, how, seed, runtime
         self.classes, counts = train.labels.unique(return_counts=True)  # (K,)
         batch, cosine = min(how.batch, int(counts.min())), "cos" if how.match == "grad" else None  # DC's distance (arXiv:2006.05929)
         self.matching = Matching(how.match, 1.0, STRATEGY, "dc", cosine, fc=True, batch=batch, last=how.match == "mean")
@@ -106,12 +105,10 @@ class Condensed:
         rng = torch.Generator().manual_seed(derive_seed(self.seed, "condensed", label))
         members = (self.train.labels == label).nonzero().flatten()
         if self.how.init == "noise":
-            channels, side = self.train.images.shape[1], self.train.images.shape[-1] // self.downsample
-            return torch.randn(ipc, channels, side, side, generator=rng).clamp(-1, 1).to(members.device)
+            return torch.randn(ipc, *self.train.images.shape[1:], generator=rng).clamp(-1, 1).to(members.device)
         if ipc > len(members):
             raise UsageError(f"{ipc} condensed images of class {label}, which has {len(members)} real ones to start from: expected fewer")
-        chosen = members[torch.randperm(len(members), generator=rng)[:ipc].to(members.device)]
-        return to_float(shrink(self.train.images[chosen], self.downsample))
+        return to_float(self.train.images[members[torch.randperm(len(members), generator=rng)[:ipc].to(members.device)]])
 
     def steps(self, done: int = 0) -> Iterator[Losses]:
         """Update the pixels without end, one yield a step, after the first `done` steps; DM (Zhao & Bilen 2023, arXiv:2110.04181)."""
@@ -124,8 +121,7 @@ class Condensed:
     def _step(self, groups: Tensor, network: NetworkKey, operations: tuple[str, ...]) -> Losses:
         """One update by the real images at the indices `groups` (classes, batch), each row of one class."""
         real, y = self.train.batch(groups.flatten())
-        pixels = self.pixels[self.row_of[self.train.labels[groups[:, 0]]]].flatten(0, 1)
-        images = enlarge(pixels, real.shape[-1])  # (classes * ipc, C, H, W)
+        images = self.pixels[self.row_of[self.train.labels[groups[:, 0]]]].flatten(0, 1)  # (classes * ipc, C, H, W)
         augment = draw_operations(operations, 1, real.shape[-1], real.device)
         with self.runtime.autocast():
             loss = self.matching.loss(self.pool.networks[network][0], real, images, y, augment, self.runtime, len(groups))
@@ -137,7 +133,7 @@ class Condensed:
         return {"loss_condense": loss}
 
     def contents(self) -> ImageSet:
-        """The images so far as uint8 (K * ipc, C, H, W), of the size of `pixels`, sorted by class, and their labels."""
+        """The images so far as uint8 (K * ipc, C, H, W), sorted by class, and their labels."""
         return ImageSet(to_uint8(self.pixels.detach().flatten(0, 1)), self.classes.repeat_interleave(self.pixels.shape[1]))
 
     def state_dict(self) -> dict:

@@ -1,13 +1,12 @@
 """A buffer of real images: a uniform sample of all images offered, within a budget of bytes or images."""
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from data import DataInfo, ImageSet, enlarge, shrink, to_float, to_uint8
+from data import DataInfo, ImageSet, to_float
 from engine.tensors import to_device
 from scoring.storage import LENGTH_BYTES, decode_images, encode_images, make_codec
 from utils import UsageError
@@ -30,8 +29,7 @@ class Buffer:
     balanced: keep one reservoir for each class, each with an equal share of the room. planned: these are shares of all classes of the set
     from the start, not of those that came so far, so that no image leaves; it goes with `balanced`. max_bytes: budget for pixels or codes,
     labels and logits. max_images: budget in images. None = no limit. networks: number of networks whose logits are stored with each image.
-    downsample: images are stored at this fraction of their side, which it divides, and enlarged when they are drawn (Kim et al. 2022,
-    arXiv:2205.14959, for condensed images). Raises UsageError if not even one image fits; with `balanced`, one of each class.
+    Raises UsageError if not even one image fits; with `balanced`, one of each class.
     """
 
     def __init__(
@@ -46,11 +44,8 @@ class Buffer:
         codec: str = "raw",
         quality: int = 75,
         networks: int = 0,
-        downsample: int = 1,
         seed: int = 0,
     ):
-        self.side, self.downsample = info.image_size, downsample
-        info = replace(info, image_size=self.side // downsample)  # of what is stored
         self.info, self.device, self.max_bytes, self.max_images = info, device, max_bytes, max_images
         self.balanced, self.planned = balanced, planned
         self.codec, self.rng = make_codec(codec, quality, info.channels), torch.Generator().manual_seed(seed)
@@ -73,10 +68,7 @@ class Buffer:
         return len(self.keys)
 
     def offer(self, images: Tensor, labels: Tensor, logits: Tensor | None = None) -> None:
-        """Offer uint8 images (B, C, H, W), labels (B,) on the host, and logits (B, N, K); the buffer keeps those that enter the sample.
-
-        The images have the size of the set, or the one at which they are stored.
-        """
+        """Offer uint8 images (B, C, H, W), labels (B,) on the host, and logits (B, N, K); the buffer keeps those that enter the sample."""
         keys = torch.rand(len(labels), generator=self.rng, dtype=torch.double).numpy()
         groups = labels.numpy() if self.balanced else np.zeros(len(labels), np.int64)
         wanted = np.flatnonzero(keys < [self.bars.get(group, np.inf) for group in groups.tolist()])
@@ -87,10 +79,8 @@ class Buffer:
         codes, rows = [None] * len(wanted), wanted  # rows: indices of the wanted images in `images`
         if self.codec is not None:
             index = to_device(torch.from_numpy(wanted), self.device)
-            codes, logits, rows = encode_images(self.codec, self._small(images[index])), logits[index], np.arange(len(wanted))
+            codes, logits, rows = encode_images(self.codec, images[index]), logits[index], np.arange(len(wanted))
             images = self._decode(codes)
-        else:
-            images = self._small(images)
         arrived = (np.concatenate([self.keys, keys[wanted]]), np.concatenate([self.groups, groups[wanted]]))
         sizes, codes = np.concatenate([self.sizes, self._sizes(codes)]), self.codes + codes
         kept = np.flatnonzero(self._fits(*arrived, sizes))
@@ -120,12 +110,11 @@ class Buffer:
     def draw(self, n: int) -> Draw:
         """Draw n different images, or all if there are fewer, with random numbers of the device."""
         index = torch.randperm(len(self), device=self.device)[:n]
-        return Draw(enlarge(to_float(self.images[index]), self.side), self.labels[index], self.logits[index])
+        return Draw(to_float(self.images[index]), self.labels[index], self.logits[index])
 
     def contents(self) -> ImageSet:
-        """Return all images, of the size of the set, and labels."""
-        images = self.images if self.downsample == 1 else to_uint8(enlarge(to_float(self.images), self.side))
-        return ImageSet(images, self.labels)
+        """Return all images and labels."""
+        return ImageSet(self.images, self.labels)
 
     def room_for_class(self, images: ImageSet, sample: int = 200) -> int:
         """The number of images that fit into the share of one class, at the mean size of `images`; at least one.
@@ -134,7 +123,7 @@ class Buffer:
         """
         if self.max_images is not None:
             return self.max_images // self.info.num_classes
-        some = self._small(images.images[:: -(-len(images) // sample)])
+        some = images.images[:: -(-len(images) // sample)]
         sizes = self._sizes(encode_images(self.codec, some) if self.codec else [None])
         share = (self.max_bytes - (self.codec.shared if self.codec else 0)) // self.info.num_classes
         return max(1, int(share // sizes.mean()))
@@ -167,9 +156,6 @@ class Buffer:
         self.sizes = self._sizes(self.codes if self.codec else [None] * len(self.keys))
         self.bars, self.known = dict(state["bars"]), list(state["known"])
         self.rng.set_state(state["rng"])
-
-    def _small(self, images: Tensor) -> Tensor:
-        return images if images.shape[-1] == self.info.image_size else shrink(images, self.downsample)
 
     def _sizes(self, codes: list[bytes | None]) -> np.ndarray:
         """Size in bytes of each image, with its label and logits; the code None stands for raw pixels."""

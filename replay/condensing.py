@@ -19,8 +19,7 @@ class TaskCondenser:
     def _new(self, task: int) -> Condensed:
         train, plan = self.plan.tasks[task], self.plan
         ipc = min(self.memory.buffer.room_for_class(train), int(train.labels.unique(return_counts=True)[1].min()))
-        seed, downsample = derive_seed(plan.seed, "condense", task), self.memory.buffer.downsample
-        return Condensed(train, ipc, plan.options.condensing, plan.info, seed, plan.runtime, downsample)
+        return Condensed(train, ipc, plan.options.condensing, plan.info, derive_seed(plan.seed, "condense", task), plan.runtime)
 
     def steps(self, task: int, done: int) -> Iterator[Losses]:
         """Condense the real images of a task; yield the losses of its steps, without the first `done`."""

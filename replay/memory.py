@@ -198,7 +198,6 @@ def make_memory(
     buffer_share: float,
     codec: str,
     quality: int,
-    downsample: int,
     gan: str,
     width: int | None,
     z_dim: int | None,
@@ -253,7 +252,6 @@ def make_memory(
                 planned=method.condenses,
                 codec=codec,
                 quality=quality,
-                downsample=downsample,
                 networks=len(learners) if method.keeps_logits else 0,
                 seed=derive_seed(seed, "buffer"),
             )

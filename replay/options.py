@@ -219,7 +219,5 @@ def check_flags(flags: Mapping[str, Any], method: Method) -> None:
     if given.rehearse_steps and (method.memory is None or method.retrains or given.retrain):
         found = "--retrain, which learns from memory alone" if given.retrain else f"--method {given.method}"
         raise UsageError(f"--rehearse-steps {given.rehearse_steps}: expected a method with a memory beside its stream, found {found}")
-    if given.downsample > 1 and not buffers(given):
-        raise UsageError(f"--downsample {given.downsample}: there is no buffer of images to store")
     if given.retrain_steps and not (method.retrains or given.retrain):
         raise UsageError(f"--retrain-steps {given.retrain_steps} is of --method gdumb and --retrain, found neither")

@@ -96,9 +96,8 @@ def picture(continual: Continual, rows: int = 10) -> Tensor | None:
         images[:, places] = made.view(rows, len(held), *images.shape[2:])
     elif memory.buffer:
         held = range(columns) if info.num_classes <= columns else memory.buffer.labels.unique().tolist()[:columns]
-        contents = memory.buffer.contents()
         for column, label in enumerate(held):
-            some = contents.images[contents.labels == label][:rows].cpu()
+            some = memory.buffer.images[memory.buffer.labels == label][:rows].cpu()
             images[: len(some), column] = to_float(some)
     else:
         return None

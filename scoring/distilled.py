@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from data import DataInfo, check_different, enlarge, list_pictures, match_classes, read_pictures
+from data import DataInfo, check_different, list_pictures, match_classes, read_pictures
 from engine.files import MAX_BYTES, write_atomic, write_tensors
 from scoring.labels import read_labels
 from scoring.pairs import check_not_whitened, is_dense, is_unwhitened, kind_of, read_pairs
@@ -132,7 +132,8 @@ def decode_collages(images: Tensor, labels: Tensor, factor: int) -> tuple[Tensor
     images = F.pad(images, (0, -size % factor, 0, -size % factor))
     side = images.shape[-1] // factor
     parts = [images[:, :, i * side :, j * side :][:, :, :side, :side] for i in range(factor) for j in range(factor)]
-    return enlarge(torch.cat(parts), size), torch.cat([labels] * factor**2)
+    decoded = F.interpolate(torch.cat(parts), size=(size, size), mode="bilinear", align_corners=False)
+    return decoded, torch.cat([labels] * factor**2)
 
 
 def _read_folder(path: Path, info: DataInfo, image_range: str | None, background: str | None) -> tuple[Tensor, Tensor]:
