@@ -3,7 +3,7 @@
 #   DATA=mnist bash runs/continual.sh tune      two rates for each method, on held-out training images
 #   DATA=mnist bash runs/continual.sh table     every method at BYTES, SEEDS
 #   DATA=mnist bash runs/continual.sh ablate    the parts of dim
-#   DATA=mnist bash runs/continual.sh sweep     BYTES (default 0.15 to 16 MB) x METHODS x SEEDS
+#   DATA=mnist bash runs/continual.sh sweep     BYTES (default 0.05 to 6 MB) x METHODS x SEEDS
 # Each cell is a folder results/DATA_BYTES_NAME_SEED. Stopped, the same command continues; finished cells are skipped.
 # Then: python figs/draw_continual.py results/mnist_* --out figs/split_mnist. Two cores by default; COMMON and GENERATOR are other sizes.
 set -euo pipefail
@@ -13,12 +13,14 @@ DATA=${DATA:-mnist}
 DATA_DIR=${DATA_DIR:-datasets}
 SEEDS=${SEEDS:-0 1 2}
 case ${1:-} in
-sweep) BYTES=${BYTES:-150000 600000 1500000 6000000 16000000} ;;
+sweep) BYTES=${BYTES:-50000 150000 600000 1500000 6000000} ;;
 *) BYTES=${BYTES:-600000} ;;
 esac
 METHODS=${METHODS:-finetune joint unlimited er der++ er-ace gdumb cls-er er_task er_webp er_jpeg er-ace_webp dgr dim oracle}
 COMMON=${COMMON:---pool convnet_w32 --epochs 1 --batch-size 32}
 GENERATOR=${GENERATOR:---gan resnet --gan-steps 600 --gan-batch-size 32 --class-tables all}
+CONDENSE=${CONDENSE:---condense-steps 300} REHEARSE=${REHEARSE:---rehearse-steps 300}
+ENERGY=${ENERGY:---recipe-match energy --match-steps 300 --gan resnet --gan-steps 300 --gan-batch-size 32}
 declare -A FLAGS=(  # of a row, with the rate that tune chose
     [finetune]="--method finetune" [joint]="--method joint" [unlimited]="--method unlimited"
     [er]="--method er" [der++]="--method der++" [er-ace]="--method er-ace" [gdumb]="--method gdumb" [cls-er]="--method cls-er --average-decay 0.99"
@@ -27,6 +29,14 @@ declare -A FLAGS=(  # of a row, with the rate that tune chose
     [dgr]="--method dgr --storage fp32 $GENERATOR"
     [dim]="--method dim --match-steps 0 $GENERATOR"
     [oracle]="--method dim --oracle --storage fp32 --match-steps 0 $GENERATOR"
+    [condensed]="--method condensed $CONDENSE" [condensed_jpeg]="--method condensed --codec jpeg $CONDENSE"
+    # _r: the networks rehearse on memory alone at the end of each task
+    [er_r]="--method er $REHEARSE" [er_webp_r]="--method er --codec webp $REHEARSE" [er_jpeg_r]="--method er --codec jpeg $REHEARSE"
+    [er-ace_webp_r]="--method er-ace --codec webp $REHEARSE" [der++_r]="--method der++ $REHEARSE"
+    [condensed_r]="--method condensed $CONDENSE $REHEARSE" [condensed_jpeg_r]="--method condensed --codec jpeg $CONDENSE $REHEARSE"
+    [dim_r]="--method dim --match-steps 0 $GENERATOR $REHEARSE" [dim_energy_r]="--method dim $ENERGY $REHEARSE"
+    # networks from scratch on memory alone
+    [condensed_retrain]="--method condensed $CONDENSE --retrain" [gdumb_webp]="--method gdumb --codec webp"
     # the parts of dim, changed one at a time
     [carried]="--method dim --layout carried --storage fp32 --match-steps 0 $GENERATOR"
     [match]="--method dim --match-steps 100 $GENERATOR"
