@@ -34,6 +34,8 @@ declare -A FLAGS=(  # of a row, with the rate that tune chose
     [er_r]="--method er $REHEARSE" [er_webp_r]="--method er --codec webp $REHEARSE" [er_jpeg_r]="--method er --codec jpeg $REHEARSE"
     [er-ace_webp_r]="--method er-ace --codec webp $REHEARSE" [der++_r]="--method der++ $REHEARSE"
     [condensed_r]="--method condensed $CONDENSE $REHEARSE" [condensed_jpeg_r]="--method condensed --codec jpeg $CONDENSE $REHEARSE"
+    [er_jpeg50_r]="--method er --codec jpeg --quality 50 $REHEARSE" [er-ace_jpeg50_r]="--method er-ace --codec jpeg --quality 50 $REHEARSE"
+    [condensed_jpeg50_r]="--method condensed --codec jpeg --quality 50 $CONDENSE $REHEARSE"
     [dim_r]="--method dim --match-steps 0 $GENERATOR $REHEARSE" [dim_energy_r]="--method dim $ENERGY $REHEARSE"
     # networks from scratch on memory alone
     [condensed_retrain]="--method condensed $CONDENSE --retrain" [gdumb_webp]="--method gdumb --codec webp"
