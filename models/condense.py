@@ -2,7 +2,7 @@
 
 import argparse
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -84,18 +84,30 @@ class Condensed:
     """Condensed images in training: `ipc` images of each class that `train` holds.
 
     pixels: (K, ipc, C, H, W) in [-1, 1], to which they are clipped after each step. The loss is the distance times the number of images in
-    the step, so that the gradient of an image depends on neither, and one learning rate serves all sizes. state_dict() holds all that the
-    next step depends on, except the state of the random numbers.
+    the step, so that the gradient of an image depends on neither, and one learning rate serves all sizes. lossy: what a lossy codec makes
+    of uint8 images (B, C, H, W). The images that are matched are then those that will be decoded, and the gradient passes the codec as if
+    it changed nothing (straight-through, Bengio et al. 2013, arXiv:1308.3432). state_dict() holds all that the next step depends on, except
+    the state of the random numbers.
     """
 
-    def __init__(self, train: ImageSet, ipc: int, how: Condensing, info: DataInfo, seed: int, runtime: Runtime):
-        self.train, self.how, self.seed, self.runtime = train, how, seed, runtime
+    def __init__(
+        self,
+        train: ImageSet,
+        ipc: int,
+        how: Condensing,
+        info: DataInfo,
+        seed: int,
+        runtime: Runtime,
+        lossy: Callable[[Tensor], Tensor] | None = None,
+    ):
+        self.train, self.how, self.seed, self.runtime, self.lossy = train, how, seed, runtime, lossy
         self.classes, counts = train.labels.unique(return_counts=True)  # (K,)
         batch, cosine = min(how.batch, int(counts.min())), "cos" if how.match == "grad" else None  # DC's distance (arXiv:2006.05929)
         self.matching = Matching(how.match, 1.0, STRATEGY, "dc", cosine, fc=True, batch=batch, last=how.match == "mean")
         self.row_of = torch.zeros(info.num_classes, dtype=torch.long, device=runtime.device)  # label -> row in pixels
         self.row_of[self.classes] = torch.arange(len(self.classes), device=runtime.device)
         self.pixels = nn.Parameter(torch.stack([self._start(int(label), ipc) for label in self.classes]))
+        self.change = torch.zeros_like(self.pixels, requires_grad=False)  # by the codec
         self.optim = torch.optim.SGD([self.pixels], how.lr, momentum=MOMENTUM)
         self.pool = Pool([how.network], info, 0.0, "none", derive_seed(seed, "condense"), runtime)
         self.step = runtime.graphed(self._step)
@@ -116,12 +128,16 @@ class Condensed:
         for number in itertools.count(done):
             self.pool.turn(number, 1)
             choices = torch.Generator().manual_seed(derive_seed(self.seed, "condense operations", number))
+            if self.lossy is not None:
+                pixels = self.pixels.detach()
+                self.change.copy_(to_float(self.lossy(to_uint8(pixels.flatten(0, 1)))).view_as(pixels) - pixels)
             yield self.step(next(batches), network=self.pool.key, operations=self.matching.choose_operations(choices))
 
     def _step(self, groups: Tensor, network: NetworkKey, operations: tuple[str, ...]) -> Losses:
         """One update by the real images at the indices `groups` (classes, batch), each row of one class."""
         real, y = self.train.batch(groups.flatten())
-        images = self.pixels[self.row_of[self.train.labels[groups[:, 0]]]].flatten(0, 1)  # (classes * ipc, C, H, W)
+        rows = self.row_of[self.train.labels[groups[:, 0]]]
+        images = (self.pixels[rows] + self.change[rows]).flatten(0, 1)  # (classes * ipc, C, H, W)
         augment = draw_operations(operations, 1, real.shape[-1], real.device)
         with self.runtime.autocast():
             loss = self.matching.loss(self.pool.networks[network][0], real, images, y, augment, self.runtime, len(groups))

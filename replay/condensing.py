@@ -19,7 +19,8 @@ class TaskCondenser:
     def _new(self, task: int) -> Condensed:
         train, plan = self.plan.tasks[task], self.plan
         ipc = min(self.memory.buffer.room_for_class(train), int(train.labels.unique(return_counts=True)[1].min()))
-        return Condensed(train, ipc, plan.options.condensing, plan.info, derive_seed(plan.seed, "condense", task), plan.runtime)
+        lossy, seed = self.memory.buffer.lossy, derive_seed(plan.seed, "condense", task)
+        return Condensed(train, ipc, plan.options.condensing, plan.info, seed, plan.runtime, lossy)
 
     def steps(self, task: int, done: int) -> Iterator[Losses]:
         """Condense the real images of a task; yield the losses of its steps, without the first `done`."""

@@ -20,6 +20,7 @@ from utils import UsageError
 
 BYTES = dict(zip(STORAGES, (4, 2, 1), strict=True))  # bytes of one weight
 CODECS = ("raw", "png", "webp", "jpeg")
+LOSSY = ("jpeg",)
 LENGTH_BYTES = 2  # bytes that store the length of a compressed image
 
 
