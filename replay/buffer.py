@@ -8,7 +8,7 @@ from torch import Tensor
 
 from data import DataInfo, ImageSet, to_float
 from engine.tensors import to_device
-from scoring.storage import LENGTH_BYTES, LOSSY, decode_images, encode_images, make_codec
+from scoring.storage import LENGTH_BYTES, decode_images, encode_images, make_codec, roundtrip
 from utils import UsageError
 
 
@@ -49,7 +49,7 @@ class Buffer:
         self.info, self.device, self.max_bytes, self.max_images = info, device, max_bytes, max_images
         self.balanced, self.planned = balanced, planned
         self.codec, self.rng = make_codec(codec, quality, info.channels), torch.Generator().manual_seed(seed)
-        self.lossy = (lambda images: self._decode(encode_images(self.codec, images))) if codec in LOSSY else None
+        self.lossy = roundtrip(codec, self.codec, info)
         self.item_bytes = {"labels": 1 if info.num_classes <= 256 else 2, "logits": 4 * networks * info.num_classes}
         self.images = torch.empty(0, info.channels, info.image_size, info.image_size, dtype=torch.uint8, device=device)
         self.labels = torch.empty(0, dtype=torch.long, device=device)

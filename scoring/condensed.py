@@ -18,7 +18,7 @@ from engine.seeds import derive_seed, rng_state, seeded, set_rng_state
 from engine.tensors import to_host
 from models.condense import Condensed, Condensing
 from scoring.sources import Fixed, WithinBytes
-from scoring.storage import LENGTH_BYTES, decode_images, encode_images, make_codec
+from scoring.storage import LENGTH_BYTES, LOSSY, decode_images, encode_images, make_codec, roundtrip
 from utils import FailedRun
 
 SAVE_SECONDS = 60.0  # between two saves of the progress
@@ -41,7 +41,8 @@ class CondensedSets:
     def images(self, ipc: int) -> ImageSet:
         """The set of `ipc` images a class, uint8, as they were optimised."""
         if ipc not in self.made:
-            about = json.dumps([asdict(self.how), ipc, self.seed, self.trained, self.runtime.amp])
+            seen = [self.codec, self.quality] if self.codec in LOSSY else []  # by the images while they are optimised
+            about = json.dumps([asdict(self.how), ipc, self.seed, self.trained, self.runtime.amp, *seen])
             path = self.folder / f"ipc{ipc}_{hashlib.sha256(about.encode()).hexdigest()[:16]}.pt"
             self.runtime.on_main(lambda: None if path.exists() else self._make(ipc, path))
             self.made[ipc] = ImageSet(*read_plain(path, "condensed images and their labels")).to(self.runtime.device)
@@ -50,9 +51,10 @@ class CondensedSets:
     def _make(self, ipc: int, path: Path) -> None:
         """Condense a set and write it to `path`, going on from the progress that an earlier start has saved beside it."""
         make_folder(self.folder)
-        progress, device, done, total = path.with_suffix(".progress"), self.runtime.device, 0, self.how.steps
+        info, progress, device, done, total = self.data.info, path.with_suffix(".progress"), self.runtime.device, 0, self.how.steps
         with seeded(device, self.seed, "condense", ipc):
-            condensed = Condensed(self.data.train, ipc, self.how, self.data.info, derive_seed(self.seed, "condense", ipc), self.runtime)
+            lossy = roundtrip(self.codec, make_codec(self.codec, self.quality, info.channels), info)
+            condensed = Condensed(self.data.train, ipc, self.how, info, derive_seed(self.seed, "condense", ipc), self.runtime, lossy)
             if progress.exists():
                 state = read_checkpoint(progress)
                 condensed.load_state_dict(state), set_rng_state(state["rng"], device)

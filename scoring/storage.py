@@ -160,3 +160,10 @@ def decode_images(codec: Codec, codes: list[bytes], info: DataInfo) -> Tensor:
     shape = (len(codes), info.image_size, info.image_size, info.channels)
     arrays = np.stack([codec.decode(code) for code in codes]) if codes else np.empty(0, np.uint8)
     return torch.from_numpy(arrays.reshape(shape)).permute(0, 3, 1, 2).contiguous()
+
+
+def roundtrip(name: str, codec: Codec | None, info: DataInfo) -> Callable[[Tensor], Tensor] | None:
+    """What the codec called `name` makes of uint8 images (B, C, H, W), on their device; None if it changes nothing."""
+    if name not in LOSSY:
+        return None
+    return lambda images: decode_images(codec, encode_images(codec, images), info).to(images.device)

@@ -69,6 +69,23 @@ def test_the_distance_falls_and_every_image_moves(match, digits):
     assert ((condensed.pixels - before).abs().flatten(2).amax(2) > 0.01).all()
 
 
+def test_what_is_matched_are_the_images_that_a_lossy_codec_leaves(digits):
+    """A codec that halves the number of grey levels, against pixels that are on these levels already."""
+    halved = lambda images: images // 128 * 128  # noqa: E731
+    plain, coded, rounded = make(digits), make(digits), make(digits)
+    coded.lossy = halved
+    with torch.no_grad():
+        rounded.pixels.copy_(to_float(halved(rounded.contents().images)).view_as(rounded.pixels))
+    before = coded.pixels.detach().clone()
+    losses = []
+    for condensed in (plain, coded, rounded):
+        torch.manual_seed(1)
+        losses.append(next(condensed.steps())["loss_condense"].item())
+    assert losses[1] == pytest.approx(losses[2], rel=1e-5)
+    assert abs(losses[1] - losses[0]) > 0.01 * losses[0]
+    assert (coded.pixels - before).abs().max() > 0  # the gradient passes the codec
+
+
 @pytest.mark.parametrize("match", ANY_NUMBER)
 def test_pixels_are_clipped_to_the_range_of_images(match, digits):
     condensed = advance(make(digits, match, lr=1000 * RATES[match]), 0, 2)
