@@ -119,17 +119,17 @@ def plus_minus(value: float | None, deviation: float | None) -> str:
     return f"{value:.2f}" + (f" ± {deviation:.2f}" if deviation is not None else "")
 
 
-def table(rows: list[dict], record: str | None = None) -> list[str]:
-    """The rows as Markdown, best first within a data set."""
+def table(rows: list[dict], places: list[tuple[str, int]] | None = None) -> list[str]:
+    """The rows as Markdown, best first within a data set. places: the record of each row and its number there."""
     heads = ["data", "method", "kept, bytes", "images kept", "class-il", "task-il", "forgetting", "seconds", "n"] + ["record, rows"] * bool(
-        record
+        places
     )
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for number, row in sorted(enumerate(rows), key=lambda pair: (pair[1]["data"], -pair[1]["mean"])):
         cells = [row["data"], row["label"], f"{row['num_bytes']['total']:,.0f}", f"{row['buffer_images']:,.0f}"]
         cells += [plus_minus(row["mean"], row["std"]), plus_minus(row["task_il_mean"], row["task_il_std"])]
         cells += [plus_minus(row["forgetting_mean"], row["forgetting_std"]), f"{row['seconds']:.0f}", str(row["n"])]
-        cells += [f"[record]({record}) {number}"] if record else []
+        cells += ["[record]({}) {}".format(*places[number])] if places else []
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
@@ -254,7 +254,7 @@ def draw_samples(runs: list[dict], path: Path) -> None:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="*", default=[], help="folders of continual.py; unfinished runs are left out")
-    parser.add_argument("--from", dest="kept", help="use a record that --record wrote instead of runs")
+    parser.add_argument("--from", dest="kept", nargs="+", help="use records that --record wrote instead of runs")
     parser.add_argument("--out", help="folder for the figures")
     parser.add_argument("--record", help="JSON file to keep the rows in")
     parser.add_argument("--command", nargs="+", default=[], help="--record: the commands that made the runs")
@@ -269,14 +269,18 @@ def main(args: argparse.Namespace) -> list[dict]:
     mpl.use("Agg")
     runs = [] if args.kept else read_runs(args.runs)
     try:
-        rows = json.loads(Path(args.kept).read_text())["rows"] if args.kept else rows_of(runs)
-        lines = table(rows, args.record or args.kept)
+        records = [(path, json.loads(Path(path).read_text())["rows"]) for path in args.kept or ()] or [(args.record, rows_of(runs))]
+        rows = [row for _, kept in records for row in kept]
+        places = [(path, number) for path, kept in records for number in range(len(kept))]
+        lines = table(rows, places if places and places[0][0] else None)
         if not rows:
             raise ValueError("no rows")
     except UsageError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{args.kept or args.runs[0]}: expected a record of continual runs, found something else ({error})") from None
+        raise UsageError(
+            f"{' '.join(args.kept or args.runs[:1])}: expected a record of continual runs, found something else ({error})"
+        ) from None
     print("\n".join(lines))
     if args.record:
         about = {"kind": "continual", "date": datetime.date.today().isoformat(), "hardware": args.hardware, "commands": args.command}

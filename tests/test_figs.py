@@ -58,6 +58,11 @@ def test_rows_tables_and_figures(runs, tmp_path, capsys):
     assert [float(line.split("|")[5].split("±")[0]) for line in table] == sorted((round(row["mean"], 2) for row in rows), reverse=True)
 
     again = run(draw_continual, ["--from", str(record), "--out", str(tmp_path / "again")])
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(kept | {"rows": kept["rows"][1:]}))
+    assert run(draw_continual, ["--from", str(other), str(record)]) == kept["rows"][1:] + kept["rows"]
+    both = capsys.readouterr().out
+    assert both.count(f"({other}) 0 |") == both.count(f"({record}) 1 |") == 1
     assert again == json.loads(json.dumps(rows))
     assert sorted(path.name for path in (tmp_path / "again").iterdir()) == ["bytes.png", "matrices.png", "tasks.png"]
 
