@@ -60,6 +60,7 @@ def test_rows_tables_and_figures(runs, tmp_path, capsys):
     again = run(draw_continual, ["--from", str(record), "--out", str(tmp_path / "again")])
     other = tmp_path / "other.json"
     other.write_text(json.dumps(kept | {"rows": kept["rows"][1:]}))
+    capsys.readouterr()
     assert run(draw_continual, ["--from", str(other), str(record)]) == kept["rows"][1:] + kept["rows"]
     both = capsys.readouterr().out
     assert both.count(f"({other}) 0 |") == both.count(f"({record}) 1 |") == 1
