@@ -39,6 +39,7 @@ declare -A FLAGS=(  # of a row, with the rate that tune chose
     [dim_r]="--method dim --match-steps 0 $GENERATOR $REHEARSE" [dim_energy_r]="--method dim $ENERGY $REHEARSE"
     # networks from scratch on memory alone
     [condensed_retrain]="--method condensed $CONDENSE --retrain" [gdumb_webp]="--method gdumb --codec webp"
+    [condensed_jpeg50_retrain]="--method condensed --codec jpeg --quality 50 $CONDENSE --retrain" [gdumb_jpeg50]="--method gdumb --codec jpeg --quality 50"
     # the parts of dim, changed one at a time
     [carried]="--method dim --layout carried --storage fp32 --match-steps 0 $GENERATOR"
     [match]="--method dim --match-steps 100 $GENERATOR"
