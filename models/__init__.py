@@ -109,10 +109,10 @@ def build_generator(config: dict) -> nn.Module:
     return GANS[name].generator(**{k: v for k, v in config.items() if k != "gan"})
 
 
-def build_gan(config: dict) -> tuple[nn.Module, nn.Module]:
-    """A freshly initialised generator and discriminator; config as for build_generator."""
+def build_gan(config: dict, num_classes: int | None = None) -> tuple[nn.Module, nn.Module]:
+    """A freshly initialised generator and discriminator; config as for build_generator. num_classes: of the discriminator, if others."""
     generator = build_generator(config)
-    sizes = {k: v for k, v in config.items() if k not in ("gan", "z_dim")}
+    sizes = {k: v for k, v in config.items() if k not in ("gan", "z_dim")} | ({"num_classes": num_classes} if num_classes else {})
     return generator, GANS[config.get("gan", "dim")].discriminator(**sizes)
 
 

@@ -45,11 +45,10 @@ class GeneratorMemory:
 
     def players(self, classes: Sequence[int]) -> tuple[nn.Module, nn.Module]:
         """A freshly initialised generator of `classes`, and a discriminator for all classes of the set."""
-        generator, discriminator = build_gan(self.config | {"num_classes": self.num_classes})
-        return generator if self.config["num_classes"] == self.num_classes else self._new(classes), discriminator
+        generator, discriminator = build_gan(self.config, self.num_classes)
+        return self._own(generator, classes), discriminator
 
-    def _new(self, classes: Sequence[int]) -> nn.Module:
-        generator = build_generator(self.config)
+    def _own(self, generator: nn.Module, classes: Sequence[int]) -> nn.Module:
         return generator if self.config["num_classes"] == self.num_classes else OwnClasses(generator, classes, self.num_classes)
 
     def build(self) -> nn.Module | None:
@@ -59,7 +58,7 @@ class GeneratorMemory:
         generators = []
         for tensors, classes in zip(self.stored, self.classes, strict=True):
             with seeded(torch.device("cpu"), "any"):  # these weights are overwritten at once: do not advance the random state
-                generator = self._new(classes)
+                generator = self._own(build_generator(self.config), classes)
             generator.load_state_dict(decode(tensors), strict=False)  # the counters of BatchNorm are not stored, and nothing reads them
             generators.append(generator.eval().requires_grad_(False))
         return generators[0] if self.layout == "carried" else ByClass(generators, self.classes)
