@@ -172,11 +172,9 @@ def draw_bytes(rows: list[dict], path: Path) -> None:
     beside.set(yscale="log", ylabel="seconds of a run")
     figure.supxlabel("budget of what is kept between tasks, MB (methods side by side)", fontsize=10)
     for ax in (axes, beside):
-        ax.set_xscale("log")
+        ax.set_xscale("log"), ax.grid(alpha=0.3)
         if sizes:
-            ax.set_xticks(sizes, [f"{size:g}" for size in sizes])
-            ax.xaxis.set_minor_locator(plt.NullLocator())
-        ax.grid(alpha=0.3)
+            ax.set_xticks(sizes, [f"{size:g}" for size in sizes]), ax.xaxis.set_minor_locator(plt.NullLocator())
     figure.legend(*axes.get_legend_handles_labels(), fontsize=8, bbox_to_anchor=(0.92, 0.88), loc="upper left")
     save(figure, path)
 
@@ -286,7 +284,9 @@ def main(args: argparse.Namespace) -> list[dict]:
         about = {"kind": "continual", "date": datetime.date.today().isoformat(), "hardware": args.hardware, "commands": args.command}
         write_json(Path(args.record), about | {"minutes": round(sum(row["seconds"] * row["n"] for row in rows) / 60, 1), "rows": rows})
     if args.out:
-        folder = Path(args.out)
+        folder, sets = Path(args.out), sorted({row["data"] for row in rows})
+        if len(sets) > 1:
+            raise UsageError(f"--out {args.out}: a figure is of one image set, found {', '.join(sets)}")
         make_folder(folder)
         draw_bytes(rows, folder / "bytes.png")
         draw_matrices(rows, folder / "matrices.png")

@@ -85,6 +85,10 @@ class Continual:
         for learner in self.learners:
             learner.previous = None  # it may live within one task only, since the memory does not count it
         self.memory.check()
+        if self.method.condenses and len(missing := set(self.classes[task]) - set(self.memory.buffer.labels.tolist())):
+            raise UsageError(
+                f"--memory-bytes {self.memory.max_bytes}: no condensed image of class {min(missing)} fits, expected more bytes"
+            )
         if self.memory.buffer is not None and not self.memory.buffer:
             raise UsageError(f"--memory-bytes {self.memory.max_bytes}: no image of task {task + 1} fits into the buffer")
         self.images_generated += self.replay.count(task)

@@ -9,13 +9,12 @@ from data import ImageSet, steps_per_epoch
 from engine.graphs import Losses
 from engine.seeds import derive_seed, seeded
 from engine.steps import Position, Step
-from models import decode
 from models.deploy import ByClass
 from models.gan import GAN, estimate_statistics
 from models.matching import MATCH_RECIPES, Matching, recipe_settings
 from models.pool import Pool
 from replay.learner import frozen_copy
-from replay.memory import Memory
+from replay.memory import Memory, load_stored
 from replay.plan import Plan
 from replay.replaying import Replay
 from utils import blame
@@ -65,7 +64,7 @@ class TaskGenerator:
         if generators.layout == "carried" and generators.stored:
             generator.load_state_dict(generators.build().state_dict())
         elif o.generator_start == "previous" and generators.stored:
-            generator.load_state_dict(decode(generators.stored[-1]), strict=False)  # the columns of its new classes are untrained
+            load_stored(generator, generators.stored[-1])  # new classes start from the rows of the last task's
         gan = GAN(self.plan.runtime.place(generator), self.plan.runtime.place(discriminator), o.gan_lr, o.ema, o.gan_lr_d)
         if generators.kept_with and generators.layout == "carried":
             fresh, kept = gan.state_dict(), dict(generators.kept_with)

@@ -59,7 +59,7 @@ class GeneratorMemory:
         for tensors, classes in zip(self.stored, self.classes, strict=True):
             with seeded(torch.device("cpu"), "any"):  # these weights are overwritten at once: do not advance the random state
                 generator = self._own(build_generator(self.config), classes)
-            generator.load_state_dict(decode(tensors), strict=False)  # the counters of BatchNorm are not stored, and nothing reads them
+            load_stored(generator, tensors)
             generators.append(generator.eval().requires_grad_(False))
         return generators[0] if self.layout == "carried" else ByClass(generators, self.classes)
 
@@ -75,6 +75,15 @@ class GeneratorMemory:
     def load_state_dict(self, state: dict) -> None:
         """Restore what state_dict() returned."""
         self.stored, self.classes, self.kept_with = state["stored"], state["classes"], state["kept_with"]
+
+
+def load_stored(generator: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Load what was stored of a generator: all but the counters of BatchNorm, which nothing reads. Raises UsageError for another kind."""
+    found = generator.load_state_dict(decode(tensors), strict=False)
+    if found.unexpected_keys or not all(name.endswith("num_batches_tracked") for name in found.missing_keys):
+        raise UsageError(
+            "the stored generators have other tables (older runs have those of all classes): expected the --class-tables of the run"
+        )
 
 
 class Memory:

@@ -76,7 +76,8 @@ left() {  # what is to be done after CELLS[$1]: how many cells, and the time of 
         IFS='|' read -r bytes name seed rest <<<"$CELL"
         finished "$bytes" "$name" "$seed" && continue
         number=$((number + 1))
-        took=$(sed -n 's/^ *"seconds": \([0-9]*\).*/\1/p' results/"${DATA}"_*"${name%%_val*}"*/results.json 2>/dev/null | sort -n | tail -n 1)
+        took=$(grep -l '"finished": true' results/"${DATA}_${bytes:+${bytes}_}$name"_[0-9]*/results.json 2>/dev/null |
+            xargs -r sed -n 's/^ "seconds": \([0-9]*\).*/\1/p' | sort -n | tail -n 1) || true
         [ -n "$took" ] && known=$((known + 1)) sum=$((sum + took))
     done
     echo "$number to go, $( ((known)) && echo "$known of them in about $(((sum + 59) / 60)) min" || echo "time not known yet")"

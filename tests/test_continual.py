@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 from dataclasses import replace
@@ -144,6 +145,14 @@ def test_condensed_images_hold_the_budget_with_their_codec(codec, tmp_path):
     tables = make_codec("jpeg", 75, 1).shared if codec == "jpeg" else 0
     assert results["num_bytes"]["total"] == pixels + tables + len(kept["labels"])
     assert results["buffer_images"] == len(kept["labels"]) >= 30
+
+
+def test_a_class_without_a_condensed_image_is_told(tmp_path, capsys):
+    command = flags(tmp_path, "condensed", "--memory-bytes", "8000", "--codec", "jpeg", "--quality", "95", "--condense-init", "noise")
+    del command[command.index("--buffer-size") : command.index("--buffer-size") + 2]
+    with pytest.raises(SystemExit, match="2"):
+        run(continual, command)
+    assert re.search(r"--memory-bytes 8000: no condensed image of class \d fits, expected more bytes", capsys.readouterr().err)
 
 
 def test_a_memory_of_permuted_labels_gives_chance(tmp_path, monkeypatch):

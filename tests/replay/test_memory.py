@@ -224,6 +224,13 @@ def test_generators_with_tables_of_their_own_classes_make_these_and_refuse_other
         both.sample(torch.tensor([9, 2, 0]))
 
 
+def test_a_generator_stored_with_other_tables_is_refused():
+    memory = GeneratorMemory(CONFIG | {"num_classes": 2}, "int8", "per-task", 10)
+    memory.keep(build_gan(CONFIG)[0], [0, 1])  # as runs did before generators had tables of their own classes
+    with pytest.raises(UsageError, match="the stored generators have other tables"):
+        memory.build()
+
+
 def test_a_carried_generator_takes_the_place_of_the_last():
     memory = generators("carried", "fp32")
     torch.manual_seed(1)
