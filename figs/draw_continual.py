@@ -153,9 +153,8 @@ def draw_bytes(rows: list[dict], path: Path) -> None:
     for i, label in enumerate(labels):
         own = [row for row in rows if row["label"] == label]
         sized = all(row["num_bytes"]["total"] for row in own) and not any(METHODS[row["method"]].unlimited for row in own)
-        of_size = {id(row): (row["memory_bytes"] or row["num_bytes"]["total"]) * sized for row in own}
-        own.sort(key=lambda row: of_size[id(row)])
-        budgets, means, seconds = [of_size[id(row)] for row in own], [row["mean"] for row in own], [row["seconds"] for row in own]
+        points = (((row["memory_bytes"] or row["num_bytes"]["total"]) * sized, row["mean"], row["std"] or 0, row["seconds"]) for row in own)
+        budgets, means, deviations, seconds = zip(*sorted(points), strict=True)
         color, marker = colors[i % 20], "osD^vPX*"[i % 8]
         if not budgets[0]:
             below = f", {means[0]:.1f}: below" if means[0] < floor else ""
@@ -163,7 +162,6 @@ def draw_bytes(rows: list[dict], path: Path) -> None:
             beside.axhline(seconds[0], color=color, linestyle=":", linewidth=1.2)
             continue
         places = np.array(budgets) / 1e6 * 1.015 ** (i - len(labels) / 2)
-        deviations = [row["std"] or 0 for row in own]
         axes.errorbar(places, means, deviations, color=color, marker=marker, capsize=3, linewidth=1.2, label=label)
         beside.plot(places, seconds, color=color, marker=marker, linewidth=1.2)
     sizes = sorted({row["memory_bytes"] / 1e6 for row in rows if row["memory_bytes"]})
@@ -267,10 +265,10 @@ def main(args: argparse.Namespace) -> list[dict]:
     mpl.use("Agg")
     runs = [] if args.kept else read_runs(args.runs)
     try:
-        records = [(path, json.loads(Path(path).read_text())["rows"]) for path in args.kept or ()] or [(args.record, rows_of(runs))]
-        rows = [row for _, kept in records for row in kept]
-        places = [(path, number) for path, kept in records for number in range(len(kept))]
-        lines = table(rows, places if places and places[0][0] else None)
+        records = {path: json.loads(Path(path).read_text())["rows"] for path in args.kept or ()}
+        rows = [row for kept in records.values() for row in kept] or rows_of(runs)
+        places = [(path, number) for path, kept in records.items() for number in range(len(kept))]
+        lines = table(rows, [(args.record, number) for number in range(len(rows))] if args.record else places)
         if not rows:
             raise ValueError("no rows")
     except UsageError:

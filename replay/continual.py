@@ -131,9 +131,7 @@ class Continual:
             draws = [self.draw(task) for _ in range(self.method.draws)]
             losses = step(*train.batch(index), *itertools.chain(*filter(None, draws)), operations=self._operations("stream", task, i))
             logits = losses.pop("logits")
-            for learner in self.learners:
-                if learner.averages:
-                    learner.update_averages(before + i + 1)
+            self._update_averages(before + i + 1)
             if buffer is not None and o.offer == "step" and epoch == 0 and not self.method.condenses:
                 # once: a sample of images, not of their visits
                 buffer.offer(train.images[index], labels[chosen], logits if self.method.keeps_logits else None)
@@ -158,10 +156,13 @@ class Continual:
                 if at > done:
                     losses = step(*train.batch(index), operations=self._operations("retrain", task, at))
                     losses.pop("logits")
-                    for learner in self.learners:
-                        if learner.averages:
-                            learner.update_averages(before + at)
+                    self._update_averages(before + at)
                     yield losses
+
+    def _update_averages(self, step: int) -> None:
+        for learner in self.learners:
+            if learner.averages:
+                learner.update_averages(step)
 
     def _operations(self, *seed: int | str) -> tuple[str, ...]:
         return choose_operations(self.options.dsa_strategy, "dim", torch.Generator().manual_seed(derive_seed(self.seed, *seed)))

@@ -137,6 +137,7 @@ def check_flags(flags: Mapping[str, Any], method: Method) -> None:
     flags: the flags of continual.py by name; None for a flag that has no default and was not given.
     """
     given = SimpleNamespace(**flags)
+    layout = layout_of(given.method, given.layout, given.oracle)
     kept = "nothing" if method.memory is None else "every image" if method.unlimited else None
     for flag, value in (("--memory-bytes", given.memory_bytes), ("--buffer-size", given.buffer_size)):
         if kept and value:
@@ -194,14 +195,14 @@ def check_flags(flags: Mapping[str, Any], method: Method) -> None:
         raise UsageError(f"--epochs {given.epochs}: --track online sees each image once, expected 1 or --track offline")
     if given.oracle and given.layout == "per-task":
         raise UsageError(f"--oracle is one generator of all classes, found --layout {given.layout}")
-    if given.generator_start != "new" and layout_of(given.method, given.layout, given.oracle) == "carried":
+    if given.generator_start != "new" and layout == "carried":
         raise UsageError(f"--generator-start {given.generator_start} is of a generator for each task, expected --layout per-task")
-    if given.class_tables == "task" and layout_of(given.method, given.layout, given.oracle) == "carried":
+    if given.class_tables == "task" and layout == "carried":
         raise UsageError("--class-tables task: a generator that is carried on makes all classes, expected --layout per-task")
     if given.recipe_match != "paper" and (given.keep_discriminator or given.retrain):
         flag = "--keep-discriminator" if given.keep_discriminator else "--retrain"
         raise UsageError(f"{flag}: --recipe-match {given.recipe_match} ends a task without it, see --rehearse-steps")
-    if given.keep_discriminator and (given.oracle or layout_of(given.method, given.layout, given.oracle) != "carried"):
+    if given.keep_discriminator and (given.oracle or layout != "carried"):
         raise UsageError("--keep-discriminator is for a generator that is carried on: --method dgr or --layout carried, without --oracle")
     if given.retrain and given.filter and given.layout != "carried":
         raise UsageError(f"--filter {given.filter}: --retrain replays only to a carried generator, expected --layout carried")

@@ -64,11 +64,11 @@ cells() {  # NAME SEED FLAGS...: a cell at each of BYTES, or one for a method th
     case $1 in finetune* | joint* | unlimited*) CELLS+=("|$1|$2|${*:3}"); return ;; esac
     for B in $BYTES; do CELLS+=("$B|$1|$2|--memory-bytes $B ${*:3}"); done
 }
-results() {  # BYTES NAME SEED: the results of a cell
-    echo "results/${DATA}_${1:+$1_}$2_$3/results.json"
+tag() {  # BYTES NAME SEED: the folder of a cell
+    echo "${DATA}_${1:+$1_}$2_$3"
 }
 finished() {  # BYTES NAME SEED
-    grep -q '"finished": true' "$(results "$@")" 2>/dev/null
+    grep -q '"finished": true' "results/$(tag "$@")/results.json" 2>/dev/null
 }
 left() {  # what is to be done after CELLS[$1]: how many cells, and the time of those of which a like one is finished
     local number=0 known=0 sum=0 took bytes name seed rest
@@ -76,7 +76,7 @@ left() {  # what is to be done after CELLS[$1]: how many cells, and the time of 
         IFS='|' read -r bytes name seed rest <<<"$CELL"
         finished "$bytes" "$name" "$seed" && continue
         number=$((number + 1))
-        took=$(grep -l '"finished": true' results/"${DATA}_${bytes:+${bytes}_}$name"_[0-9]*/results.json 2>/dev/null |
+        took=$(grep -l '"finished": true' results/"$(tag "$bytes" "$name" "")"[0-9]*/results.json 2>/dev/null |
             xargs -r sed -n 's/^ "seconds": \([0-9]*\).*/\1/p' | sort -n | tail -n 1) || true
         [ -n "$took" ] && known=$((known + 1)) sum=$((sum + took))
     done
@@ -103,7 +103,7 @@ esac
 for NUMBER in "${!CELLS[@]}"; do
     IFS='|' read -r B NAME SEED REST <<<"${CELLS[$NUMBER]}"
     finished "$B" "$NAME" "$SEED" && continue
-    TAG=$(basename "$(dirname "$(results "$B" "$NAME" "$SEED")")")
+    TAG=$(tag "$B" "$NAME" "$SEED")
     echo "== $TAG; $(left "$NUMBER")"
     $PYTHON continual.py --tag "$TAG" --data "$DATA" --data-dir "$DATA_DIR" --seed "$SEED" $COMMON $REST
 done
