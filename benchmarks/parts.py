@@ -16,7 +16,7 @@ from engine.seeds import Draws
 from gen_condense import train_gan
 from models import build_classifier, build_gan
 from models.gan import GAN
-from models.matching import Matching
+from models.matching import MATCH_RECIPES, Matching, recipe_settings
 from models.pool import Pool
 from pool_match import train_match
 from replay.buffer import Buffer
@@ -114,6 +114,17 @@ def stage2(variant: str, runtime: Runtime, batch_size: int, width: int, network:
     return read_losses(train_match(pair(width, runtime), pool, images, pool_steps=16, matching=matching, **common), variant == "loader")
 
 
+def matching_step(variant: str, runtime: Runtime, batch_size: int, width: int, network: str) -> Callable[[], object]:
+    """A step of `pool_match.py --recipe-match energy` with its pool updates: `batch_size` images of each of ten classes."""
+    recipe, train = MATCH_RECIPES["energy"], images_on(runtime.device)
+    gan = GAN(pair(width, runtime).generator, None, recipe["lr"], recipe["ema"], betas=tuple(recipe["betas"]))
+    pool = Pool([network], INFO, 0.01, "color_crop", 0, runtime, recipe["pool_size"], gan.generator)
+    teachers = [runtime.place(build_classifier(network, INFO)).eval().requires_grad_(False)]
+    common = recipe_settings(batch_size) | {"epochs": FOREVER, "batch_size": recipe["batch_size"], "seed": 0, "runtime": runtime}
+    steps = train_match(gan, pool, train, teachers=teachers, **common)
+    return read_losses(steps, variant == "loader")
+
+
 def pool_update(variant: str, runtime: Runtime, batch_size: int, width: int, network: str) -> Callable[[], object]:
     images = images_on(runtime.device)
     pool = Pool([network], INFO, 0.01, "color_crop", 0, runtime)
@@ -163,14 +174,15 @@ def continual_steps(variant: str, runtime: Runtime, batch_size: int, width: int,
     return lambda: [next(steps) for _ in range(10)]
 
 
-COMPILED = ("stage-2 step", "pool update", "classifier epoch", "validation, n = 5", "ten stage-4 steps")  # the rest has nothing to compile
 ROWS = {
     "stage-1 step": stage1,
     "stage-1 step, resnet": partial(stage1, gan="resnet"),
     "stage-2 step": stage2,
+    "matching step": matching_step,
     "pool update": pool_update,
     "classifier epoch": classifier_epoch,
     "validation, n = 5": validation,
     "generation": generation,
     "ten stage-4 steps": continual_steps,
 }
+COMPILED = ROWS.keys() - {"stage-1 step", "stage-1 step, resnet", "generation"}  # these have nothing to compile

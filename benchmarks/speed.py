@@ -96,6 +96,7 @@ def plan(args: argparse.Namespace) -> list[tuple[str, int, int, str]]:
     rows = [("stage-1 step", batch, width, "") for batch, width in sizes]
     rows += [("stage-1 step, resnet", batch, width, "") for batch, width in sizes]
     rows += [("stage-2 step", batch, width, network) for batch, width in sizes if batch <= args.stage2_batch_limit]
+    rows += [("matching step", 16, width, network) for width in args.width]
     rows += [("pool update", 64, 0, name) for name in dict.fromkeys([network, *POOL])]
     rows += [("classifier epoch", 128, 0, network), ("validation, n = 5", 128, args.width[0], network)]
     rows += [("generation", 500, width, "") for width in args.width]
