@@ -36,6 +36,7 @@ declare -A FLAGS=(  # of a row, with the rate that tune chose
     [condensed_r]="--method condensed $CONDENSE $REHEARSE" [condensed_jpeg_r]="--method condensed --codec jpeg $CONDENSE $REHEARSE"
     [er_jpeg50_r]="--method er --codec jpeg --quality 50 $REHEARSE" [er-ace_jpeg50_r]="--method er-ace --codec jpeg --quality 50 $REHEARSE"
     [condensed_jpeg50_r]="--method condensed --codec jpeg --quality 50 $CONDENSE $REHEARSE"
+    [condensed-ace_jpeg50_r]="--method condensed --replay-loss er-ace --codec jpeg --quality 50 $CONDENSE $REHEARSE"
     [dim_r]="--method dim --match-steps 0 $GENERATOR $REHEARSE" [dim_energy_r]="--method dim $ENERGY $REHEARSE"
     # networks from scratch on memory alone
     [condensed_retrain]="--method condensed $CONDENSE --retrain" [gdumb_webp]="--method gdumb --codec webp"
@@ -57,7 +58,7 @@ declare -A FLAGS=(  # of a row, with the rate that tune chose
     [dim_fp32]="--method dim --match-steps 0 --storage fp32 $GENERATOR"
     [dim_pair]="--method dim --match-steps 0 $GENERATOR --gan dim"
 )
-declare -A RATE=([der++]=0.1 [er-ace]=0.1 [cls-er]=0.1 [dgr]=0.1)  # others: 0.03
+declare -A RATE=([der++]=0.1 [er-ace]=0.1 [condensed-ace]=0.1 [cls-er]=0.1 [dgr]=0.1)  # others: 0.03
 
 CELLS=()  # of this call: BYTES|NAME|SEED|FLAGS
 cells() {  # NAME SEED FLAGS...: a cell at each of BYTES, or one for a method that has no budget

@@ -104,7 +104,7 @@ CASES = [
                            ["--width", "8"], ["--match-steps", "5"], ["--replay-images", "5"],
                            ["--distill-weight", "0.5"], ["--layout", "carried"])),
     ("continual", ["--replay-loss", "er"], "--replay-loss is of the methods with a generator"),
-    ("continual", ["--method", "dgr", "--replay-loss", "er"], "--replay-loss er is of --method dim; dgr distils"),
+    ("continual", ["--method", "dgr", "--replay-loss", "er"], "--replay-loss er is of --method dim and condensed; dgr distils"),
     ("continual", ["--method", "dim", "--replay-loss", "er", "--retrain"], "--replay-loss er: --retrain learns from memory alone"),
     *(("continual", ["--method", "dim", "--replay-loss", "er", *more], f"{' '.join(more)} weighs the loss that --replay-loss er replaces")
       for more in (["--distill-weight", "0.5"], ["--replay-balance", "equal"])),
