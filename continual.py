@@ -178,7 +178,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--distill-weight", type=probability, help="share of distillation in the replay loss (default: dim 0.5, dgr 1)")
     parser.add_argument(
-        "--replay-loss", choices=REPLAY_LOSSES, help="dim, condensed: loss of this method (default: that of dgr for dim, of er for condensed)"
+        "--replay-loss",
+        choices=REPLAY_LOSSES,
+        help="dim, condensed: loss of this method (default: that of dgr for dim, of er for condensed)",
     )
     parser.add_argument(
         "--filter", type=probability, default=0.0, help="redraw an image if the last networks give its class less than this probability"

@@ -45,6 +45,7 @@ VARIANTS = {
     "at the end": ("der++", "--offer", "task", "--rehearse-steps", "4"),
     "jpeg": ("der++", "--codec", "jpeg", "--dsa-strategy", "crop_flip"),
     "condensed in jpeg": ("condensed", "--buffer-size", "40", "--codec", "jpeg", "--condense-init", "noise", "--condense-match", "dist"),
+    "condensed, as cls-er": ("condensed", "--replay-loss", "cls-er", "--rehearse-steps", "3"),
     "condensed, retrain": ("condensed", "--retrain", "--retrain-steps", "4", "--condense-match", "grad"),
 }
 
@@ -252,6 +253,7 @@ STOPS = {
     "jpeg": (7,),
     "condensed": (0, 1, 2, 4, 6, 8, 11, 20),
     "condensed in jpeg": (2, 4, 9),
+    "condensed, as cls-er": (4, 9, 11),
     "condensed, retrain": (1, 2, 3, 5, 9, 12),
     "gdumb": (2, 3, 5),
     "dim": (1, 3, 4, 5, 8, 9, 12, 13, 14, 23, 41),

@@ -100,10 +100,13 @@ CASES = [
       for flag in ("--memory-bytes", "--buffer-size")
       for method, kept in (("finetune", "nothing"), ("joint", "nothing"), ("unlimited", "every image"))),
     *(("continual", [flag, *value], f"{flag} is of the methods with a generator, dgr and dim; found --method er")
-      for flag, *value in (["--oracle"], ["--retrain"], ["--keep-discriminator"], ["--filter", "0.5"], ["--buffer-share", "0.5"],
+      for flag, *value in (["--oracle"], ["--keep-discriminator"], ["--filter", "0.5"], ["--buffer-share", "0.5"],
                            ["--width", "8"], ["--match-steps", "5"], ["--replay-images", "5"],
                            ["--distill-weight", "0.5"], ["--layout", "carried"])),
-    ("continual", ["--replay-loss", "er"], "--replay-loss is of the methods with a generator"),
+    *(("continual", [flag, *value], f"{flag} is of the methods with a generator, dgr and dim, and of condensed; found --method er")
+      for flag, *value in (["--retrain"], ["--replay-loss", "er"])),
+    ("continual", ["--method", "condensed", "--buffer-size", "9", "--replay-loss", "er", "--retrain"],
+     "--replay-loss er: --retrain learns from memory alone"),
     ("continual", ["--method", "dgr", "--replay-loss", "er"], "--replay-loss er is of --method dim and condensed; dgr distils"),
     ("continual", ["--method", "dim", "--replay-loss", "er", "--retrain"], "--replay-loss er: --retrain learns from memory alone"),
     *(("continual", ["--method", "dim", "--replay-loss", "er", *more], f"{' '.join(more)} weighs the loss that --replay-loss er replaces")
