@@ -53,7 +53,8 @@ def print_table(record: dict) -> None:
             f"{r['median']:.2f} ({r['min']:.2f}–{r['max']:.2f})" if (r := row["ratio"].get(variant)) else ""
             for variant in ("eager", "loader", "compiled")
         )
-        limit = row["flops"] / row["product_flops_per_second"] * 1000
+        rate = row["product_flops_per_second"]  # None in a record whose machine was measured wrongly
+        limit = row["flops"] / rate * 1000 if rate else None
         best = min(row["seconds"][variant]["median"] for variant in ("ours", "compiled") if variant in row["seconds"]) * 1000
         compiling = " / ".join(f"{s:.0f}" for s in row.get("compile_seconds", {}).values())
         pays = " / ".join("never" if n is None else f"{n:,}" for n in row.get("pays_from_units", {}).values())
@@ -68,8 +69,8 @@ def print_table(record: dict) -> None:
             pays,
             eager,
             loader,
-            f"{limit:.3g}",
-            f"{limit / best:.0%}",
+            f"{limit:.3g}" if rate else "",
+            f"{limit / best:.0%}" if rate else "",
             memory,
         )
         print(f"| {' | '.join(map(str, cells))} |")

@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -41,6 +42,21 @@ def test_operations_are_counted():
     with timing.CountFlops() as counter:
         gradient.sum().backward()  # a gradient of a gradient
     assert counter.total >= 3 * one
+
+
+def test_the_rate_of_products_is_found_although_the_first_product_takes_long(monkeypatch):
+    """On CUDA the first one loads its libraries."""
+    convolve, sizes = F.conv2d, []
+
+    def slow_at_first(picture, kernel):
+        if not sizes:
+            time.sleep(1.0)
+        sizes.append(len(kernel))
+        return convolve(picture, kernel)
+
+    monkeypatch.setattr(F, "conv2d", slow_at_first)
+    assert timing.product_rate("cpu", torch.float32, 1, 0.5) > 0
+    assert len(set(sizes)) > 1
 
 
 @pytest.mark.parametrize("part", parts.ROWS)
