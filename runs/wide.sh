@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# A wider generator of CIFAR-10, matched by wider networks, on one GPU: the commands of benchmarks/results/*_wide_cifar10_h200.json.
+#   bash runs/wide.sh train    stage 1, a few epochs
+#   bash runs/wide.sh match    matching alone, four times as long as the recipe's, by networks of width 128 and of width 32
+#   bash runs/wide.sh table    the generators in int8 before and after it, and real images of as many bytes
+# Stopped, the same command continues. GAN=resnet WIDTH=72 EPOCHS=4 LR=1e-3 for the residual pair, which is about as large.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+PYTHON=${PYTHON:-python}
+DATA_DIR=${DATA_DIR:-datasets}
+RESULTS=${RESULTS:-results}
+FLAGS=${FLAGS:---graphs}
+GAN=${GAN:-dim} WIDTH=${WIDTH:-64} EPOCHS=${EPOCHS:-3} LR=${LR:-5e-4}
+NAME="wide_${GAN}_w$WIDTH"
+SHARED="--data-dir $DATA_DIR --results-dir $RESULTS $FLAGS"
+WEIGHTS="$RESULTS/$NAME/last.pth $RESULTS/${NAME}_convnet_w32/last.pth $RESULTS/${NAME}_convnet/last.pth"
+
+case ${1:-nothing} in
+train)
+    $PYTHON gen_condense.py --tag "$NAME" --gan "$GAN" --data cifar10 --width "$WIDTH" --batch-size 64 --ema 0.999 --lr "$LR" --lr-d "$LR" \
+        --lr-decay linear --epochs "$EPOCHS" --eval-interval 0 --val-size 5000 $SHARED ;;
+match)
+    for NETWORK in convnet_w32 convnet; do
+        AGES=4; [ $NETWORK = convnet ] && AGES=8  # epochs of a teacher
+        $PYTHON pool_match.py --tag "${NAME}_$NETWORK" --recipe-match energy --epochs 4 --pool $NETWORK --teachers $NETWORK \
+            --teacher-epochs $AGES --weight "$RESULTS/$NAME/last.pth" --val-size 5000 $SHARED
+    done ;;
+table)
+    $PYTHON validate.py --tag "${NAME}_table" --pretrain-weight $WEIGHTS --storage int8 --source generator random-real --match-bytes \
+        --budget stream --ipc 50 --eval-model convnet --epochs-eval 300 $SHARED ;;
+*)
+    sed -n '2,6p' "$0"; exit 2 ;;
+esac
