@@ -200,7 +200,7 @@ def check_flags(flags: Mapping[str, Any], method: Method) -> None:
     if given.generator_start != "new" and layout == "carried":
         raise UsageError(f"--generator-start {given.generator_start} is of a generator for each task, expected --layout per-task")
     if given.class_tables == "task" and layout == "carried":
-        raise UsageError("--class-tables task: a generator that is carried on makes all classes, expected --layout per-task")
+        raise UsageError("--class-tables task: one generator makes all classes, expected --class-tables all")
     if given.recipe_match != "paper" and (given.keep_discriminator or given.retrain):
         flag = "--keep-discriminator" if given.keep_discriminator else "--retrain"
         raise UsageError(f"{flag}: --recipe-match {given.recipe_match} ends a task without it, see --rehearse-steps")

@@ -58,6 +58,9 @@ declare -A FLAGS=(  # of a row, with the rate that tune chose
     [dim_fp32]="--method dim --match-steps 0 --storage fp32 $GENERATOR"
     [dim_pair]="--method dim --match-steps 0 $GENERATOR --gan dim"
 )
+for NAME in $METHODS ${PARTS:-}; do
+    [ -n "${FLAGS[$NAME]+known}" ] || { echo "METHODS or PARTS: found $NAME, expected some of ${!FLAGS[*]}" >&2; exit 2; }
+done
 declare -A RATE=([der++]=0.1 [er-ace]=0.1 [condensed-ace]=0.1 [cls-er]=0.1 [dgr]=0.1)  # others: 0.03
 
 CELLS=()  # of this call: BYTES|NAME|SEED|FLAGS

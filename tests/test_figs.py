@@ -15,6 +15,7 @@ from test_compare import fake_row, kept
 import continual
 from figs import draw_continual, make_figures
 from figs.lines import lines_of, unique
+from figs.rows import read_runs, rows_of
 from utils import UsageError
 
 
@@ -25,14 +26,22 @@ def runs(tmp_path_factory) -> Path:
     for method, name, seed in (("er", "er", 0), ("er", "er", 1), ("finetune", "finetune", 0), ("dim", "dim", 0)):
         tag = ["--tag", f"digits_20000_{name}_{seed}", "--seed", str(seed), "--num-tasks", "2"]
         run(continual, continual_flags(results, method, *tag))
-    older = results / "digits_20000_er_1" / "results.json"  # of a time before --replay-loss
+    older = results / "digits_20000_er_1" / "results.json"  # of a time before these flags
     found = json.loads(older.read_text())
     assert found["flags"].pop("replay_loss") is None
+    assert found["flags"].pop("rehearse_steps") == 0
     older.write_text(json.dumps(found))
     shutil.copytree(results / "digits_20000_er_0", results / "digits_20000_half_0")
     half = results / "digits_20000_half_0" / "results.json"
     half.write_text(json.dumps(json.loads(half.read_text()) | {"finished": False}))
     return results
+
+
+def test_a_generator_with_tables_of_all_classes_has_a_row_of_its_own(runs):
+    (new,) = read_runs([str(runs / "digits_20000_dim_0")])
+    older = new | {"seed": 1, "flags": {name: value for name, value in new["flags"].items() if name != "class_tables"}}
+    of_all = older | {"seed": 2, "flags": older["flags"] | {"class_tables": "all"}}
+    assert [row["seeds"] for row in rows_of([new, older, of_all])] == [[0], [1, 2]]
 
 
 def test_rows_tables_and_figures(runs, tmp_path, capsys):
@@ -90,7 +99,7 @@ def test_what_is_not_a_run_is_one_line(flags, message, tmp_path, capsys):
 def test_a_seed_that_stands_twice_in_a_row_is_refused(runs, tmp_path):
     shutil.copytree(runs / "digits_20000_er_0", tmp_path / "digits_9_er_0")
     with pytest.raises(UsageError, match="seed 0 stands more than once in its row, expected each run once"):
-        draw_continual.rows_of(draw_continual.read_runs([str(runs / "digits_20000_er_0"), str(tmp_path / "digits_9_er_0")]))
+        rows_of(read_runs([str(runs / "digits_20000_er_0"), str(tmp_path / "digits_9_er_0")]))
 
 
 def test_labels_are_names_without_set_bytes_and_seed():
@@ -101,7 +110,7 @@ def test_labels_are_names_without_set_bytes_and_seed():
     assert label("results/mnist_joint_2", 2) == "joint"
     assert label("results/mine") == "mine"
     with pytest.raises(UsageError):
-        draw_continual.read_runs(["nowhere"])
+        read_runs(["nowhere"])
 
 
 def grid(value: int, per_class: int = 2, size: int = 4, channels: int = 1) -> str:

@@ -1,0 +1,102 @@
+"""Rows of continual-learning runs: what runs that differ only in their seed come to, from their results.json alone."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+
+import numpy as np
+
+import continual
+from replay.methods import METHODS
+from replay.options import tables_of
+from utils import UsageError
+
+OWN = ("tag", "seed", "results_dir", "data_dir", "save_interval", "print_freq", "device")  # flags in which runs of one row may differ
+SHARED = ("method", "data", "split", "track", "num_tasks", "classes", "memory_bytes", "steps", "commit", "torch", "device", "generator")
+
+
+def read_runs(folders: list[str]) -> list[dict]:
+    """The results of each finished run, with its folder. Raises UsageError if there is none."""
+    runs = []
+    for folder in map(Path, folders):
+        path = folder / "results.json"
+        try:
+            results = json.loads(path.read_text())
+            finished = results["finished"]
+        except FileNotFoundError:
+            print(f"{folder}: no results.json, left out", file=sys.stderr)
+            continue
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise UsageError(f"{path}: expected the results of continual.py, found something else ({error})") from None
+        if finished:
+            runs.append(results | {"folder": folder})
+        else:
+            print(f"{folder}: {results['tasks_done']} of {results['num_tasks']} tasks are done, left out", file=sys.stderr)
+    if not runs:
+        raise UsageError(f"{' '.join(folders)}: no finished run of continual.py there")
+    return runs
+
+
+def label_of(run: dict) -> str:
+    """The name of a run's row: that of the folder, without data set, bytes and seed if they are part of it."""
+    return re.sub(rf"^{run['data']}_(\d+_)?|_{run['seed']}$", "", run["folder"].name)
+
+
+def spread(values: list[float]) -> float | None:
+    """Sample standard deviation; None for a single value."""
+    return stdev(values) if len(values) > 1 else None
+
+
+def row_of(runs: list[dict]) -> dict:
+    """One row for runs that differ only in their seed. Raises UsageError if a seed occurs twice.
+
+    Values are means over seeds; the value of a seed is the mean over the networks of the pool.
+    """
+
+    def of(metric: str, setting: str = "class-il") -> list[float] | None:
+        values = [run["mean"][setting][metric] for run in runs]
+        return None if None in values else values
+
+    def matrix(setting: str) -> list[list[float]]:
+        singles = [run["networks"][name][setting]["acc"] for run in runs for name in run["networks"] if name != "ensemble"]
+        return np.mean(singles, 0).round(3).tolist()
+
+    seeds = [run["seed"] for run in runs]
+    if len(set(seeds)) < len(seeds):
+        raise UsageError(
+            f"{runs[0]['folder']}: seed {max(seeds, key=seeds.count)} stands more than once in its row, expected each run once"
+        )
+    accs, by_task, lost = of("average_accuracy"), of("average_accuracy", "task-il"), of("forgetting")
+    row = {name: runs[0][name] for name in SHARED} | {"label": label_of(runs[0]), "lr": runs[0]["flags"]["lr"]}
+    row["commits"] = sorted({run["commit"] for run in runs})
+    row |= {"networks": [name for name in runs[0]["networks"] if name != "ensemble"], "seeds": seeds}
+    row |= {"n": len(runs), "accs": accs, "mean": mean(accs), "std": spread(accs)}
+    row |= {"task_il_accs": by_task, "task_il_mean": mean(by_task), "task_il_std": spread(by_task)}
+    row |= {"forgetting_mean": lost and mean(lost), "forgetting_std": lost and spread(lost)}
+    incremental = of("average_incremental_accuracy")
+    row |= {"average_incremental_accuracy": incremental and mean(incremental)}
+    ensembles = [run["networks"]["ensemble"]["class-il"]["average_accuracy"] for run in runs if "ensemble" in run["networks"]]
+    row |= {"ensemble_mean": mean(ensembles) if ensembles else None}
+    row |= {"num_bytes": {k: mean(run["num_bytes"].get(k, 0) for run in runs) for k in runs[0]["num_bytes"]}}
+    row |= {name: mean(run[name] for run in runs) for name in ("buffer_images", "images_generated", "seconds")}
+    return row | {"acc": matrix("class-il"), "acc_task_il": matrix("task-il")}
+
+
+def settings_of(run: dict) -> dict:
+    """The flags of a run in which the runs of a row agree, without those at their default, which an older run may lack."""
+    given, defaults = run["flags"], vars(continual.parse_args([]))
+    settings = {name: value for name, value in given.items() if name not in OWN and value is not None and value != defaults.get(name)}
+    if METHODS[run["method"]].memory == "generator":  # those older than --class-tables have tables of all classes
+        tables = given.get("class_tables", "all")
+        settings["class_tables"] = tables_of(run["method"], given["layout"], tables, given["oracle"])
+    return settings
+
+
+def rows_of(runs: list[dict]) -> list[dict]:
+    """A row for each group of runs that differ only in their seed, in the order in which they were given."""
+    groups: dict[str, list[dict]] = {}
+    for run in runs:
+        groups.setdefault(json.dumps([label_of(run), settings_of(run)], sort_keys=True), []).append(run)
+    return [row_of(group) for group in groups.values()]
