@@ -15,14 +15,14 @@ REPEATS=${REPEATS:-3}
 SEEDS=${SEEDS:-0 1 2}
 
 score() {  # TAG FLAGS...
-    $PYTHON validate.py --tag "${DATA}_$1" --data "$DATA" --data-dir "$DATA_DIR" --results-dir "$RESULTS" "${@:2}"
+    $PYTHON validate.py --tag "${DATA}_$1" --data "$DATA" --data-dir "$DATA_DIR" --results-dir "$RESULTS" ${FLAGS:-} "${@:2}"
 }
 small() {  # TAG FLAGS...: classifiers of two minutes or less
     score "$1" --eval-model convnet_w32 --epochs-eval 200 --repeats "$REPEATS" --ipc 10 --no-real "${@:2}"
 }
 
 case ${1:-nothing} in
-dm)  # DM: 20,000 steps of 256 real images a class, 13.4 s each on one core: 75 hours; BATCH=64 STEPS=960: an hour. Then ten classifiers, an hour
+dm)  # DM: 20,000 steps of 256 real images a class, 13.4 s each on one core: 75 hours; BATCH=64 STEPS=960: an hour. On an H200 with FLAGS=--graphs 24 ms, shared. Then ten classifiers, an hour
     score dm --source condensed random-real --no-real --budget fixed --recipe dc --ipc 10 --eval-model convnet --repeats 5 \
         --condense-network convnet --condense-batch "${BATCH:-256}" --condense-steps "${STEPS:-20000}" ;;
 table)  # 1,000 steps of 0.6 to 1.1 s for each of three sets, and 200 epochs of 24 classifiers of 20 s or so: about 50 minutes
