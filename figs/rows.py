@@ -81,6 +81,8 @@ def row_of(runs: list[dict]) -> dict:
     row |= {"ensemble_mean": mean(ensembles) if ensembles else None}
     row |= {"num_bytes": {k: mean(run["num_bytes"].get(k, 0) for run in runs) for k in runs[0]["num_bytes"]}}
     row |= {name: mean(run[name] for run in runs) for name in ("buffer_images", "images_generated", "seconds")}
+    ratios = [run.get("distance_ratio") for run in runs]  # runs of earlier versions have none
+    row |= {"distance_ratio": None if None in ratios else mean(ratios)}
     return row | {"acc": matrix("class-il"), "acc_task_il": matrix("task-il")}
 
 

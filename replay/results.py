@@ -12,6 +12,7 @@ from models.gan import image_grid
 from replay.continual import Continual
 from replay.learner import Ensemble
 from replay.metrics import SETTINGS, accuracies, summary
+from scoring.samples import JUDGED, nearest
 
 
 def evaluate(continual: Continual, images: ImageSet, classes: Sequence[Sequence[int]]) -> None:
@@ -25,8 +26,8 @@ def evaluate(continual: Continual, images: ImageSet, classes: Sequence[Sequence[
             rows[setting].append(row)
 
 
-def results_of(continual: Continual, about: dict, seconds: float) -> dict:
-    """Return the contents of results.json: settings, bytes, cost and results.
+def results_of(continual: Continual, about: dict, seconds: float, trained: ImageSet, unseen: ImageSet) -> dict:
+    """Return the contents of results.json: settings, bytes, cost and results. trained, unseen: see distance_ratio.
 
     The results are the matrices and metrics of each network and of their ensemble, and the metrics' means over networks.
     """
@@ -54,6 +55,7 @@ def results_of(continual: Continual, about: dict, seconds: float) -> dict:
         "buffer_images": len(buffer) if buffer is not None else 0,
         "generator": generators and {**generators.config, "storage": generators.storage, "layout": generators.layout},
         "images_generated": continual.images_generated,
+        "distance_ratio": distance_ratio(continual, trained, unseen) if finished else None,
         "seconds": round(seconds, 1),
         "networks": networks,
         "mean": {setting: {metric: over_networks(setting, metric) for metric in names} for setting in SETTINGS},
@@ -77,6 +79,36 @@ def print_results(results: dict) -> None:
     split = "held-out training images" if results["split"] == "val" else "test set"
     print(f"{results['data']}, {results['method']}, {results['track']}, {split}: percent")
     print(f"kept between tasks: {results['num_bytes']['total']:,} bytes" + (f" ({kept})" if kept else ""))
+    if results["distance_ratio"] is not None:
+        print(f"distance of remembered images to the nearest training image: {results['distance_ratio']:.2f} of that of unseen images")
+
+
+def remembered(continual: Continual, per_class: int) -> dict[int, Tensor]:
+    """Up to `per_class` images (N, C, H, W) in [-1, 1] of each class that the memory holds: generated ones, or the first of the buffer."""
+    memory = continual.memory
+    if memory.generators is not None and memory.generators.stored:
+        held = [label for labels in memory.generators.classes for label in labels]
+        generator, rng = memory.generators.build(), torch.Generator().manual_seed(derive_seed(continual.seed, "pictures"))
+        with torch.no_grad():
+            made = generator.sample(torch.tensor(held).repeat(per_class), rng)
+        return dict(zip(held, made.unflatten(0, (per_class, len(held))).transpose(0, 1), strict=True))
+    if not memory.buffer:
+        return {}
+    images, labels = memory.buffer.images, memory.buffer.labels
+    return {label: to_float(images[labels == label][:per_class]).cpu() for label in labels.unique().tolist()}
+
+
+def distance_ratio(continual: Continual, trained: ImageSet, unseen: ImageSet, per_class: int = 10) -> float | None:
+    """The median distance from a remembered image to its nearest training image, divided by the same median of `unseen` real images.
+
+    0: real images are stored as they are. About 1: the memory is as far from the training images as unseen images are. None: it holds none.
+    """
+    images = remembered(continual, per_class)
+    if not images:
+        return None
+    queries = torch.cat(list(images.values())).to(trained.images.device)
+    (distance, _), (usual, _) = (nearest(some, trained) for some in (queries, to_float(unseen.images[:JUDGED])))
+    return round(float(distance.median() / usual.median()), 4)
 
 
 def picture(continual: Continual, rows: int = 10) -> Tensor | None:
@@ -84,21 +116,11 @@ def picture(continual: Continual, rows: int = 10) -> Tensor | None:
 
     If the image set has more than ten classes, the columns are the first ten that the memory holds. Returns None if it holds no images.
     """
-    memory, info = continual.memory, continual.info
+    info, held = continual.info, remembered(continual, rows)
+    if not held:
+        return None
     columns = min(info.num_classes, 10)
     images = torch.full((rows, columns, info.channels, info.image_size, info.image_size), -1.0)
-    if memory.generators is not None and memory.generators.stored:
-        held = [label for labels in memory.generators.classes for label in labels][:columns]
-        generator, rng = memory.generators.build(), torch.Generator().manual_seed(derive_seed(continual.seed, "pictures"))
-        with torch.no_grad():
-            made = generator.sample(torch.tensor(held).repeat(rows), rng)
-        places = held if info.num_classes <= columns else list(range(len(held)))
-        images[:, places] = made.view(rows, len(held), *images.shape[2:])
-    elif memory.buffer:
-        held = range(columns) if info.num_classes <= columns else memory.buffer.labels.unique().tolist()[:columns]
-        for column, label in enumerate(held):
-            some = memory.buffer.images[memory.buffer.labels == label][:rows].cpu()
-            images[: len(some), column] = to_float(some)
-    else:
-        return None
+    for place, (label, some) in enumerate(list(held.items())[:columns]):
+        images[: len(some), label if info.num_classes <= columns else place] = some
     return image_grid(images.flatten(0, 1), columns)
