@@ -246,7 +246,7 @@ def main(args: argparse.Namespace) -> dict:
         storage=args.storage,
         layout=layout_of(args.method, args.layout, args.oracle),
         tables=tables_of(args.method, args.layout, args.class_tables, args.oracle),
-        task_sizes=[len(labels) for labels in classes],
+        classes=classes,
         keep_discriminator=args.keep_discriminator,
         seed=args.seed,
     )

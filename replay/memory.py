@@ -212,7 +212,7 @@ def make_memory(
     storage: str,
     layout: str,
     tables: str,
-    task_sizes: Sequence[int],
+    classes: Sequence[Sequence[int]],
     keep_discriminator: bool,
     seed: int,
 ) -> Memory:
@@ -220,26 +220,27 @@ def make_memory(
 
     buffer_share: share of the bytes for real images beside a generator. width: channels of the generators; None = as many as fit into the
     budget, or the default of `gan` if there is no budget. tables: of which classes a generator for one task has tables, one of TABLES.
-    task_sizes: number of classes of each task.
+    classes: those of each task.
     """
     copies = sum(num_bytes(average) for learner in learners for average in learner.averages)
     left = max_bytes and max_bytes - copies
     if left is not None and left <= 0:
         raise UsageError(f"--memory-bytes {max_bytes}: the averaged copies of {name} take {copies}, expected more than that")
-    if method.balanced and buffer_size is not None and buffer_size < info.num_classes:
-        raise UsageError(f"--buffer-size {buffer_size}: expected room for one image of each of the {info.num_classes} classes")
+    number = sum(map(len, classes))
+    if method.balanced and buffer_size is not None and buffer_size < number:
+        raise UsageError(f"--buffer-size {buffer_size}: expected room for one image of each of the {number} classes")
     buffer = generators = None
     try:
         if method.memory == "generator":
             config = {
                 "gan": gan,
-                "num_classes": max(task_sizes) if tables == "task" else info.num_classes,
+                "num_classes": max(map(len, classes)) if tables == "task" else info.num_classes,
                 "channels": info.channels,
                 "image_size": info.image_size,
                 "z_dim": z_dim or max(100, 2 * info.num_classes),
             }
             generator_bytes(config | {"width": 1}, storage)  # raises UsageError for sizes that make no generator
-            held = len(task_sizes) if layout == "per-task" else 1
+            held = len(classes) if layout == "per-task" else 1
 
             def size(width: int) -> int:
                 sized = config | {"width": width}
@@ -257,7 +258,7 @@ def make_memory(
                 max_bytes=left and (int(left * buffer_share) if generators else left),
                 max_images=buffer_size,
                 balanced=method.balanced,
-                planned=method.condenses,
+                planned=[label for labels in classes for label in labels] if method.condenses else (),
                 codec=codec,
                 quality=quality,
                 networks=len(learners) if method.keeps_logits else 0,
