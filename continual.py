@@ -226,7 +226,7 @@ def main(args: argparse.Namespace) -> dict:
     learned = [listed] if method.at_once else classes
     tasks, data_lines = split_tasks(data.train, learned), [data.describe(), describe_tasks(classes, data.info.class_names)]
     check_sizes(tasks, options, method.memory == "generator")
-    trained, data = data.train, Data(data.info, None, data.val, data.test)  # what is learnt comes from the tasks alone
+    data = Data(data.info, None, data.val, data.test)  # what is learnt comes from the tasks alone
     average_decay = args.average_decay if method.averaged else None
     learners = [Learner(i, name, data.info, args.lr, average_decay, args.seed, runtime) for i, name in enumerate(names)]
     memory = make_memory(
@@ -269,6 +269,7 @@ def main(args: argparse.Namespace) -> dict:
         describe_networks([], data.info, **{learner.name: learner.model for learner in learners}),
         memory.describe(),
     ]
+    results = None
     for task, values in run.epochs(train_tasks(continual, run.position), args.print_freq, args.save_interval, first_lines):
         with run.interruptible():
             evaluate(continual, images, classes)
@@ -277,9 +278,10 @@ def main(args: argparse.Namespace) -> dict:
         last = {setting: [continual.acc[learner.name][setting][-1][:learnt] for learner in learners] for setting in SETTINGS}
         class_il, task_il = (mean(mean(row) for row in last[setting]) for setting in SETTINGS)
         run.close_epoch(task, values | {"class_il": class_il, "task_il": task_il}, picture(continual), None)
-        write_json(folder / "results.json", results_of(continual, about, run.seconds, trained, images))
+        results = results_of(continual, about, run.seconds, images)
+        write_json(folder / "results.json", results)
         tqdm.write(f"Accuracy for {learnt} task(s): \t [Class-IL]: {class_il:.2f} % \t [Task-IL]: {task_il:.2f} %")
-    results = results_of(continual, about, run.seconds, trained, images)
+    results = results or results_of(continual, about, run.seconds, images)
     if not (folder / "results.json").exists():  # a kill came between the last checkpoint and it
         write_json(folder / "results.json", results)
     print_results(results)

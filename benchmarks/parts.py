@@ -121,8 +121,7 @@ def matching_step(variant: str, runtime: Runtime, batch_size: int, width: int, n
     pool = Pool([network], INFO, 0.01, "color_crop", 0, runtime, recipe["pool_size"], gan.generator)
     teachers = [runtime.place(build_classifier(network, INFO)).eval().requires_grad_(False)]
     common = recipe_settings(batch_size) | {"epochs": FOREVER, "batch_size": recipe["batch_size"], "seed": 0, "runtime": runtime}
-    steps = train_match(gan, pool, train, teachers=teachers, **common)
-    return read_losses(steps, variant == "loader")
+    return read_losses(train_match(gan, pool, train, teachers=teachers, **common), False)
 
 
 def pool_update(variant: str, runtime: Runtime, batch_size: int, width: int, network: str) -> Callable[[], object]:

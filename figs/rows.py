@@ -1,6 +1,7 @@
 """Rows of continual-learning runs: what runs that differ only in their seed come to, from their results.json alone."""
 
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 
 import continual
 from replay.methods import METHODS
+from replay.metrics import SETTINGS
 from replay.options import tables_of
 from utils import UsageError
 
@@ -18,30 +20,45 @@ SHARED = ("method", "data", "split", "track", "num_tasks", "classes", "memory_by
 
 
 def read_runs(folders: list[str]) -> list[dict]:
-    """The results of each finished run, with its folder. Raises UsageError if there is none."""
+    """The results of each finished run, with its folder. Raises UsageError if there is none, or if one is not what continual.py writes."""
     runs = []
     for folder in map(Path, folders):
         path = folder / "results.json"
         try:
             results = json.loads(path.read_text())
-            finished = results["finished"]
+            if results["finished"]:
+                check(results)
+                runs.append(results | {"folder": folder})
+            else:
+                print(f"{folder}: {results['tasks_done']} of {results['num_tasks']} tasks are done, left out", file=sys.stderr)
         except FileNotFoundError:
             print(f"{folder}: no results.json, left out", file=sys.stderr)
-            continue
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise UsageError(f"{path}: expected the results of continual.py, found something else ({error})") from None
-        if finished:
-            runs.append(results | {"folder": folder})
-        else:
-            print(f"{folder}: {results['tasks_done']} of {results['num_tasks']} tasks are done, left out", file=sys.stderr)
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            raise UsageError(f"{path}: expected the results of continual.py, found something else ({error!r})") from None
     if not runs:
         raise UsageError(f"{' '.join(folders)}: no finished run of continual.py there")
     return runs
 
 
+def check(results: dict) -> None:
+    """Raise ValueError, KeyError or TypeError unless a finished run's results hold what its row is made of."""
+    METHODS[results["method"]], results["flags"]["lr"], results["num_bytes"]["total"]
+    numbers = [results["seconds"], results["buffer_images"], results["images_generated"], *results["num_bytes"].values()]
+    if "ensemble" in results["networks"] and len(results["networks"]) < 2:
+        raise ValueError("an ensemble of no network")
+    singles = [value for name, value in results["networks"].items() if name != "ensemble"]
+    shapes = {np.shape(value[setting]["acc"]) for value in singles for setting in SETTINGS}
+    steps = 1 if METHODS[results["method"]].at_once else results["num_tasks"]
+    if shapes != {(steps, results["num_tasks"])}:
+        raise ValueError(f"matrices of accuracies {sorted(shapes)}, expected {steps} x {results['num_tasks']}")
+    numbers += [number for value in singles for setting in SETTINGS for number in np.ravel(value[setting]["acc"])]
+    if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
+        raise ValueError("a number that is not finite, or none")
+
+
 def label_of(run: dict) -> str:
     """The name of a run's row: that of the folder, without data set, bytes and seed if they are part of it."""
-    return re.sub(rf"^{run['data']}_(\d+_)?|_{run['seed']}$", "", run["folder"].name)
+    return re.sub(rf"^{re.escape(run['data'])}_(\d+_)?|_{run['seed']}$", "", run["folder"].name)
 
 
 def spread(values: list[float]) -> float | None:
@@ -81,8 +98,9 @@ def row_of(runs: list[dict]) -> dict:
     row |= {"ensemble_mean": mean(ensembles) if ensembles else None}
     row |= {"num_bytes": {k: mean(run["num_bytes"].get(k, 0) for run in runs) for k in runs[0]["num_bytes"]}}
     row |= {name: mean(run[name] for run in runs) for name in ("buffer_images", "images_generated", "seconds")}
-    ratios = [run.get("distance_ratio") for run in runs]  # runs of earlier versions have none
-    row |= {"distance_ratio": None if None in ratios else mean(ratios)}
+    ratios = [run.get("distance_ratio") or {} for run in runs]  # runs of earlier versions have none
+    found = {kind: [ratio.get(kind) for ratio in ratios] for kind in ratios[0]}
+    row |= {"distance_ratio": {kind: None if None in values else mean(values) for kind, values in found.items()}}
     return row | {"acc": matrix("class-il"), "acc_task_il": matrix("task-il")}
 
 

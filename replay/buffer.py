@@ -27,8 +27,8 @@ class Buffer:
     Each offered image gets a random key. The images with the smallest keys are kept, as many as fit. If all images have one size, this is
     a reservoir; if they are compressed, it is a sample that favours no size. The keys do not count as memory: to go on sampling, a
     reservoir needs only the number of images that it was offered.
-    balanced: keep one reservoir for each class, each with an equal share of the room. planned: the classes that will come,
-    which have their shares from the start, so that no image leaves; it goes with `balanced`. max_bytes: budget for pixels or codes,
+    balanced: keep one reservoir for each class, each with an equal share of the room. classes: those that will come, None = all of the set.
+    planned: they have their shares from the start, so that no image leaves; it goes with `balanced`. max_bytes: budget for pixels or codes,
     labels and logits. max_images: budget in images. None = no limit. networks: number of networks whose logits are stored with each image.
     Raises UsageError if not even one image fits; with `balanced`, one of each class.
     """
@@ -41,14 +41,15 @@ class Buffer:
         max_bytes: int | None = None,
         max_images: int | None = None,
         balanced: bool = False,
-        planned: Sequence[int] = (),
+        classes: Sequence[int] | None = None,
+        planned: bool = False,
         codec: str = "raw",
         quality: int = 75,
         networks: int = 0,
         seed: int = 0,
     ):
         self.info, self.device, self.max_bytes, self.max_images = info, device, max_bytes, max_images
-        self.balanced, self.planned = balanced, sorted(planned)
+        self.balanced, self.planned, self.classes = balanced, planned, sorted(range(info.num_classes) if classes is None else classes)
         self.codec, self.rng = make_codec(codec, quality, info.channels), torch.Generator().manual_seed(seed)
         self.lossy = roundtrip(codec, self.codec, info)
         self.item_bytes = {"labels": 1 if info.num_classes <= 256 else 2, "logits": 4 * networks * info.num_classes}
@@ -58,11 +59,11 @@ class Buffer:
         # On the host, for the same images: random keys, groups, sizes in bytes, and the codes if they are compressed.
         self.keys, self.groups, self.sizes, self.codes = np.empty(0), np.empty(0, np.int64), np.empty(0, np.int64), []
         self.bars: dict[int, float] = {}  # group -> the smallest key that was rejected
-        self.known = list(self.planned)  # groups in the order of their first image
+        self.known = list(self.classes) if planned else []  # groups in the order of their first image
         if max_bytes is not None:
             empty = encode_images(self.codec, self.images.new_zeros(1, *self.images.shape[1:])) if self.codec else [None]
             least = int(self._sizes(empty)[0]) + (self.codec.shared if self.codec else 0)
-            wanted, least = ("one of each class", least * (len(self.planned) or info.num_classes)) if balanced else ("one", least)
+            wanted, least = ("one of each class", least * len(self.classes)) if balanced else ("one", least)
             if least > max_bytes:
                 raise UsageError(f"{max_bytes} bytes are left for real images, expected room for {wanted}, {least} bytes or more")
 
@@ -124,10 +125,10 @@ class Buffer:
         sample: largest number of images whose size is looked at. Only with `planned`.
         """
         if self.max_images is not None:
-            return self.max_images // len(self.planned)
+            return self.max_images // len(self.classes)
         some = images.images[:: -(-len(images) // sample)]
         sizes = self._sizes(encode_images(self.codec, some) if self.codec else [None])
-        share = (self.max_bytes - (self.codec.shared if self.codec else 0)) // len(self.planned)
+        share = (self.max_bytes - (self.codec.shared if self.codec else 0)) // len(self.classes)
         return max(1, int(share // sizes.mean()))
 
     def num_bytes(self) -> dict[str, int]:

@@ -165,14 +165,13 @@ def check_flags(flags: Mapping[str, Any], method: Method) -> None:
     }
     if method.memory != "generator":
         for flag, value in generator_flags.items():
-            also = flag in ("--retrain", "--replay-loss")  # of condensed images, too
-            if value is not None and not (also and method.condenses):
-                others = ", and of condensed" if also else ""
-                raise UsageError(f"{flag} is of the methods with a generator, dgr and dim{others}; found --method {given.method}")
+            owners = {"--replay-loss": "dim and condensed", "--retrain": "dim, dgr and condensed"}.get(flag, "dgr and dim")
+            if value is not None and not (method.condenses and "condensed" in owners):
+                raise UsageError(f"{flag} is of --method {owners}; found {given.method}")
     elif given.layout and given.method == "dgr" and given.layout != "carried":
         raise UsageError(f"--layout {given.layout}: --method dgr carries one generator on, --method dim takes either")
     elif given.replay_loss and given.method == "dgr":
-        raise UsageError(f"--replay-loss {given.replay_loss} is of --method dim and condensed; dgr distils")
+        raise UsageError("--replay-loss is of --method dim and condensed; dgr distils")
     elif given.track == "online":
         raise UsageError(f"--track online: --method {given.method} goes over a task's images several times, expected --track offline")
     if method.condenses and given.track == "online":

@@ -12,7 +12,7 @@ from models.gan import image_grid
 from replay.continual import Continual
 from replay.learner import Ensemble
 from replay.metrics import SETTINGS, accuracies, summary
-from scoring.samples import JUDGED, nearest
+from scoring.samples import distance_ratio, judges, nearest
 
 
 def evaluate(continual: Continual, images: ImageSet, classes: Sequence[Sequence[int]]) -> None:
@@ -26,8 +26,8 @@ def evaluate(continual: Continual, images: ImageSet, classes: Sequence[Sequence[
             rows[setting].append(row)
 
 
-def results_of(continual: Continual, about: dict, seconds: float, trained: ImageSet, unseen: ImageSet) -> dict:
-    """Return the contents of results.json: settings, bytes, cost and results. trained, unseen: see distance_ratio.
+def results_of(continual: Continual, about: dict, seconds: float, unseen: ImageSet) -> dict:
+    """Return the contents of results.json: settings, bytes, cost and results. unseen: see distance_ratios.
 
     The results are the matrices and metrics of each network and of their ensemble, and the metrics' means over networks.
     """
@@ -55,7 +55,7 @@ def results_of(continual: Continual, about: dict, seconds: float, trained: Image
         "buffer_images": len(buffer) if buffer is not None else 0,
         "generator": generators and {**generators.config, "storage": generators.storage, "layout": generators.layout},
         "images_generated": continual.images_generated,
-        "distance_ratio": distance_ratio(continual, trained, unseen) if finished else None,
+        "distance_ratio": distance_ratios(continual, unseen) if finished else {},
         "seconds": round(seconds, 1),
         "networks": networks,
         "mean": {setting: {metric: over_networks(setting, metric) for metric in names} for setting in SETTINGS},
@@ -79,36 +79,44 @@ def print_results(results: dict) -> None:
     split = "held-out training images" if results["split"] == "val" else "test set"
     print(f"{results['data']}, {results['method']}, {results['track']}, {split}: percent")
     print(f"kept between tasks: {results['num_bytes']['total']:,} bytes" + (f" ({kept})" if kept else ""))
-    if results["distance_ratio"] is not None:
-        print(f"distance of remembered images to the nearest training image: {results['distance_ratio']:.2f} of that of unseen images")
+    for kind, ratio in results["distance_ratio"].items():
+        found = "not measured, as unseen images are among them" if ratio is None else f"{ratio:.2f} of that of unseen images"
+        print(f"distance of {kind} images to the nearest image learnt from: {found}")
 
 
-def remembered(continual: Continual, per_class: int) -> dict[int, Tensor]:
-    """Up to `per_class` images (N, C, H, W) in [-1, 1] of each class that the memory holds: generated ones, or the first of the buffer."""
-    memory = continual.memory
-    if memory.generators is not None and memory.generators.stored:
-        held = [label for labels in memory.generators.classes for label in labels]
-        generator, rng = memory.generators.build(), torch.Generator().manual_seed(derive_seed(continual.seed, "pictures"))
-        with torch.no_grad():
-            made = generator.sample(torch.tensor(held).repeat(per_class), rng)
-        return dict(zip(held, made.unflatten(0, (per_class, len(held))).transpose(0, 1), strict=True))
-    if not memory.buffer:
+def generated(continual: Continual, per_class: int) -> dict[int, Tensor]:
+    """`per_class` images (N, C, H, W) in [-1, 1] of each class that the generators in memory make."""
+    generators = continual.memory.generators
+    if generators is None or not generators.stored:
         return {}
-    images, labels = memory.buffer.images, memory.buffer.labels
+    held = [label for labels in generators.classes for label in labels]
+    generator, rng = generators.build(), torch.Generator().manual_seed(derive_seed(continual.seed, "pictures"))
+    with torch.no_grad():
+        made = generator.sample(torch.tensor(held).repeat(per_class), rng)
+    return dict(zip(held, made.unflatten(0, (per_class, len(held))).transpose(0, 1), strict=True))
+
+
+def stored(continual: Continual, per_class: int) -> dict[int, Tensor]:
+    """The first images (N, C, H, W) in [-1, 1] of each class in the buffer, as they are decoded, at most `per_class`."""
+    if not continual.memory.buffer:
+        return {}
+    images, labels = continual.memory.buffer.images, continual.memory.buffer.labels
     return {label: to_float(images[labels == label][:per_class]).cpu() for label in labels.unique().tolist()}
 
 
-def distance_ratio(continual: Continual, trained: ImageSet, unseen: ImageSet, per_class: int = 10) -> float | None:
-    """The median distance from a remembered image to its nearest training image, divided by the same median of `unseen` real images.
+def distance_ratios(continual: Continual, unseen: ImageSet, per_class: int = 10) -> dict[str, float | None]:
+    """For the generated and the stored images in memory, if there are any: how near they are to the real images that were learnt.
 
-    0: real images are stored as they are. About 1: the memory is as far from the training images as unseen images are. None: it holds none.
+    It is the median distance from an image to the nearest one, divided by the same median of `unseen` real images. 0: real images are
+    stored as they are. About 1: the memory is as far from them as unseen images are. None: most unseen images are among the learnt ones.
     """
-    images = remembered(continual, per_class)
-    if not images:
-        return None
-    queries = torch.cat(list(images.values())).to(trained.images.device)
-    (distance, _), (usual, _) = (nearest(some, trained) for some in (queries, to_float(unseen.images[:JUDGED])))
-    return round(float(distance.median() / usual.median()), 4)
+
+    def distances(queries: Tensor) -> Tensor:
+        return torch.stack([nearest(queries.to(task.images.device), task)[0] for task in continual.tasks]).amin(0)
+
+    kinds = {"generated": generated(continual, per_class), "stored": stored(continual, per_class)}
+    usual = distances(judges(unseen)) if any(kinds.values()) else None
+    return {kind: distance_ratio(distances(torch.cat(list(found.values()))), usual) for kind, found in kinds.items() if found}
 
 
 def picture(continual: Continual, rows: int = 10) -> Tensor | None:
@@ -116,7 +124,7 @@ def picture(continual: Continual, rows: int = 10) -> Tensor | None:
 
     If the image set has more than ten classes, the columns are the first ten that the memory holds. Returns None if it holds no images.
     """
-    info, held = continual.info, remembered(continual, rows)
+    info, held = continual.info, generated(continual, rows) or stored(continual, rows)
     if not held:
         return None
     columns = min(info.num_classes, 10)

@@ -4,7 +4,7 @@
 #   bash runs/condensed.sh table     IPC 10 on a narrow network, and as many images as fit into a released generator, on one core
 #   bash runs/condensed.sh match     the three distances beside each other, on held-out images
 #   bash runs/condensed.sh continual condensed images as a memory, beside real ones
-# Stopped, the same command continues. DATA=fashion for Fashion-MNIST. The times are estimates, steps timed on one core without bf16 instructions.
+# Stopped, the same command continues. DATA=fashion for Fashion-MNIST; FLAGS are added, such as --graphs. The times are estimates, steps timed on one core without bf16 instructions.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python}
@@ -44,7 +44,7 @@ continual)  # 5 x 300 steps of 0.1 to 0.2 s and the stream: about 30 minutes for
             grep -q '"finished": true' "$RESULTS/$TAG/results.json" 2>/dev/null && continue
             $PYTHON continual.py --tag "$TAG" --data "$DATA" --data-dir "$DATA_DIR" --results-dir "$RESULTS" --seed "$SEED" \
                 --method "${NAME%_jpeg}" --codec $CODEC --memory-bytes "${BYTES:-600000}" --pool convnet_w32 --epochs 1 --batch-size 32 \
-                "${STEPS_OF[@]}"
+                "${STEPS_OF[@]}" ${FLAGS:-}
         done
     done ;;
 *)

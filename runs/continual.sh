@@ -4,13 +4,14 @@
 #   DATA=mnist bash runs/continual.sh table     every method at BYTES, SEEDS
 #   DATA=mnist bash runs/continual.sh ablate    the parts of dim
 #   DATA=mnist bash runs/continual.sh sweep     BYTES (default 0.05 to 6 MB) x METHODS x SEEDS
-# Each cell is a folder results/DATA_BYTES_NAME_SEED. Stopped, the same command continues; finished cells are skipped.
+# Each cell is a folder RESULTS/DATA_BYTES_NAME_SEED. FLAGS are added to each, such as --graphs. Stopped, the same command continues; finished cells are skipped.
 # Then: python figs/draw_continual.py results/mnist_* --out figs/split_mnist. Two cores by default; COMMON and GENERATOR are other sizes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python}
 DATA=${DATA:-mnist}
 DATA_DIR=${DATA_DIR:-datasets}
+RESULTS=${RESULTS:-results}
 SEEDS=${SEEDS:-0 1 2}
 case ${1:-} in
 sweep) BYTES=${BYTES:-50000 150000 600000 1500000 6000000} ;;
@@ -21,7 +22,7 @@ COMMON=${COMMON:---pool convnet_w32 --epochs 1 --batch-size 32}
 GENERATOR=${GENERATOR:---gan resnet --gan-steps 600 --gan-batch-size 32 --class-tables all}
 CONDENSE=${CONDENSE:---condense-steps 300} REHEARSE=${REHEARSE:---rehearse-steps 300}
 ENERGY=${ENERGY:---recipe-match energy --match-steps 300 --gan resnet --gan-steps 300 --gan-batch-size 32}
-declare -A FLAGS=(  # of a row, with the rate that tune chose
+declare -A ROW=(  # of a row, with the rate that tune chose
     [finetune]="--method finetune" [joint]="--method joint" [unlimited]="--method unlimited"
     [er]="--method er" [der++]="--method der++" [er-ace]="--method er-ace" [gdumb]="--method gdumb" [cls-er]="--method cls-er --average-decay 0.99"
     [er_task]="--method er --offer task" [er_webp]="--method er --codec webp" [er_jpeg]="--method er --codec jpeg" [er-ace_webp]="--method er-ace --codec webp"
@@ -59,7 +60,7 @@ declare -A FLAGS=(  # of a row, with the rate that tune chose
     [dim_pair]="--method dim --match-steps 0 $GENERATOR --gan dim"
 )
 for NAME in $METHODS ${PARTS:-}; do
-    [ -n "${FLAGS[$NAME]+known}" ] || { echo "METHODS or PARTS: found $NAME, expected some of ${!FLAGS[*]}" >&2; exit 2; }
+    [ -n "${ROW[$NAME]+known}" ] || { echo "METHODS or PARTS: found $NAME, expected some of ${!ROW[*]}" >&2; exit 2; }
 done
 declare -A RATE=([der++]=0.1 [er-ace]=0.1 [condensed-ace]=0.1 [cls-er]=0.1 [dgr]=0.1)  # others: 0.03
 
@@ -72,7 +73,7 @@ tag() {  # BYTES NAME SEED: the folder of a cell
     echo "${DATA}_${1:+$1_}$2_$3"
 }
 finished() {  # BYTES NAME SEED
-    grep -q '"finished": true' "results/$(tag "$@")/results.json" 2>/dev/null
+    grep -q '"finished": true' "$RESULTS/$(tag "$@")/results.json" 2>/dev/null
 }
 left() {  # what is to be done after CELLS[$1]: how many cells, and the time of those of which a like one is finished
     local number=0 known=0 sum=0 took bytes name seed rest
@@ -80,7 +81,7 @@ left() {  # what is to be done after CELLS[$1]: how many cells, and the time of 
         IFS='|' read -r bytes name seed rest <<<"$CELL"
         finished "$bytes" "$name" "$seed" && continue
         number=$((number + 1))
-        took=$(grep -l '"finished": true' results/"$(tag "$bytes" "$name" "")"[0-9]*/results.json 2>/dev/null |
+        took=$(grep -l '"finished": true' "$RESULTS"/"$(tag "$bytes" "$name" "")"[0-9]*/results.json 2>/dev/null |
             xargs -r sed -n 's/^ "seconds": \([0-9]*\).*/\1/p' | sort -n | tail -n 1) || true
         [ -n "$took" ] && known=$((known + 1)) sum=$((sum + took))
     done
@@ -90,16 +91,16 @@ left() {  # what is to be done after CELLS[$1]: how many cells, and the time of 
 case ${1:-nothing} in
 tune)
     for NAME in ${METHODS}; do
-        for LR in 0.03 0.1; do cells "${NAME}_val_$LR" 0 ${FLAGS[$NAME]} --lr $LR --val-size 5000; done
+        for LR in 0.03 0.1; do cells "${NAME}_val_$LR" 0 ${ROW[$NAME]} --lr $LR --val-size 5000; done
     done ;;
 table | sweep)
     for SEED in $SEEDS; do
-        for NAME in $METHODS; do cells "$NAME" "$SEED" ${FLAGS[$NAME]} --lr "${RATE[${NAME%%_*}]:-0.03}"; done
+        for NAME in $METHODS; do cells "$NAME" "$SEED" ${ROW[$NAME]} --lr "${RATE[${NAME%%_*}]:-0.03}"; done
     done ;;
 ablate)
     for SEED in $SEEDS; do
         for NAME in ${PARTS:-carried match match_none no_distill equal filter buffer buffer_webp retrain dim_fp32 dim_pair}; do
-            cells "$NAME" "$SEED" ${FLAGS[$NAME]} --lr "${RATE[dim]:-0.03}"
+            cells "$NAME" "$SEED" ${ROW[$NAME]} --lr "${RATE[dim]:-0.03}"
         done
     done ;;
 *) echo "expected tune, table, sweep or ablate, found ${1:-nothing}" >&2; exit 2 ;;
@@ -109,5 +110,5 @@ for NUMBER in "${!CELLS[@]}"; do
     finished "$B" "$NAME" "$SEED" && continue
     TAG=$(tag "$B" "$NAME" "$SEED")
     echo "== $TAG; $(left "$NUMBER")"
-    $PYTHON continual.py --tag "$TAG" --data "$DATA" --data-dir "$DATA_DIR" --seed "$SEED" $COMMON $REST
+    $PYTHON continual.py --tag "$TAG" --data "$DATA" --data-dir "$DATA_DIR" --results-dir "$RESULTS" --seed "$SEED" $COMMON ${FLAGS:-} $REST
 done

@@ -18,8 +18,8 @@ def make_samples(images: Tensor, labels: Tensor, data: Data, per_class: int) -> 
 
     "real": training images of the same classes. "nearest": the training image nearest to each image, by the euclidean distance of pixels.
     "distance_ratio": the median distance from an image to its nearest training image, divided by the same median of test images; a ratio
-    well below 1 means that training images are memorised. These three are None if the training set was not read. Returns None if a class
-    has no image.
+    well below 1 means that training images are memorised. These three are None if the training set was not read, and the ratio is None if
+    most test images are training images. Returns None if a class has no image.
     """
     classes = labels.argmax(1) if labels.is_floating_point() else labels
     k = data.info.num_classes
@@ -30,12 +30,21 @@ def make_samples(images: Tensor, labels: Tensor, data: Data, per_class: int) -> 
     found = {"class_names": list(data.info.class_names), "size": data.info.image_size, "channels": data.info.channels}
     found |= {"per_class": per_class, "images": _grid(shown, k), "real": None, "nearest": None, "distance_ratio": None}
     if data.train is not None:
-        judges = data.referee[1].images[: min(JUDGED, len(data.referee[1]))]
-        (distance, index), (usual, _) = (nearest(queries, data.train) for queries in (shown, to_float(judges)))
+        distance, index = nearest(shown, data.train)
         found["real"] = _grid(data.train.batch(_first(data.train.labels, k, per_class))[0], k)
         found["nearest"] = _grid(data.train.batch(index)[0], k)
-        found["distance_ratio"] = round(float(distance.median() / usual.median()), 4)
+        found["distance_ratio"] = distance_ratio(distance, nearest(judges(data.referee[1]), data.train)[0])
     return found
+
+
+def judges(images: ImageSet) -> Tensor:
+    """About JUDGED images (N, C, H, W) in [-1, 1] from all over a set, which may be sorted by class."""
+    return to_float(images.images[:: -(-len(images) // JUDGED)])
+
+
+def distance_ratio(distance: Tensor, usual: Tensor) -> float | None:
+    """The ratio of two medians of distances (N,) and (M,); None if the second is 0."""
+    return round(float(distance.median() / usual.median()), 4) if usual.median() > 0 else None
 
 
 @torch.no_grad()

@@ -200,12 +200,14 @@ def test_images_are_counted(finished):
     assert finished("retrain")[0]["images_generated"] == made  # nothing is replayed beside
 
 
-def test_how_near_the_memory_is_to_the_training_images(finished):
-    """Stored images are training images; condensed ones have left them by a few steps; generated ones are of their own."""
-    found = {name: finished(name)[0]["distance_ratio"] for name in ("er", "condensed", "dim", "finetune")}
-    assert found["finetune"] is None
-    assert found["er"] == pytest.approx(0, abs=1e-2)
-    assert found["er"] + 0.02 < found["condensed"] < found["dim"]
+def test_how_near_the_memory_is_to_the_images_learnt_from(finished):
+    """Stored images are such images; condensed ones have left them by a few steps; generated ones are of their own."""
+    found = {name: finished(name)[0]["distance_ratio"] for name in ("er", "condensed", "dim", "beside a buffer", "finetune")}
+    assert found["finetune"] == {}
+    assert found["er"] == {"stored": pytest.approx(0, abs=1e-2)}
+    assert found["er"]["stored"] + 0.02 < found["condensed"]["stored"] < found["dim"]["generated"]
+    assert set(found["beside a buffer"]) == {"generated", "stored"}
+    assert found["beside a buffer"]["stored"] < 0.1 < found["beside a buffer"]["generated"]
 
 
 REACHES_BACK = ("joint", "oracle")  # by what they are

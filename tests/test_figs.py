@@ -96,6 +96,30 @@ def test_what_is_not_a_run_is_one_line(flags, message, tmp_path, capsys):
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
+DAMAGES = [
+    {"flags": None},
+    {"flags": []},
+    {"method": "nope"},
+    {"networks": {}},
+    {"num_bytes": {}},
+    {"seconds": float("nan")},
+    {"seconds": "4"},
+]
+DAMAGES += [{"finished": False, "tasks_done": None, "num_tasks": []}, {"num_tasks": 3}]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=str)
+def test_a_damaged_run_is_refused_by_its_own_path(damage, runs, tmp_path):
+    whole, other = runs / "digits_20000_er_0", tmp_path / "digits_20000_er_1"
+    shutil.copytree(whole, other)
+    found = json.loads((other / "results.json").read_text()) | {"seed": 1} | damage
+    if found["finished"] is False:
+        del found["tasks_done"]
+    (other / "results.json").write_text(json.dumps(found))
+    with pytest.raises(UsageError, match=f"{other}/results.json: expected the results of continual.py"):
+        read_runs([str(whole), str(other)])
+
+
 def test_a_seed_that_stands_twice_in_a_row_is_refused(runs, tmp_path):
     shutil.copytree(runs / "digits_20000_er_0", tmp_path / "digits_9_er_0")
     with pytest.raises(UsageError, match="seed 0 stands more than once in its row, expected each run once"):

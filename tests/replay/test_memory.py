@@ -65,7 +65,7 @@ def test_balanced_reservoir_gives_each_class_its_share(digits):
 def test_planned_shares_are_those_of_all_classes_and_no_image_leaves(digits, codec):
     """As many images of a class as a condenser would make; those that grew too large for its share are left out."""
     budget = 100_000
-    buffer = Buffer(INFO, CPU, max_bytes=budget, balanced=True, planned=range(10), codec=codec)
+    buffer = Buffer(INFO, CPU, max_bytes=budget, balanced=True, planned=True, codec=codec)
     counts = []
     for label in range(10):
         images = digits[torch.where(digits.labels == label)[0]]
@@ -83,9 +83,17 @@ def test_planned_shares_are_those_of_all_classes_and_no_image_leaves(digits, cod
         assert kept.tolist() == counts == [10_000 // 785] * 10
 
 
+def test_a_balanced_buffer_needs_room_for_the_classes_that_come():
+    assert Buffer(INFO, CPU, max_bytes=4 * 785, balanced=True, classes=[0, 1, 2, 3]).classes == [0, 1, 2, 3]
+    with pytest.raises(UsageError, match="expected room for one of each class, 7850 bytes or more"):
+        Buffer(INFO, CPU, max_bytes=4 * 785, balanced=True)
+
+
 def test_a_planned_buffer_has_room_for_each_class():
-    assert Buffer(INFO, CPU, max_images=25, balanced=True, planned=range(10)).room_for_class(None) == 2
-    assert Buffer(INFO, CPU, max_images=25, balanced=True, planned=[7, 2]).room_for_class(None) == 12  # those of --tasks alone
+    assert Buffer(INFO, CPU, max_images=25, balanced=True, planned=True).room_for_class(None) == 2
+    assert (
+        Buffer(INFO, CPU, max_images=25, balanced=True, classes=[7, 2], planned=True).room_for_class(None) == 12
+    )  # those of --tasks alone
 
 
 def test_a_share_below_one_image_leaves_a_buffer_of_some_classes(digits):
