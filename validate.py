@@ -138,9 +138,7 @@ def main(args: argparse.Namespace) -> list[dict]:
     runtime = make_runtime(args.device, args.amp, args.channels_last, args.graphs, args.compile)
     folder = run_path(args.results_dir, args.tag)
     names = check_flags(args)
-    how = Condensing.of(
-        *(args.condense_match, args.condense_steps, args.condense_lr, args.condense_batch, args.condense_network, args.condense_init)
-    )
+    how = Condensing.of(vars(args))
     data, checkpoints, sets, saved, ipcs = load_inputs(args, names)
     given = {"epochs": args.epochs_eval, "batch_size": args.batch_size, "lr": args.lr, "mix_p": args.mix_p}
     recipe = make_recipe(args.recipe, data.info.name, **given, dsa_strategy=args.dsa_strategy, dsa_composition=args.dsa_composition)

@@ -138,6 +138,11 @@ def file_hash(path: str | Path, algorithm: str = "sha256") -> str:
     return digest.hexdigest()
 
 
+def short_hash(text: str, digits: int = 16) -> str:
+    """The first hex digits of the SHA-256 of a text, such as settings in JSON, which name what was made with them."""
+    return hashlib.sha256(text.encode()).hexdigest()[:digits]
+
+
 def check_archive(path: Path) -> None:
     """Raise UsageError if a zip archive, as those of torch and numpy are, decompresses to more than MAX_BYTES and its own size."""
     with zipfile.ZipFile(path) as archive:

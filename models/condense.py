@@ -2,8 +2,9 @@
 
 import argparse
 import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,19 +44,13 @@ class Condensing:
     init: str
 
     @classmethod
-    def of(
-        cls, match: str | None, steps: int | None, lr: float | None, batch: int | None, network: str | None, init: str | None
-    ) -> "Condensing":
-        """Fill in the defaults of the flags that were not given (None). Raises UsageError for an unknown network."""
-        match = match or "mean"
-        return cls(
-            match,
-            steps or 1000,
-            lr or RATES[match],
-            batch or 64,
-            network_name(network or "convnet_w32", "--condense-network"),
-            init or "real",
-        )
+    def of(cls, flags: Mapping[str, Any]) -> "Condensing":
+        """Make the settings of the flags below; those not given have their defaults. Raises UsageError for an unknown network."""
+        given = {field.name: flags.get(f"condense_{field.name}") for field in fields(cls)}
+        match = given["match"] or "mean"
+        defaults = {"match": match, "steps": 1000, "lr": RATES[match], "batch": 64, "network": "convnet_w32", "init": "real"}
+        filled = {name: defaults[name] if value is None else value for name, value in given.items()}
+        return cls(**filled | {"network": network_name(filled["network"], "--condense-network")})
 
 
 def add_condense_flags(parser: argparse.ArgumentParser) -> None:

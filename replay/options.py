@@ -62,8 +62,7 @@ def make_options(flags: Mapping[str, Any], tracks: Mapping[str, int]) -> Options
         "distill_weight": distill if given.distill_weight is None else given.distill_weight,
         "match_steps": (100 if ours else 0) if given.match_steps is None else given.match_steps,
     }
-    condense = (flags[f"condense_{name}"] for name in ("match", "steps", "lr", "batch", "network", "init"))
-    filled |= {"condensing": Condensing.of(*condense)}
+    filled |= {"condensing": Condensing.of(flags)}
     return Options(**{field.name: flags[field.name] for field in fields(Options) if field.name not in filled} | filled)
 
 

@@ -1,6 +1,5 @@
 """Sets of condensed images: made once, kept in a file, and stored raw or by a codec."""
 
-import hashlib
 import itertools
 import json
 import math
@@ -11,7 +10,7 @@ from pathlib import Path
 import torch
 
 from data import Data, ImageSet, to_float
-from engine.files import make_folder, read_checkpoint, read_plain, write_tensors
+from engine.files import make_folder, read_checkpoint, read_plain, short_hash, write_tensors
 from engine.progress import Progress
 from engine.runtime import Runtime
 from engine.seeds import derive_seed, rng_state, seeded, set_rng_state
@@ -43,7 +42,7 @@ class CondensedSets:
         if ipc not in self.made:
             seen = [self.codec, self.quality] if self.codec in LOSSY else []  # by the images while they are optimised
             about = json.dumps([asdict(self.how), ipc, self.seed, self.trained, self.runtime.amp, *seen])
-            path = self.folder / f"ipc{ipc}_{hashlib.sha256(about.encode()).hexdigest()[:16]}.pt"
+            path = self.folder / f"ipc{ipc}_{short_hash(about)}.pt"
             self.runtime.on_main(lambda: None if path.exists() else self._make(ipc, path))
             self.made[ipc] = ImageSet(*read_plain(path, "condensed images and their labels")).to(self.runtime.device)
         return self.made[ipc]

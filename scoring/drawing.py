@@ -3,7 +3,6 @@
 Latents in the place of pixels: Zhao & Bilen 2022 (IT-GAN, arXiv:2204.07513), Cazenavette et al. 2023 (GLaD, arXiv:2305.01649).
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from data import Data, DataInfo, ImageSet, to_uint8
-from engine.files import make_folder, write_tensors
+from engine.files import make_folder, short_hash, write_tensors
 from engine.optim import ADAM_BETAS
 from engine.progress import Progress
 from engine.runtime import Runtime
@@ -141,7 +140,7 @@ class Drawer:
 
         about: what distinguishes the generator. The first call for a set waits for every rank; the first rank draws.
         """
-        name = hashlib.sha256(json.dumps([self.about, about, ipc, self.trained]).encode()).hexdigest()[:16]
+        name = short_hash(json.dumps([self.about, about, ipc, self.trained]))
         path = self.folder / "drawn" / f"{self.kind}_ipc{ipc}_{name}.safetensors"
         if path not in self.made:
             classifiers = self.classifiers()

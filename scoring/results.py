@@ -1,13 +1,12 @@
 """Rows of results: their file and their printed table."""
 
-import hashlib
 import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engine.files import write_json
+from engine.files import short_hash, write_json
 from utils import UsageError
 
 # The fields of a row that are results; all others are settings.
@@ -108,7 +107,7 @@ class ResultsFile:
 def row_hash(row: dict) -> str:
     """A short name of a row's settings, so that the classifiers of two rows are never taken for each other."""
     settings = {name: value for name, value in row.items() if name not in RESULTS}
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    return short_hash(json.dumps(settings, sort_keys=True), 8)
 
 
 def describe(row: dict) -> str:

@@ -1,6 +1,5 @@
 """Classifiers trained on real images that serve a distillation: for herding, and as teachers of a generator in stage 2."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -9,7 +8,7 @@ from pathlib import Path
 import torch
 
 from data import Data, fingerprint
-from engine.files import make_folder
+from engine.files import make_folder, short_hash
 from engine.runtime import Runtime
 from engine.seeds import derive_seed
 from models import Classifier, read_classifier, save_classifier
@@ -28,7 +27,7 @@ def trained_classifier(
     """
     k, trained = data.info.num_classes, fingerprint(data.info, data.train.to(torch.device("cpu")))
     about = json.dumps([network, asdict(recipe), seed, trained])
-    path = folder / "classifiers" / f"{purpose}_{hashlib.sha256(about.encode()).hexdigest()[:16]}.pth"
+    path = folder / "classifiers" / f"{purpose}_{short_hash(about)}.pth"
 
     def train() -> None:
         make_folder(path.parent)

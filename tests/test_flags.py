@@ -60,10 +60,11 @@ def read(path, name: str = "args") -> set[str]:
 
 def read_elsewhere(script: str) -> set[str]:
     """The flags that a script hands on as a whole: to a check of them, or to the settings of a learner."""
+    condensing = {f"condense_{field.name}" for field in fields(Condensing)}
     if script == "validate":
-        return read(ROOT / "scoring" / "inputs.py")
+        return condensing | read(ROOT / "scoring" / "inputs.py")
     if script == "continual":
-        settings = {field.name for field in fields(Options)} - {"condensing"} | {f"condense_{field.name}" for field in fields(Condensing)}
+        settings = {field.name for field in fields(Options)} - {"condensing"} | condensing
         return settings | read(ROOT / "replay" / "options.py", "given")
     return set()
 

@@ -32,7 +32,7 @@ def digits():
 
 
 def make(digits, match="mean", ipc=2, train=None, **given) -> Condensed:
-    how = Condensing.of(match, None, None, 8, None, None)
+    how = Condensing.of({"condense_match": match, "condense_batch": 8})
     torch.manual_seed(0)
     return Condensed(train or digits[1], ipc, replace(how, **given), digits[0].info, 0, CPU)
 
@@ -135,10 +135,11 @@ def test_read_back_it_goes_on_as_it_would_have(match, digits):
 
 
 def test_defaults_are_those_of_the_match():
-    assert Condensing.of(None, None, None, None, None, None) == Condensing("mean", 1000, RATES["mean"], 64, "convnet_w32", "real")
-    assert Condensing.of("grad", 5, None, 7, "resnet18", "noise") == Condensing("grad", 5, RATES["grad"], 7, "resnet18_w32", "noise")
+    assert Condensing.of({}) == Condensing("mean", 1000, RATES["mean"], 64, "convnet_w32", "real")
+    given = {"condense_match": "grad", "condense_steps": 5, "condense_batch": 7, "condense_network": "resnet18", "condense_init": "noise"}
+    assert Condensing.of(given) == Condensing("grad", 5, RATES["grad"], 7, "resnet18_w32", "noise")
     with pytest.raises(UsageError, match="unknown network 'vgg'"):
-        Condensing.of(None, None, None, None, "vgg", None)
+        Condensing.of({"condense_network": "vgg"})
 
 
 @pytest.mark.parametrize("network", ["mlp_w100", "resnet10"])

@@ -80,7 +80,7 @@ def test_stopped_anywhere_the_set_is_the_same_to_the_bit(tmp_path, monkeypatch):
 @pytest.mark.parametrize("codec", CODECS)
 def test_bytes_are_those_of_the_codec_and_a_budget_is_held(codec, tmp_path):
     data = load_data("digits", "")
-    how = Condensing.of("mean", 3, None, 8, None, None)
+    how = Condensing.of({"condense_steps": 3, "condense_batch": 8})
     found = CondensedSets(data, how, codec, 50, tmp_path, 0, "", CPU)
     source, coder = found.fixed(2), make_codec(codec, 50, 1)
     assert len(source.labels) == 20
