@@ -36,7 +36,7 @@ declare -A ROW=(  # of a row, with the rate that tune chose
     [er-ace_webp_r]="--method er-ace --codec webp $REHEARSE" [der++_r]="--method der++ $REHEARSE"
     [condensed_r]="--method condensed $CONDENSE $REHEARSE" [condensed_jpeg_r]="--method condensed --codec jpeg $CONDENSE $REHEARSE"
     [er_jpeg50_r]="--method er --codec jpeg --quality 50 $REHEARSE" [er-ace_jpeg50_r]="--method er-ace --codec jpeg --quality 50 $REHEARSE"
-    [er-ace_jpeg50_r1500]="--method er-ace --codec jpeg --quality 50 --rehearse-steps 1500"  # longer than condensed-ace
+    [er-ace_jpeg50_r1500]="--method er-ace --codec jpeg --quality 50 --rehearse-steps 1500"  # five times the rehearsal of er-ace_jpeg50_r
     [condensed_jpeg50_r]="--method condensed --codec jpeg --quality 50 $CONDENSE $REHEARSE"
     [condensed-ace_jpeg50_r]="--method condensed --replay-loss er-ace --codec jpeg --quality 50 $CONDENSE $REHEARSE"
     [dim_r]="--method dim --match-steps 0 $GENERATOR $REHEARSE" [dim_energy_r]="--method dim $ENERGY $REHEARSE"
