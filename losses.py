@@ -118,13 +118,14 @@ def match_distributions(real: Sequence[Tensor], fake: Sequence[Tensor], y: Tenso
 def energy_distance(real: Tensor, fake: Tensor) -> Tensor:
     """Energy distance between the real and the generated images of each class, averaged over classes.
 
-    real (C, m, D), fake (C, n, D): features of m and n images, two or more, of each of C classes. The distance of a class is
+    real (C, m, D), fake (C, n, D): features of m and n images of each of C classes, m two or more. The distance of a class is
         2 E|f - r| - E|f - f'| - E|r - r'|
-    over pairs of distinct images (Szekely & Rizzo 2013, doi:10.1016/j.jspi.2013.03.018): zero in expectation for two draws of one
-    distribution, and otherwise positive in expectation. The unit is the mean distance between two real images of a class.
+    over pairs of distinct images; the second term is 0 if n is 1 (Szekely & Rizzo 2013, doi:10.1016/j.jspi.2013.03.018). It is zero in
+    expectation for two draws of one distribution, and otherwise positive in expectation. The unit is the mean distance between two real
+    images of a class.
     """
     real, fake = real.float(), fake.float()
-    among_real, among_fake = (_distances(x, x).sum((1, 2)) / (x.shape[1] * (x.shape[1] - 1)) for x in (real, fake))  # (C,)
+    among_real, among_fake = (_distances(x, x).sum((1, 2)) / max(1, x.shape[1] * (x.shape[1] - 1)) for x in (real, fake))  # (C,)
     across = _distances(fake, real).mean((1, 2))
     return (2 * across - among_fake - among_real).mean() / among_real.mean().clamp(min=1e-6)
 

@@ -15,6 +15,7 @@ from engine.graphs import Losses
 from engine.optim import load_optimizer
 from engine.runtime import Runtime
 from engine.seeds import derive_seed
+from engine.tensors import to_device
 from models import network_name
 from models.matching import ANY_NUMBER, Matching
 from models.pool import NetworkKey, Pool
@@ -31,9 +32,10 @@ RATES = {"mean": 5.0, "dist": 5.0, "grad": 0.3}
 class Condensing:
     """How images are condensed.
 
-    match: one of ANY_NUMBER. steps: updates of the pixels. lr: learning rate of SGD on them. batch: real images of each class in a step, at
-    most as many as the smallest class has. network: name of the networks, a fresh untrained one in each step. init: "real" starts from
-    random real images of the class, "noise" from normal noise.
+    match: one of ANY_NUMBER. steps: updates of the pixels. lr: learning rate of SGD on them. batch: real images of each class in a step,
+    two or more but for "grad", and at most as many as the smallest class has. network: name of the networks, a fresh untrained one in each
+    step. init: "real" starts from random real images of the class, "noise" from normal noise. images: condensed images of each class in a
+    step, drawn anew for each, None = all.
     """
 
     match: str
@@ -42,13 +44,15 @@ class Condensing:
     batch: int
     network: str
     init: str
+    images: int | None = None
 
     @classmethod
     def of(cls, flags: Mapping[str, Any]) -> "Condensing":
         """Make the settings of the flags below; those not given have their defaults. Raises UsageError for an unknown network."""
         given = {field.name: flags.get(f"condense_{field.name}") for field in fields(cls)}
         match = given["match"] or "mean"
-        defaults = {"match": match, "steps": 1000, "lr": RATES[match], "batch": 64, "network": "convnet_w32", "init": "real"}
+        numbers = {"steps": 1000, "lr": RATES[match], "batch": 64, "images": None}
+        defaults = {"match": match, **numbers, "network": "convnet_w32", "init": "real"}
         filled = {name: defaults[name] if value is None else value for name, value in given.items()}
         return cls(**filled | {"network": network_name(filled["network"], "--condense-network")})
 
@@ -65,6 +69,7 @@ def add_condense_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--condense-lr", type=positive, help=f"condensed: learning rate of the pixels (default: {rates})")
     parser.add_argument("--condense-batch", type=positive_int, help="condensed: real images of each class in a step (default: 64)")
     parser.add_argument("--condense-network", help="condensed: kind of the untrained networks (default: convnet_w32)")
+    parser.add_argument("--condense-images", type=positive_int, help="condensed: condensed images of each class in a step (default: all)")
     parser.add_argument("--condense-init", choices=INITS, help="condensed: what the pixels start from (default: real)")
 
 
@@ -98,6 +103,8 @@ class Condensed:
         self.train, self.how, self.seed, self.runtime, self.lossy = train, how, seed, runtime, lossy
         self.classes, counts = train.labels.unique(return_counts=True)  # (K,)
         batch, cosine = min(how.batch, int(counts.min())), "cos" if how.match == "grad" else None  # DC's distance (arXiv:2006.05929)
+        if batch == 1 and how.match != "grad":
+            raise UsageError(f"--condense-match {how.match}: expected two or more real images of each class in a step, found 1")
         self.matching = Matching(how.match, 1.0, STRATEGY, "dc", cosine, fc=True, batch=batch, last=how.match == "mean")
         self.row_of = torch.zeros(info.num_classes, dtype=torch.long, device=runtime.device)  # label -> row in pixels
         self.row_of[self.classes] = torch.arange(len(self.classes), device=runtime.device)
@@ -123,16 +130,25 @@ class Condensed:
         for number in itertools.count(done):
             self.pool.turn(number, 1)
             choices = torch.Generator().manual_seed(derive_seed(self.seed, "condense operations", number))
+            columns = self._columns(number)
             if self.lossy is not None:
-                pixels = self.pixels.detach()
-                self.change.copy_(to_float(self.lossy(to_uint8(pixels.flatten(0, 1)))).view_as(pixels) - pixels)
-            yield self.step(next(batches), network=self.pool.key, operations=self.matching.choose_operations(choices))
+                pixels = self.pixels.detach()[:, columns]
+                self.change[:, columns] = to_float(self.lossy(to_uint8(pixels.flatten(0, 1)))).view_as(pixels) - pixels
+            yield self.step(next(batches), columns, network=self.pool.key, operations=self.matching.choose_operations(choices))
 
-    def _step(self, groups: Tensor, network: NetworkKey, operations: tuple[str, ...]) -> Losses:
-        """One update by the real images at the indices `groups` (classes, batch), each row of one class."""
+    def _columns(self, number: int) -> Tensor:
+        """Which condensed images of each class are in step `number`: their places in the class, (images,) on the device."""
+        ipc = self.pixels.shape[1]
+        if self.how.images is None or self.how.images >= ipc:
+            return torch.arange(ipc, device=self.pixels.device)
+        chosen = torch.randperm(ipc, generator=torch.Generator().manual_seed(derive_seed(self.seed, "condense images", number)))
+        return to_device(chosen[: self.how.images], self.pixels.device)
+
+    def _step(self, groups: Tensor, columns: Tensor, network: NetworkKey, operations: tuple[str, ...]) -> Losses:
+        """One update by the real images at the indices `groups` (classes, batch), each row of one class, of those at `columns`."""
         real, y = self.train.batch(groups.flatten())
-        rows = self.row_of[self.train.labels[groups[:, 0]]]
-        images = (self.pixels[rows] + self.change[rows]).flatten(0, 1)  # (classes * ipc, C, H, W)
+        rows = self.row_of[self.train.labels[groups[:, 0]]][:, None]
+        images = (self.pixels[rows, columns] + self.change[rows, columns]).flatten(0, 1)  # (classes * images, C, H, W)
         augment = draw_operations(operations, 1, real.shape[-1], real.device)
         with self.runtime.autocast():
             loss = self.matching.loss(self.pool.networks[network][0], real, images, y, augment, self.runtime, len(groups))

@@ -61,6 +61,18 @@ def test_more_images_than_a_class_has_start_from_noise_alone(digits):
 
 
 @pytest.mark.parametrize("match", ANY_NUMBER)
+def test_one_image_of_a_class_is_condensed_and_one_real_image_is_no_distribution(match, digits):
+    condensed = make(digits, match, ipc=1, init="noise", batch=16)
+    losses = [step["loss_condense"].item() for _, step in zip(range(40), condensed.steps(), strict=False)]
+    assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
+    if match == "grad":
+        assert torch.isfinite(advance(make(digits, match, batch=1), 0, 2).pixels).all()
+    else:
+        with pytest.raises(UsageError, match=f"--condense-match {match}: expected two or more real images of each class in a step"):
+            make(digits, match, batch=1)
+
+
+@pytest.mark.parametrize("match", ANY_NUMBER)
 def test_the_distance_falls_and_every_image_moves(match, digits):
     condensed = make(digits, match, init="noise", batch=16)
     before = condensed.pixels.detach().clone()
@@ -108,6 +120,31 @@ def test_the_images_of_a_class_depend_on_its_real_images_alone(match, digits):
     assert not torch.equal(found[0][0], found[1][0])
 
 
+@pytest.mark.parametrize("match", ANY_NUMBER)
+def test_a_step_moves_the_images_drawn_for_it_alone_and_all_get_their_turn(match, digits):
+    condensed, turns = make(digits, match, ipc=6, images=2, lr=0.01), torch.zeros(3, 6, dtype=torch.long)
+    condensed.optim.param_groups[0]["momentum"] = 0  # it moves an image for some steps after its own
+    for number in range(30):
+        before = condensed.pixels.detach().clone()
+        advance(condensed, number, number + 1)
+        moved = (condensed.pixels != before).flatten(2).any(2)  # (3, 6)
+        assert moved.sum(1).tolist() == [2, 2, 2]
+        turns += moved
+    assert turns.min() >= 3
+
+
+def test_as_many_images_in_a_step_as_there_are_change_nothing(digits):
+    plain, limited = (advance(make(digits, ipc=4, images=images), 0, 3) for images in (None, 7))
+    assert torch.equal(plain.pixels, limited.pixels)
+
+
+def test_the_lossy_codec_sees_the_images_of_the_step_alone(digits):
+    condensed, seen = make(digits, ipc=6, images=2), []
+    condensed.lossy = lambda images: seen.append(len(images)) or images
+    advance(condensed, 0, 3)
+    assert seen == [6, 6, 6]
+
+
 def test_a_step_is_sgd_on_the_distance_times_the_number_of_images(digits):
     one, other = make(digits, ipc=4, lr=0.1), make(digits, ipc=4)
     groups = next(one.matching.batches(one.train, CPU.device, 0, "condense"))
@@ -124,10 +161,11 @@ def test_a_step_is_sgd_on_the_distance_times_the_number_of_images(digits):
     assert torch.allclose(one.pixels, (start - 0.1 * grad).clamp(-1, 1), atol=1e-6)
 
 
+@pytest.mark.parametrize("images", [None, 1])
 @pytest.mark.parametrize("match", ANY_NUMBER)
-def test_read_back_it_goes_on_as_it_would_have(match, digits):
-    through = advance(make(digits, match), 0, 5)
-    other, half = make(digits, match), advance(make(digits, match), 0, 3)
+def test_read_back_it_goes_on_as_it_would_have(match, images, digits):
+    through = advance(make(digits, match, images=images), 0, 5)
+    other, half = make(digits, match, images=images), advance(make(digits, match, images=images), 0, 3)
     rng = torch.get_rng_state()
     other.load_state_dict(half.state_dict())
     torch.set_rng_state(rng)
@@ -137,7 +175,8 @@ def test_read_back_it_goes_on_as_it_would_have(match, digits):
 def test_defaults_are_those_of_the_match():
     assert Condensing.of({}) == Condensing("mean", 1000, RATES["mean"], 64, "convnet_w32", "real")
     given = {"condense_match": "grad", "condense_steps": 5, "condense_batch": 7, "condense_network": "resnet18", "condense_init": "noise"}
-    assert Condensing.of(given) == Condensing("grad", 5, RATES["grad"], 7, "resnet18_w32", "noise")
+    given |= {"condense_images": 3}
+    assert Condensing.of(given) == Condensing("grad", 5, RATES["grad"], 7, "resnet18_w32", "noise", 3)
     with pytest.raises(UsageError, match="unknown network 'vgg'"):
         Condensing.of({"condense_network": "vgg"})
 
