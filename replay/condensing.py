@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from data import ImageSet
 from engine.graphs import Losses
 from engine.seeds import derive_seed
 from models.condense import Condensed
@@ -27,6 +28,11 @@ class TaskCondenser:
         if done == 0:
             self.condensed = self._new(task)
         yield from self.condensed.steps(done)
+
+    def images(self) -> ImageSet:
+        """The condensed images as the buffer will give them back."""
+        found, lossy = self.condensed.contents(), self.memory.buffer.lossy
+        return found if lossy is None else ImageSet(lossy(found.images), found.labels)
 
     def keep(self) -> None:
         """Put the condensed images into the buffer, in the place of the real ones, and end their training."""

@@ -24,6 +24,7 @@ from replay.learner import Batch, Learner, Weights
 from replay.memory import Memory
 from replay.methods import Method
 from replay.options import Options
+from replay.own_images import OwnImages
 from replay.plan import Plan
 from replay.replaying import Replay
 from utils import UsageError
@@ -57,6 +58,7 @@ class Continual:
         self.replay = Replay(self.plan, memory, learners)
         self.generator = TaskGenerator(self.plan, memory, self.replay, [learner.name for learner in learners], train_gan, train_match)
         self.condenser = TaskCondenser(self.plan, memory)
+        self.own_images = OwnImages(self.plan, self.replay, self.generator, self.condenser)
         self.finished = 0  # number of tasks that the memory holds
         self.images_generated = 0
         self.clock = Clock([0.0] * len(learners), runtime)  # seconds of training each network
@@ -116,7 +118,11 @@ class Continual:
     # the phases of the networks: each yields the losses of its steps, without the first `done`
 
     def stream_steps(self, task: int, done: int) -> Iterator[Losses]:
-        """Train the networks on the images of the task, batch by batch, together with batches from memory."""
+        """Train the networks on the images of the task, batch by batch, together with batches from memory.
+
+        With --distilled-share a part of each batch is of the task's own distilled images.
+        """
+        distilled = self.own_images.of(task)
         o, train, buffer = self.options, self.tasks[task], self.memory.buffer
         labels = train.labels.cpu()
         step, num_steps = self._step(task), -(-len(train) // o.batch_size)
@@ -129,7 +135,8 @@ class Continual:
             part = slice(place * o.batch_size, (place + 1) * o.batch_size)
             chosen, index = order[part], order_there[part]
             draws = [self.draw(task) for _ in range(self.method.draws)]
-            losses = step(*train.batch(index), *itertools.chain(*filter(None, draws)), operations=self._operations("stream", task, i))
+            batch = train.batch(index) if distilled is None else self.own_images.replace(*train.batch(index), distilled)
+            losses = step(*batch, *itertools.chain(*filter(None, draws)), operations=self._operations("stream", task, i))
             logits = losses.pop("logits")
             self._update_averages(before + i + 1)
             if buffer is not None and o.offer == "step" and epoch == 0 and not self.method.condenses:

@@ -26,6 +26,7 @@ class Options:
     distill_weight: float
     replay_balance: str
     replay_images: int | None
+    distilled_share: float
     offer: str
     filter: float
     retrain: bool
@@ -159,12 +160,17 @@ def check_flags(flags: Mapping[str, Any], method: Method) -> None:
         "--gan-lr-d": given.gan_lr_d,
         "--match-weight": given.match_weight,
         "--replay-loss": given.replay_loss,
+        "--distilled-share": given.distilled_share or None,
         "--recipe-match": None if given.recipe_match == "paper" else given.recipe_match,
         "--generator-start": None if given.generator_start == "new" else given.generator_start,
     }
     if method.memory != "generator":
         for flag, value in generator_flags.items():
-            owners = {"--replay-loss": "dim and condensed", "--retrain": "dim, dgr and condensed"}.get(flag, "dgr and dim")
+            owners = {
+                "--replay-loss": "dim and condensed",
+                "--distilled-share": "dim and condensed",
+                "--retrain": "dim, dgr and condensed",
+            }.get(flag, "dgr and dim")
             if value is not None and not (method.condenses and "condensed" in owners):
                 raise UsageError(f"{flag} is of --method {owners}; found {given.method}")
     elif given.layout and given.method == "dgr" and given.layout != "carried":
@@ -184,6 +190,12 @@ def check_flags(flags: Mapping[str, Any], method: Method) -> None:
         raise UsageError(f"--match {given.match}: needs the batches of pool_match.py --match-batch, expected one of {usable}")
     if given.replay_loss and given.retrain:
         raise UsageError(f"--replay-loss {given.replay_loss}: --retrain learns from memory alone, nothing is replayed beside a task")
+    if given.distilled_share:
+        found = "--retrain" if given.retrain else f"--recipe-match {given.recipe_match}" if given.recipe_match != "paper" else ""
+        if found:
+            raise UsageError(f"--distilled-share {given.distilled_share}: expected what is distilled before a stream, found {found}")
+        if method.memory == "generator" and layout == "carried":
+            raise UsageError(f"--distilled-share {given.distilled_share}: expected a generator for each task, found --layout carried")
     if given.replay_loss and (given.distill_weight or given.replay_balance != "classes"):
         found = f"--distill-weight {given.distill_weight}" if given.distill_weight else f"--replay-balance {given.replay_balance}"
         raise UsageError(f"{found} weighs the loss that --replay-loss {given.replay_loss} replaces, expected one of the two")

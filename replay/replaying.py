@@ -58,6 +58,12 @@ class Replay:
         return ImageSet(to_uint8(generate(generator, labels, rng, self.plan.runtime)), labels)
 
     @blame("--replay-images")
+    def own_images(self, task: int) -> ImageSet:
+        """Generate images of the classes of this task by its stored generator, as many of each as of an earlier class."""
+        labels = torch.tensor(self.plan.classes[task], device=self.plan.runtime.device).repeat_interleave(self.plan.per_class(task))
+        return self.generate(labels, 0.0, "own", task)
+
+    @blame("--replay-images")
     def retrain_set(self, task: int, turn: int) -> ImageSet:
         """Return what reinitialised networks learn from at pass `turn`: the images of the buffer, and newly generated ones."""
         sets = [self.memory.buffer.contents()] if self.memory.buffer else []
@@ -73,5 +79,7 @@ class Replay:
         steps, size = self.plan.lengths(task)["retrain"], len(self.plan.seen(task)) * self.plan.per_class(task)
         together = size + (len(self.memory.buffer) if self.memory.buffer else 0)
         passes = -(-steps // -(-together // self.plan.options.batch_size))
-        replayed = len(self.plan.seen(task - 1)) * self.plan.per_class(task) if task and self.plan.lengths(task)["stream"] else 0
-        return passes * size + replayed
+        beside = self.plan.seen(task - 1) if task else []
+        if self.plan.options.distilled_share:
+            beside = self.plan.seen(task)
+        return passes * size + (len(beside) * self.plan.per_class(task) if self.plan.lengths(task)["stream"] else 0)

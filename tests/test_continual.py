@@ -15,7 +15,7 @@ from conftest import continual_flags, run, same
 from PIL import Image
 
 import continual
-from data import Data, ImageSet, load_data
+from data import Data, ImageSet, load_data, to_uint8
 from models import NETWORKS, STORAGES
 from models.condense import Condensed
 from models.convnet import ConvNet
@@ -38,6 +38,8 @@ VARIANTS = {
         *("dim", "--recipe-match", "energy", "--gan-steps", "0", "--match-batch", "4", "--match-steps", "3"),
         *("--generator-start", "previous", "--rehearse-steps", "4"),
     ),
+    "distilled": ("dim", "--distilled-share", "0.5"),
+    "condensed, distilled": ("condensed", "--distilled-share", "1", "--codec", "jpeg"),
     "kept": ("dgr", "--keep-discriminator", "--restat", "0", "--ema", "0"),
     "oracle": ("dim", "--oracle"),
     "as er-ace": ("dim", "--replay-loss", "er-ace"),
@@ -210,6 +212,31 @@ def test_how_near_the_memory_is_to_the_images_learnt_from(finished):
     assert found["beside a buffer"]["stored"] < 0.1 < found["beside a buffer"]["generated"]
 
 
+@pytest.mark.parametrize(("method", "share"), [("dim", 1.0), ("dim", 0.3), ("condensed", 1.0), ("condensed", 0.3)])
+def test_a_share_of_the_task_is_learnt_from_distilled_images(method, share, tmp_path, monkeypatch):
+    """Of each class of the task alone, and of no other; the real images of the batch make up the rest."""
+    make, batches = Continual._step, []
+
+    def watching(self, task):
+        inner, known = make(self, task), {image.numpy().tobytes() for image in self.tasks[task].images}
+
+        def step(images, y, *draws, operations):
+            real = [to_uint8(image).numpy().tobytes() in known for image in images]
+            batches.append((sum(real), len(real)))
+            assert set(y.tolist()) <= set(self.classes[task])
+            return inner(images, y, *draws, operations=operations)
+
+        return step
+
+    monkeypatch.setattr(Continual, "_step", watching)
+    results = run(continual, flags(tmp_path, method, "--distilled-share", str(share)))
+    assert len(batches) >= 15
+    for real, size in batches:
+        assert real == size - round(share * size)
+    if method == "dim":
+        assert results["images_generated"] > run(continual, flags(tmp_path / "without", method))["images_generated"]
+
+
 REACHES_BACK = ("joint", "oracle")  # by what they are
 
 
@@ -272,6 +299,8 @@ STOPS = {
     "beside a buffer": (11, 15),
     "retrain": (2, 5, 7, 9, 12, 14, 17),
     "kept": (4, 8),
+    "distilled": (4, 5, 6, 8, 12, 13, 15),
+    "condensed, distilled": (1, 2, 4, 9),
     "oracle": (14, 20),
 }
 

@@ -104,7 +104,12 @@ CASES = [
                            ["--width", "8"], ["--match-steps", "5"], ["--replay-images", "5"],
                            ["--distill-weight", "0.5"], ["--layout", "carried"])),
     *(("continual", [flag, *value], f"{flag} is of --method {owners}; found er")
-      for owners, flag, *value in (["dim, dgr and condensed", "--retrain"], ["dim and condensed", "--replay-loss", "er"])),
+      for owners, flag, *value in (["dim, dgr and condensed", "--retrain"], ["dim and condensed", "--replay-loss", "er"],
+      ["dim and condensed", "--distilled-share", "0.5"])),
+    *(("continual", ["--method", "dim", "--distilled-share", "0.5", *more], f"--distilled-share 0.5: expected {found}")
+      for more, found in ((["--retrain"], "what is distilled before a stream, found --retrain"),
+                          (["--layout", "carried"], "a generator for each task, found --layout carried"),
+                          (["--recipe-match", "energy", "--match-steps", "3"], "what is distilled before a stream, found --recipe"))),
     ("continual", ["--method", "condensed", "--buffer-size", "9", "--replay-loss", "er", "--retrain"],
      "--replay-loss er: --retrain learns from memory alone"),
     ("continual", ["--method", "dgr", "--replay-loss", "er"], "--replay-loss is of --method dim and condensed; dgr distils"),

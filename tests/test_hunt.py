@@ -186,6 +186,8 @@ CHOICES = {
         "--replay-balance": ["classes", "equal"],
         "--distill-weight": SHARES,
         "--replay-loss": ["er", "er-ace", "cls-er"],
+        "--distilled-share": SHARES,
+        "--condense-images": ["1", "2", "1000"],
         "--filter": ["0", "0.5", "1"],
         "--retrain": ON,
         "--retrain-steps": COUNTS,
