@@ -179,7 +179,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--distilled-share",
         type=probability,
-        default=0.0,
         help="dim, condensed: share of a task's images in each step that are distilled ones of its classes (default: 0)",
     )
     parser.add_argument("--distill-weight", type=probability, help="share of distillation in the replay loss (default: dim 0.5, dgr 1)")

@@ -63,7 +63,7 @@ def make_options(flags: Mapping[str, Any], tracks: Mapping[str, int]) -> Options
         "distill_weight": distill if given.distill_weight is None else given.distill_weight,
         "match_steps": (100 if ours else 0) if given.match_steps is None else given.match_steps,
     }
-    filled |= {"condensing": Condensing.of(flags)}
+    filled |= {"distilled_share": given.distilled_share or 0.0, "condensing": Condensing.of(flags)}
     return Options(**{field.name: flags[field.name] for field in fields(Options) if field.name not in filled} | filled)
 
 
