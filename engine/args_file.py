@@ -67,6 +67,8 @@ class ArgsFile:
 
     def _compare(self, found: dict, asked: dict) -> None:
         for name in {**found, **asked}:
+            if name not in found and not asked[name]:
+                continue  # a flag that the earlier version did not have, and that is off
             if found.get(name) != asked.get(name):
                 flag = "--" + name.replace("_", "-") if name in self.flags else f"the {name}"
                 raise UsageError(

@@ -77,3 +77,14 @@ def test_continual_keeps_the_results_of_stage_3(tmp_path, capsys):
     assert f"--tag test: {tmp_path / 'test' / 'results.json'} is of another run" in line
     assert (tmp_path / "test" / "results.json").read_text() == before
     assert sorted(path.name for path in (tmp_path / "test").iterdir()) == ["results.json"]
+
+
+def test_a_run_older_than_a_flag_goes_on_where_the_flag_is_off(tmp_path, capsys):
+    run(gen_condense, gan_flags(tmp_path, "--epochs", "1"))
+    path = tmp_path / "gan" / "args.json"
+    args = json.loads(path.read_text())
+    assert args["fixed"].pop("restat") == 0
+    path.write_text(json.dumps(args))
+    line = refused("gen_condense", gan_flags(tmp_path, "--epochs", "1", "--restat", "2"), capsys)
+    assert "holds a run with --restat None, found --restat 2" in line
+    run(gen_condense, gan_flags(tmp_path, "--epochs", "1"))
