@@ -20,6 +20,7 @@ esac
 METHODS=${METHODS:-finetune joint unlimited er der++ er-ace gdumb cls-er er_task er_webp er_jpeg er-ace_webp dgr dim oracle}
 COMMON=${COMMON:---pool convnet_w32 --epochs 1 --batch-size 32}
 GENERATOR=${GENERATOR:---gan resnet --gan-steps 600 --gan-batch-size 32 --class-tables all}
+ENERGY_CONDENSE=${ENERGY_CONDENSE:---condense-match dist --condense-lr 1 --condense-images 64}  # many condensed images
 CONDENSE=${CONDENSE:---condense-steps 300} REHEARSE=${REHEARSE:---rehearse-steps 300}
 ENERGY=${ENERGY:---recipe-match energy --match-steps 300 --gan resnet --gan-steps 300 --gan-batch-size 32}
 declare -A ROW=(  # of a row, with the rate that tune chose
@@ -39,6 +40,10 @@ declare -A ROW=(  # of a row, with the rate that tune chose
     [er-ace_jpeg50_r1500]="--method er-ace --codec jpeg --quality 50 --rehearse-steps 1500"  # five times the rehearsal of er-ace_jpeg50_r
     [condensed_jpeg50_r]="--method condensed --codec jpeg --quality 50 $CONDENSE $REHEARSE"
     [condensed-ace_jpeg50_r]="--method condensed --replay-loss er-ace --codec jpeg --quality 50 $CONDENSE $REHEARSE"
+    [condensed-dist_jpeg50_r]="--method condensed --codec jpeg --quality 50 $ENERGY_CONDENSE $CONDENSE $REHEARSE"
+    [condensed-dist-ace_jpeg50_r]="--method condensed --replay-loss er-ace --codec jpeg --quality 50 $ENERGY_CONDENSE $CONDENSE $REHEARSE"
+    [der++_jpeg50_r]="--method der++ --codec jpeg --quality 50 $REHEARSE"
+    [er-ace_jpeg50_r_3]="--method er-ace --codec jpeg --quality 50 --epochs 3 $REHEARSE"  # about as long as condensed-ace_jpeg50_r
     [dim_r]="--method dim --match-steps 0 $GENERATOR $REHEARSE" [dim_energy_r]="--method dim $ENERGY $REHEARSE"
     # networks from scratch on memory alone
     [condensed_retrain]="--method condensed $CONDENSE --retrain" [gdumb_webp]="--method gdumb --codec webp"
@@ -63,7 +68,7 @@ declare -A ROW=(  # of a row, with the rate that tune chose
 for NAME in $METHODS ${PARTS:-}; do
     [ -n "${ROW[$NAME]+known}" ] || { echo "METHODS or PARTS: found $NAME, expected some of ${!ROW[*]}" >&2; exit 2; }
 done
-declare -A RATE=([der++]=0.1 [er-ace]=0.1 [condensed-ace]=0.1 [cls-er]=0.1 [dgr]=0.1)  # others: 0.03
+declare -A RATE=([der++]=0.1 [er-ace]=0.1 [condensed-ace]=0.1 [condensed-dist-ace]=0.1 [cls-er]=0.1 [dgr]=0.1)  # others: 0.03
 
 CELLS=()  # of this call: BYTES|NAME|SEED|FLAGS
 cells() {  # NAME SEED FLAGS...: a cell at each of BYTES, or one for a method that has no budget
