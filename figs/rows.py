@@ -1,5 +1,6 @@
 """Rows of continual-learning runs: what runs that differ only in their seed come to, from their results.json alone."""
 
+import functools
 import json
 import math
 import re
@@ -104,9 +105,15 @@ def row_of(runs: list[dict]) -> dict:
     return row | {"acc": matrix("class-il"), "acc_task_il": matrix("task-il")}
 
 
+@functools.cache
+def default_flags() -> dict:
+    """The flags of continual.py where none is given."""
+    return vars(continual.parse_args([]))
+
+
 def settings_of(run: dict) -> dict:
     """The flags of a run in which the runs of a row agree, without those at their default, which an older run may lack."""
-    given, defaults = run["flags"], vars(continual.parse_args([]))
+    given, defaults = run["flags"], default_flags()
     settings = {name: value for name, value in given.items() if name not in OWN and value is not None and value != defaults.get(name)}
     if METHODS[run["method"]].memory == "generator":  # those older than --class-tables have tables of all classes
         tables = given.get("class_tables", "all")
