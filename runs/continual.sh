@@ -42,6 +42,9 @@ declare -A ROW=(  # of a row, with the rate that tune chose
     [condensed-ace_jpeg50_r]="--method condensed --replay-loss er-ace --codec jpeg --quality 50 $CONDENSE $REHEARSE"
     [condensed-dist_jpeg50_r]="--method condensed --codec jpeg --quality 50 $ENERGY_CONDENSE $CONDENSE $REHEARSE"
     [condensed-dist-ace_jpeg50_r]="--method condensed --replay-loss er-ace --codec jpeg --quality 50 $ENERGY_CONDENSE $CONDENSE $REHEARSE"
+    # the real images that condensing starts from, as many of each class and at the same time: a control
+    [condensed-start_jpeg50_r]="--method condensed --codec jpeg --quality 50 --condense-steps 1 --condense-lr 1e-9 $REHEARSE"
+    [condensed-start-ace_jpeg50_r]="--method condensed --replay-loss er-ace --codec jpeg --quality 50 --condense-steps 1 --condense-lr 1e-9 $REHEARSE"
     [der++_jpeg50_r]="--method der++ --codec jpeg --quality 50 $REHEARSE"
     [er-ace_jpeg50_r_3]="--method er-ace --codec jpeg --quality 50 --epochs 3 $REHEARSE"  # about as long as condensed-ace_jpeg50_r
     [dim_r]="--method dim --match-steps 0 $GENERATOR $REHEARSE" [dim_energy_r]="--method dim $ENERGY $REHEARSE"
@@ -68,7 +71,7 @@ declare -A ROW=(  # of a row, with the rate that tune chose
 for NAME in $METHODS ${PARTS:-}; do
     [ -n "${ROW[$NAME]+known}" ] || { echo "METHODS or PARTS: found $NAME, expected some of ${!ROW[*]}" >&2; exit 2; }
 done
-declare -A RATE=([der++]=0.1 [er-ace]=0.1 [condensed-ace]=0.1 [condensed-dist-ace]=0.1 [cls-er]=0.1 [dgr]=0.1)  # others: 0.03
+declare -A RATE=([der++]=0.1 [er-ace]=0.1 [condensed-ace]=0.1 [condensed-dist-ace]=0.1 [condensed-start-ace]=0.1 [cls-er]=0.1 [dgr]=0.1)  # others: 0.03
 
 CELLS=()  # of this call: BYTES|NAME|SEED|FLAGS
 cells() {  # NAME SEED FLAGS...: a cell at each of BYTES, or one for a method that has no budget
