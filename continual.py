@@ -126,7 +126,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--buffer-share", type=probability, default=0.0, help="dgr, dim: share of --memory-bytes for real images")
     # generator
     parser.add_argument(
-        "--gan", choices=GANS, default="dim", help="dim: the networks of DiM; resnet: residual networks with a projection discriminator"
+        "--gan", choices=GANS, default="resnet", help="dim: the networks of DiM; resnet: residual networks with a projection discriminator"
     )
     parser.add_argument("--width", type=positive_int, help="channels of both networks (default: as many as the budget allows)")
     parser.add_argument("--z-dim", type=positive_int, help="latent size (default 100, or twice the number of classes if more)")
@@ -154,7 +154,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--recipe-match", choices=MATCH_RECIPES, default="paper", help="energy: matching alone, as in pool_match.py; needs --match-steps"
     )
-    parser.add_argument("--match-steps", type=count, help="steps of stage 2 on a task (default: dim 100, dgr 0)")
+    parser.add_argument("--match-steps", type=count, help="steps of stage 2 on a task (default: 0)")
     parser.add_argument("--match-batch", type=count, default=32, help="images of each class in a step of --recipe-match energy")
     parser.add_argument("--teacher-weight", type=nonnegative, default=0.33, help="weight of the networks' cross-entropy in that recipe")
     parser.add_argument(
@@ -194,8 +194,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--retrain-steps", type=positive_int, help="steps of --retrain or gdumb (default: those of the stream up to the task)"
     )
+    parser.add_argument("--rehearse-steps", type=count, default=0, help="steps on memory alone with which a task ends")
     parser.add_argument(
-        "--rehearse-steps", type=count, default=0, help="steps on memory alone with which the networks go on at a task's end"
+        "--rehearse-decay", choices=("none", "linear"), help="learning rate of these steps: constant, or falling to 0 (default: none)"
     )
     # run
     parser.add_argument("--tag", default="continual", help="name of the folder under --results-dir")

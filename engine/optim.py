@@ -9,10 +9,10 @@ def fused(parameters: list[nn.Parameter]) -> dict[str, bool]:
     return {"fused": True} if parameters[0].is_cuda else {}
 
 
-def make_sgd(parameters: list[nn.Parameter], lr: float) -> torch.optim.SGD:
-    """SGD with momentum 0.9 and weight decay 5e-4. On CUDA the learning rate is on the device, where a CUDA graph reads it."""
+def make_sgd(parameters: list[nn.Parameter], lr: float, momentum: float = 0.9, weight_decay: float = 5e-4) -> torch.optim.SGD:
+    """SGD, by default with the settings of stage 3. On CUDA the learning rate is on the device, where a CUDA graph reads it."""
     rate = torch.tensor(lr, device=parameters[0].device) if parameters[0].is_cuda else lr
-    return torch.optim.SGD(parameters, lr=rate, momentum=0.9, weight_decay=5e-4, **fused(parameters))
+    return torch.optim.SGD(parameters, lr=rate, momentum=momentum, weight_decay=weight_decay, **fused(parameters))
 
 
 ADAM_BETAS = (0.0, 0.9)  # of GANs with a gradient penalty (arXiv:1704.00028)

@@ -115,9 +115,13 @@ def settings_of(run: dict) -> dict:
     """The flags of a run in which the runs of a row agree, without those at their default, which an older run may lack."""
     given, defaults = run["flags"], default_flags()
     settings = {name: value for name, value in given.items() if name not in OWN and value is not None and value != defaults.get(name)}
-    if METHODS[run["method"]].memory == "generator":  # those older than --class-tables have tables of all classes
+    if METHODS[run["method"]].memory != "generator":
+        settings.pop("gan", None)  # its default was another one
+    else:  # those older than --class-tables have tables of all classes, and those older than --distilled-share 100 steps of matching
         tables = given.get("class_tables", "all")
         settings["class_tables"] = tables_of(run["method"], given["layout"], tables, given["oracle"])
+        if given["match_steps"] is None and run["method"] == "dim" and "distilled_share" not in given:
+            settings["match_steps"] = 100
     return settings
 
 

@@ -59,8 +59,7 @@ class Continual:
         self.generator = TaskGenerator(self.plan, memory, self.replay, [learner.name for learner in learners], train_gan, train_match)
         self.condenser = TaskCondenser(self.plan, memory)
         self.own_images = OwnImages(self.plan, self.replay, self.generator, self.condenser)
-        self.finished = 0  # number of tasks that the memory holds
-        self.images_generated = 0
+        self.finished, self.images_generated = 0, 0  # finished: number of tasks that the memory holds
         self.clock = Clock([0.0] * len(learners), runtime)  # seconds of training each network
         self.acc: dict[str, dict[str, list[list[float]]]] = {}  # network -> setting -> rows of the matrix, first the untrained network's
 
@@ -115,14 +114,14 @@ class Continual:
         phases = {"gan": generator.gan_steps, "match": generator.match_steps, "condense": self.condenser.steps}
         return (phases | {"stream": self.stream_steps, "retrain": self.retrain_steps})[phase](task, done)
 
-    # the phases of the networks: each yields the losses of its steps, without the first `done`
-
     def stream_steps(self, task: int, done: int) -> Iterator[Losses]:
         """Train the networks on the images of the task, batch by batch, together with batches from memory.
 
         With --distilled-share a part of each batch is of the task's own distilled images.
         """
         distilled = self.own_images.of(task)
+        for learner in self.learners:
+            learner.set_rate(1.0)
         o, train, buffer = self.options, self.tasks[task], self.memory.buffer
         labels = train.labels.cpu()
         step, num_steps = self._step(task), -(-len(train) // o.batch_size)
@@ -161,6 +160,8 @@ class Continual:
             for index in order.split(o.batch_size):
                 at += 1
                 if at > done:
+                    for learner in self.learners:
+                        learner.set_rate(self.plan.rate_factor(at - 1))
                     losses = step(*train.batch(index), operations=self._operations("retrain", task, at))
                     losses.pop("logits")
                     self._update_averages(before + at)
@@ -168,8 +169,7 @@ class Continual:
 
     def _update_averages(self, step: int) -> None:
         for learner in self.learners:
-            if learner.averages:
-                learner.update_averages(step)
+            learner.update_averages(step)
 
     def _operations(self, *seed: int | str) -> tuple[str, ...]:
         return choose_operations(self.options.dsa_strategy, "dim", torch.Generator().manual_seed(derive_seed(self.seed, *seed)))

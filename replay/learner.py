@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from augment import Augmentation
 from data import DataInfo
+from engine.optim import make_sgd, set_rate
 from engine.runtime import Runtime
 from engine.seeds import derive_seed, seeded
 from models import Classifier, build_classifier
@@ -48,7 +49,7 @@ class Learner:
         self.number, self.name, self.info, self.seed, self.runtime = number, name, info, seed, runtime
         self.model = runtime.place(self._fresh("init")).train()
         self.decay = decay
-        self.optim = torch.optim.SGD(self.model.parameters(), lr=lr)
+        self.lr, self.optim = lr, make_sgd(list(self.model.parameters()), lr, momentum=0, weight_decay=0)
         self.averages = [frozen_copy(self.model) for _ in range(0 if decay is None else 2)]
         self.previous: Classifier | None = None
 
@@ -65,17 +66,23 @@ class Learner:
         """Reinitialise the network in place, with new random weights."""
         self.model.load_state_dict(self._fresh("retrain", task).state_dict())
 
+    def set_rate(self, factor: float) -> None:
+        """Learn at `factor` times the learning rate from now on."""
+        set_rate(self.optim, self.lr * factor)
+
     def remember(self) -> None:
         """Keep a frozen copy of the network as it is now in `previous`."""
         self.previous = frozen_copy(self.model)
 
     @torch.no_grad()
     def update_averages(self, step: int) -> None:
-        """Move the plastic and the stable copy towards the network, each with its own probability.
+        """Move the plastic and the stable copy, if there are any, towards the network, each with its own probability.
 
         Arani et al. 2022 (arXiv:2201.12604) and its code: the plastic copy is updated with probability 0.9, the stable one with 0.7. The
         decay at step t is at most 1 - 1 / (t + 1).
         """
+        if not self.averages:
+            return
         decay = min(1 - 1 / (step + 1), self.decay)
         draws = torch.rand(2, generator=torch.Generator().manual_seed(derive_seed(self.seed, "averages", step)))
         for average, draw, probability in zip(self.averages, draws.tolist(), (0.9, 0.7), strict=False):

@@ -32,6 +32,7 @@ class Options:
     retrain: bool
     retrain_steps: int | None
     rehearse_steps: int
+    rehearse_decay: str
     gan_steps: int
     gan_batch_size: int
     gan_lr: float
@@ -61,9 +62,13 @@ def make_options(flags: Mapping[str, Any], tracks: Mapping[str, int]) -> Options
         "epochs": given.epochs or tracks[given.track],
         "replay_batch_size": given.replay_batch_size or given.batch_size,
         "distill_weight": distill if given.distill_weight is None else given.distill_weight,
-        "match_steps": (100 if ours else 0) if given.match_steps is None else given.match_steps,
+        "match_steps": given.match_steps or 0,
     }
-    filled |= {"distilled_share": given.distilled_share or 0.0, "condensing": Condensing.of(flags)}
+    filled |= {
+        "rehearse_decay": given.rehearse_decay or "none",
+        "distilled_share": given.distilled_share or 0.0,
+        "condensing": Condensing.of(flags),
+    }
     return Options(**{field.name: flags[field.name] for field in fields(Options) if field.name not in filled} | filled)
 
 
@@ -79,8 +84,7 @@ def buffers(args: Namespace) -> bool:
 
 def matches(args: Namespace) -> bool:
     """Whether the generator is trained by matching."""
-    default = 100 if args.method == "dim" else 0
-    return generates(args) and (default if args.match_steps is None else args.match_steps) > 0
+    return generates(args) and bool(args.match_steps)
 
 
 # Flags of continual.py that depend on others; those that are refused are in check_flags.
@@ -105,6 +109,7 @@ EFFECTS = (
     Effect(("match_batch", "teacher_weight"), lambda args: args.recipe_match == "energy", "without --recipe-match energy"),
     Effect(("match", "match_weight", "pool_steps"), lambda args: args.recipe_match == "paper", "with --recipe-match energy, which sets it"),
     Effect(("gan_lr", "gan_lr_d", "gp_weight", "ema"), lambda args: args.gan_steps, "without a GAN, with --gan-steps 0"),
+    Effect(("rehearse_decay",), lambda args: args.rehearse_steps, "without --rehearse-steps"),
     Effect(("quality",), lambda args: args.codec == "jpeg", "without --codec jpeg"),
     Effect(("offer",), buffers, "without a buffer of real images"),
     Effect(

@@ -45,6 +45,11 @@ class Plan:
         }
         return {**generator, **networks} if o.recipe_match == "paper" else {name: (generator | networks)[name] for name in TAUGHT}
 
+    def rate_factor(self, done: int) -> float:
+        """Factor of the learning rate after `done` steps on memory alone: of rehearsal it may fall, linearly to 0."""
+        decays = self.options.rehearse_decay == "linear" and not (self.method.retrains or self.options.retrain)
+        return 1 - done / self.options.rehearse_steps if decays else 1.0
+
     def seen(self, task: int) -> list[int]:
         """The classes of the tasks up to this one."""
         return [label for labels in self.classes[: task + 1] for label in labels]

@@ -69,6 +69,7 @@ declare -A ROW=(  # of a row, with the rate that tune chose
     [dim_pair]="--method dim --match-steps 0 $GENERATOR --gan dim"
 )
 for NAME in $METHODS ${PARTS:-}; do
+    [[ $NAME == *_rd && -n "${ROW[${NAME%d}]+known}" ]] && ROW[$NAME]="${ROW[${NAME%d}]} --rehearse-decay linear"  # _rd: at a rate that falls to 0
     [ -n "${ROW[$NAME]+known}" ] || { echo "METHODS or PARTS: found $NAME, expected some of ${!ROW[*]}" >&2; exit 2; }
 done
 declare -A RATE=([der++]=0.1 [er-ace]=0.1 [condensed-ace]=0.1 [condensed-dist-ace]=0.1 [condensed-start-ace]=0.1 [cls-er]=0.1 [dgr]=0.1)  # others: 0.03

@@ -46,7 +46,7 @@ def validate_flags(results: Path, *extra: str) -> list[str]:
     return [*flags.split(), *PRECISION, *extra]
 
 
-GENERATES = "--width 4 --gan-steps 3 --match-steps 2 --replay-images 12 --gan-batch-size 16 --restat 2".split()
+GENERATES = "--gan dim --width 4 --gan-steps 3 --match-steps 2 --replay-images 12 --gan-batch-size 16 --restat 2".split()
 
 
 CONDENSES = "--condense-steps 3 --condense-batch 4".split()

@@ -44,7 +44,7 @@ VARIANTS = {
     "oracle": ("dim", "--oracle"),
     "as er-ace": ("dim", "--replay-loss", "er-ace"),
     "as cls-er": ("dim", "--replay-loss", "cls-er", "--rehearse-steps", "3", "--class-tables", "all"),
-    "at the end": ("der++", "--offer", "task", "--rehearse-steps", "4"),
+    "at the end": ("der++", "--offer", "task", "--rehearse-steps", "4", "--rehearse-decay", "linear"),
     "jpeg": ("der++", "--codec", "jpeg", "--dsa-strategy", "crop_flip"),
     "condensed in jpeg": ("condensed", "--buffer-size", "40", "--codec", "jpeg", "--condense-init", "noise", "--condense-match", "dist"),
     "condensed, as cls-er": ("condensed", "--replay-loss", "cls-er", "--rehearse-steps", "3"),
@@ -187,6 +187,23 @@ def test_rehearsal_learns_from_memory_after_the_stream(method, tmp_path):
     for part in ("model", *(["averages"] if method == "cls-er" else [])):
         of = [state["learners"]["convnet_w32"][part] for state in (plain, rehearsed)]
         assert digest(of[0]) != digest(of[1])
+
+
+def test_the_rate_of_rehearsal_falls_to_zero_and_that_of_the_stream_does_not(tmp_path, monkeypatch):
+    rates, update = [], torch.optim.SGD.step
+
+    def watching(self, *args, **kwargs):
+        rates.append(float(self.param_groups[0]["lr"]))
+        return update(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", watching)
+    rehearsal = ["--num-tasks", "2", "--lr", "0.1", "--rehearse-steps", "4"]
+    run(continual, flags(tmp_path, "er", *rehearsal, "--rehearse-decay", "linear"))
+    stream = len(rates) // 2 - 4
+    assert rates == pytest.approx(2 * [*stream * [0.1], 0.1, 0.075, 0.05, 0.025])
+    rates.clear()
+    run(continual, flags(tmp_path / "constant", "er", *rehearsal))
+    assert set(rates) == {0.1}
 
 
 def test_images_are_counted(finished):

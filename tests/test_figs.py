@@ -30,6 +30,7 @@ def runs(tmp_path_factory) -> Path:
     found = json.loads(older.read_text())
     assert found["flags"].pop("replay_loss") is None
     assert found["flags"].pop("rehearse_steps") == 0
+    found["flags"]["gan"] = "dim"  # the default of that time
     older.write_text(json.dumps(found))
     shutil.copytree(results / "digits_20000_er_0", results / "digits_20000_half_0")
     half = results / "digits_20000_half_0" / "results.json"
@@ -42,6 +43,16 @@ def test_a_generator_with_tables_of_all_classes_has_a_row_of_its_own(runs):
     older = new | {"seed": 1, "flags": {name: value for name, value in new["flags"].items() if name != "class_tables"}}
     of_all = older | {"seed": 2, "flags": older["flags"] | {"class_tables": "all"}}
     assert [row["seeds"] for row in rows_of([new, older, of_all])] == [[0], [1, 2]]
+
+
+def test_an_older_generator_was_matched_for_100_steps_by_default(runs):
+    (new,) = read_runs([str(runs / "digits_20000_dim_0")])
+    flags = {name: value for name, value in new["flags"].items() if name != "distilled_share"}
+    older, asked, without = (
+        new | {"seed": seed, "folder": Path(f"dim_{seed}"), "flags": of | {"match_steps": steps}}
+        for seed, (of, steps) in enumerate([(flags, None), (new["flags"], 100), (new["flags"], None)])
+    )
+    assert [row["seeds"] for row in rows_of([older, asked, without])] == [[0, 1], [2]]
 
 
 def test_rows_tables_and_figures(runs, tmp_path, capsys):

@@ -15,6 +15,7 @@ from utils import Parser
 
 # A flag that means the same in two scripts, with a reason for another default.
 OWN_DEFAULTS = {
+    "gan": "DiM's pair in stage 1, the residual one as a memory, where it buys more width for its bytes",
     "tag": "gan, match, test: a command without one is complete",
     "data": "stages 2 and 3 take it from the checkpoint",
     "epochs": "150 in stage 1, 100 in stage 2",

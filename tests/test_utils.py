@@ -93,7 +93,7 @@ def test_flags_of_effects_are_declared(script, effects):
         ("validate", "--quality 50", "--quality: no effect without --match-bytes"),
         ("continual", "--method er --alpha 1", "--alpha: no effect without --method der++"),
         ("continual", "--method er --gan-steps 5 --storage fp16", "--storage, --gan-steps: no effect without a generator"),
-        ("continual", "--method dim --match-steps 0 --pool-lr 1", "--pool-lr: no effect where nothing is matched"),
+        ("continual", "--method dim --pool-lr 1", "--pool-lr: no effect where nothing is matched"),
         ("continual", "--method dgr --match logit", "--match: no effect where nothing is matched"),
         ("continual", "--method dim --replay-loss cls-er --consistency 1", ""),
         ("continual", "--method gdumb --offer step", "--offer: no effect with gdumb"),
