@@ -123,6 +123,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default="step",
         help="when the buffer takes images: at each step of the first pass, or at the end of a task",
     )
+    parser.add_argument("--fill-real", action="store_true", help="condensed: real images fill the room that later tasks will need")
     parser.add_argument("--buffer-share", type=probability, default=0.0, help="dgr, dim: share of --memory-bytes for real images")
     # generator
     parser.add_argument(
@@ -146,9 +147,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--restat", type=count, default=20, help="batches for estimating BatchNorm's statistics at the end of a task; 0 = off"
     )
-    parser.add_argument(
-        "--keep-discriminator", action="store_true", help="keep the discriminator and both optimisers between tasks; they count as memory"
-    )
+    parser.add_argument("--keep-discriminator", action="store_true", help="keep discriminator and optimisers, too; they count as memory")
     parser.add_argument("--oracle", action="store_true", help="control: train the generator on all tasks before the first task")
     # stage 2
     parser.add_argument(
@@ -191,9 +190,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--filter", type=probability, default=0.0, help="redraw an image if the last networks give its class less than this probability"
     )
     parser.add_argument("--retrain", action="store_true", help="train networks from scratch on memory alone at each task's end")
-    parser.add_argument(
-        "--retrain-steps", type=positive_int, help="steps of --retrain or gdumb (default: those of the stream up to the task)"
-    )
+    parser.add_argument("--retrain-steps", type=positive_int, help="steps of --retrain or gdumb (default: those of all streams so far)")
     parser.add_argument("--rehearse-steps", type=count, default=0, help="steps on memory alone with which a task ends")
     parser.add_argument(
         "--rehearse-decay", choices=("none", "linear"), help="learning rate of these steps: constant, or falling to 0 (default: none)"
@@ -244,6 +241,7 @@ def main(args: argparse.Namespace) -> dict:
         max_bytes=args.memory_bytes,
         buffer_size=args.buffer_size,
         buffer_share=args.buffer_share,
+        fill_real=args.fill_real,
         codec=args.codec,
         quality=args.quality,
         gan=args.gan,

@@ -110,6 +110,17 @@ class Buffer:
             else:
                 tensor[places] = fresh
 
+    def resize(self, max_bytes: int | None = None, max_images: int | None = None) -> None:
+        """Give the buffer a smaller budget, in bytes or in images; images leave until it fits."""
+        self.max_bytes, self.max_images = max_bytes, max_images
+        kept = np.flatnonzero(self._fits(self.keys, self.groups, self.sizes))
+        if len(kept) == len(self):
+            return
+        self.keys, self.groups, self.sizes = self.keys[kept], self.groups[kept], self.sizes[kept]
+        self.codes = [self.codes[place] for place in kept] if self.codec is not None else []
+        places = to_device(torch.from_numpy(kept), self.device)
+        self.images, self.labels, self.logits = self.images[places], self.labels[places], self.logits[places]
+
     def draw(self, n: int) -> Draw:
         """Draw n different images, or all if there are fewer, with random numbers of the device."""
         index = torch.randperm(len(self), device=self.device)[:n]

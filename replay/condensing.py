@@ -35,9 +35,9 @@ class TaskCondenser:
         return found if lossy is None else ImageSet(lossy(found.images), found.labels)
 
     def keep(self) -> None:
-        """Put the condensed images into the buffer, in the place of the real ones, and end their training."""
+        """Put the condensed images into the buffer, and end their training."""
         images = self.condensed.contents()
-        self.memory.buffer.offer(images.images, images.labels.cpu())
+        self.memory.buffer.keep(images.images, images.labels.cpu())
         self.condensed = None
 
     def state_dict(self) -> dict:

@@ -79,14 +79,14 @@ class Continual:
         self.generator.keep(task)
         if self.method.condenses:
             self.condenser.keep()
-        elif self.memory.buffer is not None and (self.options.offer == "task" or not self.plan.lengths(task)["stream"]):
+        if self.memory.buffer is not None and (self.options.offer == "task" or not self.plan.lengths(task)["stream"]):
             offered = (self.tasks[task].images, self.tasks[task].labels.cpu())
             for images, labels in zip(*(tensor.split(1000) for tensor in offered), strict=True):
                 self.memory.buffer.offer(images, labels, self._logits(images) if self.method.keeps_logits else None)
         for learner in self.learners:
             learner.previous = None  # it may live within one task only, since the memory does not count it
         self.memory.check()
-        if self.method.condenses and len(missing := set(self.classes[task]) - set(self.memory.buffer.labels.tolist())):
+        if self.method.condenses and len(missing := set(self.classes[task]) - set(self.memory.buffer.condensed.labels.tolist())):
             raise UsageError(
                 f"--memory-bytes {self.memory.max_bytes}: no condensed image of class {min(missing)} fits, expected more bytes"
             )
@@ -138,7 +138,7 @@ class Continual:
             losses = step(*batch, *itertools.chain(*filter(None, draws)), operations=self._operations("stream", task, i))
             logits = losses.pop("logits")
             self._update_averages(before + i + 1)
-            if buffer is not None and o.offer == "step" and epoch == 0 and not self.method.condenses:
+            if buffer is not None and o.offer == "step" and epoch == 0:
                 # once: a sample of images, not of their visits
                 buffer.offer(train.images[index], labels[chosen], logits if self.method.keeps_logits else None)
             yield losses

@@ -12,6 +12,7 @@ from engine.tensors import to_host
 from models import GANS, build_gan, build_generator, decode
 from models.deploy import ByClass, OwnClasses
 from replay.buffer import Buffer
+from replay.condensed_buffer import CondensedBuffer
 from replay.learner import Learner
 from replay.methods import Method
 from scoring.storage import encode, num_bytes
@@ -92,7 +93,7 @@ class Memory:
     max_bytes: budget of all parts; None = no limit. copies: size in bytes of the averaged networks.
     """
 
-    def __init__(self, max_bytes: int | None, buffer: Buffer | None, generators: GeneratorMemory | None, copies: int = 0):
+    def __init__(self, max_bytes: int | None, buffer: Buffer | CondensedBuffer | None, generators: GeneratorMemory | None, copies: int = 0):
         self.max_bytes, self.buffer, self.generators, self.copies = max_bytes, buffer, generators, copies
 
     def describe(self) -> str:
@@ -103,7 +104,9 @@ class Memory:
             parts.append(f"{layout} generators of width {width} in {storage}")
         if self.buffer is not None:
             limit = "" if self.buffer.max_images is None else f"at most {self.buffer.max_images:,} "
-            parts.append(f"a buffer of {limit}{'condensed' if self.buffer.planned else 'real'} images")
+            kind = "condensed" if self.buffer.planned else "real"
+            kind += " and real" if self.buffer.planned and self.buffer.filler is not None else ""
+            parts.append(f"a buffer of {limit}{kind} images")
         budget = f"; at most {self.max_bytes:,} bytes" if self.max_bytes else ""
         return f"memory: {', '.join(parts) or 'none'}{budget}"
 
@@ -204,6 +207,7 @@ def make_memory(
     max_bytes: int | None,
     buffer_size: int | None,
     buffer_share: float,
+    fill_real: bool,
     codec: str,
     quality: int,
     gan: str,
@@ -218,9 +222,9 @@ def make_memory(
 ) -> Memory:
     """Make the memory of the method called `name`, with its parts sized to max_bytes. Raises UsageError if one does not fit.
 
-    buffer_share: share of the bytes for real images beside a generator. width: channels of the generators; None = as many as fit into the
-    budget, or the default of `gan` if there is no budget. tables: of which classes a generator for one task has tables, one of TABLES.
-    classes: those of each task.
+    buffer_share: share of the bytes for real images beside a generator. fill_real: see CondensedBuffer. width: channels of the generators;
+    None = as many as fit into the budget, or the default of `gan` if there is no budget. tables: of which classes a generator for one task
+    has tables, one of TABLES. classes: those of each task.
     """
     copies = sum(num_bytes(average) for learner in learners for average in learner.averages)
     left = max_bytes and max_bytes - copies
@@ -252,19 +256,21 @@ def make_memory(
                 raise UsageError(f"--width {width}: its generators take {size(width)} bytes, expected at most {room}")
             generators = GeneratorMemory(config | {"width": width}, storage, layout, info.num_classes)
         if method.memory == "buffer" or buffer_share or buffer_size:
+            sized = {"max_bytes": left and (int(left * buffer_share) if generators else left), "max_images": buffer_size}
+            sized |= {"codec": codec, "quality": quality}
             buffer = Buffer(
                 info,
                 device,
-                max_bytes=left and (int(left * buffer_share) if generators else left),
-                max_images=buffer_size,
+                **sized,
                 balanced=method.balanced,
                 classes=[label for labels in classes for label in labels],
                 planned=method.condenses,
-                codec=codec,
-                quality=quality,
                 networks=len(learners) if method.keeps_logits else 0,
                 seed=derive_seed(seed, "buffer"),
             )
+            if method.condenses:
+                filler = Buffer(info, device, **sized, seed=derive_seed(seed, "filler")) if fill_real else None
+                buffer = CondensedBuffer(buffer, filler)
     except UsageError as error:
         raise UsageError(f"--memory-bytes {max_bytes}: {error}" if max_bytes else str(error)) from None
     return Memory(max_bytes, buffer, generators, copies)

@@ -184,6 +184,8 @@ def check_flags(flags: Mapping[str, Any], method: Method) -> None:
         raise UsageError("--replay-loss is of --method dim and condensed; dgr distils")
     elif given.track == "online":
         raise UsageError(f"--track online: --method {given.method} goes over a task's images several times, expected --track offline")
+    if given.fill_real and not method.condenses:
+        raise UsageError(f"--fill-real is of --method condensed; found {given.method}")
     if method.condenses and given.track == "online":
         raise UsageError("--track online: --method condensed goes over a task's images several times, expected --track offline")
     if method.condenses and given.offer == "task":

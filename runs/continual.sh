@@ -42,6 +42,11 @@ declare -A ROW=(  # of a row, with the rate that tune chose
     [condensed-ace_jpeg50_r]="--method condensed --replay-loss er-ace --codec jpeg --quality 50 $CONDENSE $REHEARSE"
     [condensed-dist_jpeg50_r]="--method condensed --codec jpeg --quality 50 $ENERGY_CONDENSE $CONDENSE $REHEARSE"
     [condensed-dist-ace_jpeg50_r]="--method condensed --replay-loss er-ace --codec jpeg --quality 50 $ENERGY_CONDENSE $CONDENSE $REHEARSE"
+    # -fill: real images in the room that later tasks will need
+    [condensed-fill_jpeg50_r]="--method condensed --fill-real --codec jpeg --quality 50 $CONDENSE $REHEARSE"
+    [condensed-fill-ace_jpeg50_r]="--method condensed --fill-real --replay-loss er-ace --codec jpeg --quality 50 $CONDENSE $REHEARSE"
+    [condensed-dist-fill_jpeg50_r]="--method condensed --fill-real --codec jpeg --quality 50 $ENERGY_CONDENSE $CONDENSE $REHEARSE"
+    [condensed-dist-fill-ace_jpeg50_r]="--method condensed --fill-real --replay-loss er-ace --codec jpeg --quality 50 $ENERGY_CONDENSE $CONDENSE $REHEARSE"
     # the real images that condensing starts from, as many of each class and at the same time: a control
     [condensed-start_jpeg50_r]="--method condensed --codec jpeg --quality 50 --condense-steps 1 --condense-lr 1e-9 $REHEARSE"
     [condensed-start-ace_jpeg50_r]="--method condensed --replay-loss er-ace --codec jpeg --quality 50 --condense-steps 1 --condense-lr 1e-9 $REHEARSE"
@@ -72,7 +77,7 @@ for NAME in $METHODS ${PARTS:-}; do
     [[ $NAME == *_rd && -n "${ROW[${NAME%d}]+known}" ]] && ROW[$NAME]="${ROW[${NAME%d}]} --rehearse-decay linear"  # _rd: at a rate that falls to 0
     [ -n "${ROW[$NAME]+known}" ] || { echo "METHODS or PARTS: found $NAME, expected some of ${!ROW[*]}" >&2; exit 2; }
 done
-declare -A RATE=([der++]=0.1 [er-ace]=0.1 [condensed-ace]=0.1 [condensed-dist-ace]=0.1 [condensed-start-ace]=0.1 [cls-er]=0.1 [dgr]=0.1)  # others: 0.03
+declare -A RATE=([der++]=0.1 [er-ace]=0.1 [condensed-ace]=0.1 [condensed-dist-ace]=0.1 [condensed-start-ace]=0.1 [condensed-fill-ace]=0.1 [condensed-dist-fill-ace]=0.1 [cls-er]=0.1 [dgr]=0.1)  # others: 0.03
 
 CELLS=()  # of this call: BYTES|NAME|SEED|FLAGS
 cells() {  # NAME SEED FLAGS...: a cell at each of BYTES, or one for a method that has no budget

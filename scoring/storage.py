@@ -159,7 +159,7 @@ def decode_images(codec: Codec, codes: list[bytes], info: DataInfo) -> Tensor:
     """Decode what encode_images returned to uint8 images (B, C, H, W) on the CPU: exact, unless the codec is lossy (JPEG)."""
     shape = (len(codes), info.image_size, info.image_size, info.channels)
     arrays = np.stack([codec.decode(code) for code in codes]) if codes else np.empty(0, np.uint8)
-    return torch.from_numpy(arrays.reshape(shape)).permute(0, 3, 1, 2).contiguous()
+    return torch.from_numpy(arrays.reshape(shape)).permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format)
 
 
 def roundtrip(name: str, codec: Codec | None, info: DataInfo) -> Callable[[Tensor], Tensor] | None:
