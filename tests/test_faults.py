@@ -112,6 +112,7 @@ CASES = [
                           (["--recipe-match", "energy", "--match-steps", "3"], "what is distilled before a stream, found --recipe"))),
     ("continual", ["--method", "condensed", "--buffer-size", "9", "--replay-loss", "er", "--retrain"],
      "--replay-loss er: --retrain learns from memory alone"),
+    ("continual", ["--method", "er", "--buffer-size", "9", "--fill-real"], "--fill-real is of --method condensed; found er"),
     ("continual", ["--method", "dgr", "--replay-loss", "er"], "--replay-loss is of --method dim and condensed; dgr distils"),
     ("continual", ["--method", "dim", "--replay-loss", "er", "--retrain"], "--replay-loss er: --retrain learns from memory alone"),
     *(("continual", ["--method", "dim", "--replay-loss", "er", *more], f"{' '.join(more)} weighs the loss that --replay-loss er replaces")
