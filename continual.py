@@ -123,7 +123,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default="step",
         help="when the buffer takes images: at each step of the first pass, or at the end of a task",
     )
-    parser.add_argument("--fill-real", action="store_true", help="condensed: real images fill the room that later tasks will need")
+    parser.add_argument(
+        "--fill-real", action="store_true", help="condensed: real images fill the room that is not taken by condensed ones yet"
+    )
     parser.add_argument("--buffer-share", type=probability, default=0.0, help="dgr, dim: share of --memory-bytes for real images")
     # generator
     parser.add_argument(
@@ -178,7 +180,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--distilled-share",
         type=probability,
-        help="dim, condensed: share of a task's images in each step that are distilled ones of its classes (default: 0)",
+        help="dim, condensed: share of a task's images in each step that are distilled ones of its classes, in whole images (default: 0)",
     )
     parser.add_argument("--distill-weight", type=probability, help="share of distillation in the replay loss (default: dim 0.5, dgr 1)")
     parser.add_argument(

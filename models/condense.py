@@ -51,6 +51,8 @@ class Condensing:
         """Make the settings of the flags below; those not given have their defaults. Raises UsageError for an unknown network."""
         given = {field.name: flags.get(f"condense_{field.name}") for field in fields(cls)}
         match = given["match"] or "mean"
+        if given["batch"] == 1 and match != "grad":
+            raise UsageError(f"--condense-batch 1: --condense-match {match} needs two or more real images of each class, found 1")
         numbers = {"steps": 1000, "lr": RATES[match], "batch": 64, "images": None}
         defaults = {"match": match, **numbers, "network": "convnet_w32", "init": "real"}
         filled = {name: defaults[name] if value is None else value for name, value in given.items()}
@@ -69,7 +71,9 @@ def add_condense_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--condense-lr", type=positive, help=f"condensed: learning rate of the pixels (default: {rates})")
     parser.add_argument("--condense-batch", type=positive_int, help="condensed: real images of each class in a step (default: 64)")
     parser.add_argument("--condense-network", help="condensed: kind of the untrained networks (default: convnet_w32)")
-    parser.add_argument("--condense-images", type=positive_int, help="condensed: condensed images of each class in a step (default: all)")
+    parser.add_argument(
+        "--condense-images", type=positive_int, help="condensed: condensed images of each class in a step, drawn anew (default: all)"
+    )
     parser.add_argument("--condense-init", choices=INITS, help="condensed: what the pixels start from (default: real)")
 
 
@@ -104,7 +108,8 @@ class Condensed:
         self.classes, counts = train.labels.unique(return_counts=True)  # (K,)
         batch, cosine = min(how.batch, int(counts.min())), "cos" if how.match == "grad" else None  # DC's distance (arXiv:2006.05929)
         if batch == 1 and how.match != "grad":
-            raise UsageError(f"--condense-match {how.match}: expected two or more real images of each class in a step, found 1")
+            label = int(self.classes[counts.argmin()])
+            raise UsageError(f"--condense-match {how.match}: class {label} has 1 training image, expected two or more")
         self.matching = Matching(how.match, 1.0, STRATEGY, "dc", cosine, fc=True, batch=batch, last=how.match == "mean")
         self.row_of = torch.zeros(info.num_classes, dtype=torch.long, device=runtime.device)  # label -> row in pixels
         self.row_of[self.classes] = torch.arange(len(self.classes), device=runtime.device)

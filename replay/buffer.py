@@ -65,7 +65,7 @@ class Buffer:
             least = int(self._sizes(empty)[0]) + (self.codec.shared if self.codec else 0)
             wanted, least = ("one of each class", least * len(self.classes)) if balanced else ("one", least)
             if least > max_bytes:
-                raise UsageError(f"{max_bytes} bytes are left for real images, expected room for {wanted}, {least} bytes or more")
+                raise UsageError(f"{max_bytes} bytes are left for images, expected room for {wanted}, {least} bytes or more")
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -131,16 +131,19 @@ class Buffer:
         return ImageSet(self.images, self.labels)
 
     def room_for_class(self, images: ImageSet, sample: int = 200) -> int:
-        """The number of images that fit into the share of one class, at the mean size of `images`; at least one.
+        """The number of images that fit into the share of one class, at the mean size of `images`.
 
-        sample: largest number of images whose size is looked at. Only with `planned`.
+        sample: largest number of images whose size is looked at. Only with `planned`. Raises UsageError if not one fits.
         """
         if self.max_images is not None:
             return self.max_images // len(self.classes)
         some = images.images[:: -(-len(images) // sample)]
         sizes = self._sizes(encode_images(self.codec, some) if self.codec else [None])
         share = (self.max_bytes - (self.codec.shared if self.codec else 0)) // len(self.classes)
-        return max(1, int(share // sizes.mean()))
+        if share < sizes.mean():
+            found = f"--memory-bytes {self.max_bytes}: the share of a class is {share} bytes"
+            raise UsageError(f"{found}, expected room for an image, about {sizes.mean():.0f}")
+        return int(share // sizes.mean())
 
     def num_bytes(self) -> dict[str, int]:
         """Return the bytes kept, by kind: images, labels and logits."""

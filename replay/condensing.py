@@ -11,11 +11,17 @@ from replay.plan import Plan
 
 
 class TaskCondenser:
-    """The condensed images of a task in training, as many of each class as fit into its share of the buffer."""
+    """The condensed images of a task in training, as many of each class as fit into its share of the buffer.
+
+    Raises UsageError if an image of a task is larger than the share.
+    """
 
     def __init__(self, plan: Plan, memory: Memory):
         self.plan, self.memory = plan, memory
         self.condensed: Condensed | None = None
+        if plan.method.condenses:  # refused before anything is trained
+            for train in plan.tasks:
+                memory.buffer.room_for_class(train)
 
     def _new(self, task: int) -> Condensed:
         train, plan = self.plan.tasks[task], self.plan

@@ -88,7 +88,7 @@ class Continual:
         self.memory.check()
         if self.method.condenses and len(missing := set(self.classes[task]) - set(self.memory.buffer.condensed.labels.tolist())):
             raise UsageError(
-                f"--memory-bytes {self.memory.max_bytes}: no condensed image of class {min(missing)} fits, expected more bytes"
+                f"--memory-bytes {self.memory.max_bytes}: no condensed image of class {min(missing)} fits, expected more in another --tag"
             )
         if self.memory.buffer is not None and not self.memory.buffer:
             raise UsageError(f"--memory-bytes {self.memory.max_bytes}: no image of task {task + 1} fits into the buffer")

@@ -198,11 +198,14 @@ def check_flags(flags: Mapping[str, Any], method: Method) -> None:
     if given.replay_loss and given.retrain:
         raise UsageError(f"--replay-loss {given.replay_loss}: --retrain learns from memory alone, nothing is replayed beside a task")
     if given.distilled_share:
+        if given.method == "dgr":
+            raise UsageError(f"--distilled-share {given.distilled_share} is of --method dim and condensed; found dgr")
         found = "--retrain" if given.retrain else f"--recipe-match {given.recipe_match}" if given.recipe_match != "paper" else ""
         if found:
             raise UsageError(f"--distilled-share {given.distilled_share}: expected what is distilled before a stream, found {found}")
         if method.memory == "generator" and layout == "carried":
-            raise UsageError(f"--distilled-share {given.distilled_share}: expected a generator for each task, found --layout carried")
+            found = "--oracle" if given.oracle else "--layout carried"
+            raise UsageError(f"--distilled-share {given.distilled_share}: expected a generator for each task, found {found}")
     if given.replay_loss and (given.distill_weight or given.replay_balance != "classes"):
         found = f"--distill-weight {given.distill_weight}" if given.distill_weight else f"--replay-balance {given.replay_balance}"
         raise UsageError(f"{found} weighs the loss that --replay-loss {given.replay_loss} replaces, expected one of the two")

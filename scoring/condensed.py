@@ -41,7 +41,9 @@ class CondensedSets:
         """The set of `ipc` images a class, uint8, as they were optimised."""
         if ipc not in self.made:
             seen = [self.codec, self.quality] if self.codec in LOSSY else []  # by the images while they are optimised
-            how = {name: value for name, value in asdict(self.how).items() if value is not None}
+            how = asdict(self.how)
+            if how["images"] is None or how["images"] >= ipc:
+                del how["images"]  # all of them
             about = json.dumps([how, ipc, self.seed, self.trained, self.runtime.amp, *seen])
             path = self.folder / f"ipc{ipc}_{short_hash(about)}.pt"
             self.runtime.on_main(lambda: None if path.exists() else self._make(ipc, path))

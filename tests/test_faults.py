@@ -134,7 +134,7 @@ CASES = [
     ("continual", [*DIM, "900000", "--buffer-size", "5"], "--buffer-size 5: expected --memory-bytes or --buffer-size, and not both"),
     ("continual", [*DIM, "9000"], "--memory-bytes 9000: --width 4: its generators take"),
     ("continual", ["--method", "dim", "--memory-bytes", "900"], "--memory-bytes 900: 900 bytes are left for generators, expected at least"),
-    ("continual", ["--method", "er", "--memory-bytes", "700"], "--memory-bytes 700: 700 bytes are left for real images"),
+    ("continual", ["--method", "er", "--memory-bytes", "700"], "--memory-bytes 700: 700 bytes are left for images"),
     ("continual", ["--method", "cls-er", "--memory-bytes", "9000"], "--memory-bytes 9000: the averaged copies of cls-er take"),
     ("continual", ["--retrain-steps", "4"], "--retrain-steps 4 is of --method gdumb and --retrain, found neither"),
     ("continual", ["--method", "dim", "--keep-discriminator"], "--keep-discriminator is for a generator that is carried on"),

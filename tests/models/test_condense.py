@@ -68,8 +68,12 @@ def test_one_image_of_a_class_is_condensed_and_one_real_image_is_no_distribution
     if match == "grad":
         assert torch.isfinite(advance(make(digits, match, batch=1), 0, 2).pixels).all()
     else:
-        with pytest.raises(UsageError, match=f"--condense-match {match}: expected two or more real images of each class in a step"):
-            make(digits, match, batch=1)
+        _, train = digits
+        of_zero, others = torch.where(train.labels == 0)[0], torch.where(train.labels > 0)[0]
+        with pytest.raises(UsageError, match=f"--condense-match {match}: class 0 has 1 training image, expected two or more"):
+            make(digits, match, train=train[torch.cat([of_zero[:1], others])])
+        with pytest.raises(UsageError, match=f"--condense-batch 1: --condense-match {match} needs two or more real images"):
+            Condensing.of({"condense_match": match, "condense_batch": 1})
 
 
 @pytest.mark.parametrize("match", ANY_NUMBER)

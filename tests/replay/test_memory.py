@@ -153,7 +153,7 @@ def test_a_share_below_one_image_leaves_a_buffer_of_some_classes(digits):
 
 @pytest.mark.parametrize(("codec", "budget"), [("raw", 784), ("png", 60), ("webp", 20), ("jpeg", 600)])
 def test_a_budget_without_room_for_an_image_is_refused(codec, budget):
-    with pytest.raises(UsageError, match=rf"{budget} bytes are left for real images, expected room for one, \d+ bytes or more"):
+    with pytest.raises(UsageError, match=rf"{budget} bytes are left for images, expected room for one, \d+ bytes or more"):
         Buffer(INFO, CPU, max_bytes=budget, codec=codec)
     with pytest.raises(UsageError, match="expected room for one of each class, 7850 bytes or more"):
         Buffer(INFO, CPU, max_bytes=7849, balanced=True)
