@@ -157,7 +157,7 @@ def test_condensed_images_hold_the_budget_with_their_codec(codec, tmp_path):
     ("budget", "line"),
     [
         (8000, r"no condensed image of class \d fits, expected more in another --tag"),  # those from noise grow
-        (3000, r"the share of a class is \d+ bytes, expected room for an image, about \d+"),
+        (6600, r"the share of a class is \d+ bytes, expected room for an image, about \d+"),
     ],
 )
 def test_a_class_without_a_condensed_image_is_told(budget, line, tmp_path, capsys):
