@@ -62,8 +62,11 @@ def save(figure, path: Path) -> None:
 def draw_bytes(rows: list[dict], path: Path) -> None:
     """Draw final average accuracy against the budget, a line for each method, and beside it the seconds of a run.
 
-    Points of one budget stand side by side. A method without a budget is a horizontal line.
+    Points of one budget stand side by side. A method without a budget is a horizontal line. Where several records hold a method
+    at a budget, the one with the most seeds is drawn.
     """
+    chosen = {(row["label"], row["memory_bytes"]): row for row in sorted(rows, key=lambda row: row["n"])}
+    rows = [row for row in rows if chosen[row["label"], row["memory_bytes"]] is row]
     figure, (axes, beside) = plt.subplots(1, 2, figsize=(14, 5.5), width_ratios=(3, 2))
     best = {label: max(row["mean"] for row in rows if row["label"] == label) for label in {row["label"] for row in rows}}
     labels, colors = sorted(best, key=lambda label: -best[label]), plt.get_cmap("tab20").colors

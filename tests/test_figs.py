@@ -45,6 +45,17 @@ def test_a_generator_with_tables_of_all_classes_has_a_row_of_its_own(runs):
     assert [row["seeds"] for row in rows_of([new, older, of_all])] == [[0], [1, 2]]
 
 
+def test_of_two_records_the_one_with_more_seeds_is_drawn(runs, tmp_path, monkeypatch):
+    rows = rows_of(read_runs([str(runs / f"digits_20000_{name}_0") for name in ("er", "finetune")]))
+    more = rows[0] | {"n": 5, "mean": 61.0, "std": 1.0}
+    drawn = []
+    monkeypatch.setattr(draw_continual.plt.Axes, "errorbar", lambda self, places, means, *args, **kwargs: drawn.extend(means))
+    for order in ([more, *rows], [*rows, more]):
+        draw_continual.draw_bytes(order, tmp_path / "bytes.png")
+        assert drawn == [61.0]
+        drawn.clear()
+
+
 def test_an_older_generator_was_matched_for_100_steps_by_default(runs):
     (new,) = read_runs([str(runs / "digits_20000_dim_0")])
     flags = {name: value for name, value in new["flags"].items() if name != "distilled_share"}
