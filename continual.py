@@ -180,7 +180,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--distilled-share",
         type=probability,
-        help="dim, condensed: share of a task's images in each step that are distilled ones of its classes, in whole images (default: 0)",
+        default=0.0,
+        help="dim, condensed: share of a task's images in each step that are distilled ones of its classes, in whole images",
     )
     parser.add_argument("--distill-weight", type=probability, help="share of distillation in the replay loss (default: dim 0.5, dgr 1)")
     parser.add_argument(

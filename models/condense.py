@@ -46,6 +46,10 @@ class Condensing:
     init: str
     images: int | None = None
 
+    def in_step(self, ipc: int) -> int:
+        """How many of `ipc` condensed images of a class are in a step."""
+        return min(self.images or ipc, ipc)
+
     @classmethod
     def of(cls, flags: Mapping[str, Any]) -> "Condensing":
         """Make the settings of the flags below; those not given have their defaults. Raises UsageError for an unknown network."""
@@ -144,10 +148,10 @@ class Condensed:
     def _columns(self, number: int) -> Tensor:
         """Which condensed images of each class are in step `number`: their places in the class, (images,) on the device."""
         ipc = self.pixels.shape[1]
-        if self.how.images is None or self.how.images >= ipc:
+        if (size := self.how.in_step(ipc)) == ipc:
             return torch.arange(ipc, device=self.pixels.device)
         chosen = torch.randperm(ipc, generator=torch.Generator().manual_seed(derive_seed(self.seed, "condense images", number)))
-        return to_device(chosen[: self.how.images], self.pixels.device)
+        return to_device(chosen[:size], self.pixels.device)
 
     def _step(self, groups: Tensor, columns: Tensor, network: NetworkKey, operations: tuple[str, ...]) -> Losses:
         """One update by the real images at the indices `groups` (classes, batch), each row of one class, of those at `columns`."""

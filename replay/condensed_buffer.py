@@ -59,20 +59,16 @@ class CondensedBuffer:
 
     def draw(self, n: int) -> Draw:
         """Draw n different images, or all if there are fewer, with random numbers of the device."""
-        if self.filler is None:
-            return self.condensed.draw(n)
+        filled = [part for part in self.parts if part]
+        if len(filled) < 2:
+            return (filled or self.parts)[0].draw(n)
         index = torch.randperm(len(self), device=self.condensed.device)[:n]
-        own = len(self.condensed)
-        # Both parts are read at every place, so that the device need not tell the host which one an image comes from.
-        places = [
-            (part, (index - first).clamp(0, max(0, len(part) - 1))) for part, first in ((self.condensed, 0), (self.filler, own)) if part
-        ]
-        images, labels = (getattr(places[0][0], name)[places[0][1]] for name in ("images", "labels"))
-        if len(places) == 2:
-            part, at = places[1]
-            images = torch.where((index < own)[:, None, None, None], images, part.images[at])
-            labels = torch.where(index < own, labels, part.labels[at])
-        return Draw(to_float(images), labels, images.new_empty(len(labels), *self.condensed.logits.shape[1:], dtype=torch.float))
+        own = index < len(self.condensed)
+        # Both parts are read for every image, so that the device need not tell the host which one it comes from.
+        at, beyond = index.clamp(max=len(self.condensed) - 1), (index - len(self.condensed)).clamp(min=0)
+        images = torch.where(own[:, None, None, None], self.condensed.images[at], self.filler.images[beyond])
+        labels = torch.where(own, self.condensed.labels[at], self.filler.labels[beyond])
+        return Draw(to_float(images), labels, self.condensed.logits[at])
 
     def contents(self) -> ImageSet:
         """Return all images and labels."""

@@ -63,10 +63,7 @@ def make_options(flags: Mapping[str, Any], tracks: Mapping[str, int]) -> Options
         "replay_batch_size": given.replay_batch_size or given.batch_size,
         "distill_weight": distill if given.distill_weight is None else given.distill_weight,
         "match_steps": given.match_steps or 0,
-    }
-    filled |= {
         "rehearse_decay": given.rehearse_decay or "none",
-        "distilled_share": given.distilled_share or 0.0,
         "condensing": Condensing.of(flags),
     }
     return Options(**{field.name: flags[field.name] for field in fields(Options) if field.name not in filled} | filled)

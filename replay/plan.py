@@ -15,7 +15,7 @@ TAUGHT = ("gan", "stream", "match", "condense", "retrain")  # the order of the p
 class Plan:
     """What is fixed for a run.
 
-    tasks: the training images of each task, on the device; those of earlier tasks are never read. classes: the classes of each task.
+    tasks: the training images of each task, on the device; no task learns from those of earlier ones. classes: the classes of each.
     layout: how generators are kept; None if there are none.
     """
 

@@ -31,7 +31,7 @@ class Replay:
             return
         self.made_for, self.images = task, None
         if self.plan.replays(task):
-            labels = torch.tensor(self.plan.seen(task - 1), device=self.plan.runtime.device).repeat_interleave(self.plan.per_class(task))
+            labels = self._labels(self.plan.seen(task - 1), task)
             self.images = self.generate(labels, self.plan.options.filter, "replay", task)
 
     def draw(self, task: int) -> Draw | None:
@@ -44,6 +44,10 @@ class Replay:
             images, labels = self.images.batch(torch.randint(len(self.images), (n - of_buffer,), device=self.plan.runtime.device))
             parts.append(Draw(images, labels, images.new_empty(len(labels), 0, self.plan.info.num_classes)))
         return Draw(*(torch.cat(tensors) for tensors in zip(*parts, strict=True))) if parts else None
+
+    def _labels(self, classes: Sequence[int], task: int) -> Tensor:
+        """The labels of the images to generate of these classes at a task, on the device."""
+        return torch.tensor(classes, device=self.plan.runtime.device).repeat_interleave(self.plan.per_class(task))
 
     def generate(self, labels: Tensor, threshold: float, *seed: int | str) -> ImageSet:
         """Generate one uint8 image for each label with the stored generators.
@@ -60,16 +64,14 @@ class Replay:
     @blame("--replay-images")
     def own_images(self, task: int) -> ImageSet:
         """Generate images of the classes of this task by its stored generator, as many of each as of an earlier class."""
-        labels = torch.tensor(self.plan.classes[task], device=self.plan.runtime.device).repeat_interleave(self.plan.per_class(task))
-        return self.generate(labels, 0.0, "own", task)
+        return self.generate(self._labels(self.plan.classes[task], task), 0.0, "own", task)
 
     @blame("--replay-images")
     def retrain_set(self, task: int, turn: int) -> ImageSet:
         """Return what reinitialised networks learn from at pass `turn`: the images of the buffer, and newly generated ones."""
         sets = [self.memory.buffer.contents()] if self.memory.buffer else []
         if self.memory.generators is not None:
-            labels = torch.tensor(self.plan.seen(task), device=self.plan.runtime.device).repeat_interleave(self.plan.per_class(task))
-            sets.append(self.generate(labels, 0.0, "retrain", task, turn))
+            sets.append(self.generate(self._labels(self.plan.seen(task), task), 0.0, "retrain", task, turn))
         return ImageSet.joined(sets)
 
     def count(self, task: int) -> int:

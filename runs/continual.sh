@@ -77,7 +77,9 @@ for NAME in $METHODS ${PARTS:-}; do
     [[ $NAME == *_rd && -n "${ROW[${NAME%d}]+known}" ]] && ROW[$NAME]="${ROW[${NAME%d}]} --rehearse-decay linear"  # _rd: at a rate that falls to 0
     [ -n "${ROW[$NAME]+known}" ] || { echo "METHODS or PARTS: found $NAME, expected some of ${!ROW[*]}" >&2; exit 2; }
 done
-declare -A RATE=([der++]=0.1 [er-ace]=0.1 [condensed-ace]=0.1 [condensed-dist-ace]=0.1 [condensed-start-ace]=0.1 [condensed-fill-ace]=0.1 [condensed-dist-fill-ace]=0.1 [cls-er]=0.1 [dgr]=0.1)  # others: 0.03
+rate() {  # NAME: the learning rate that tune chose
+    case ${1%%_*} in *-ace | der++ | cls-er | dgr) echo 0.1 ;; *) echo 0.03 ;; esac
+}
 
 CELLS=()  # of this call: BYTES|NAME|SEED|FLAGS
 cells() {  # NAME SEED FLAGS...: a cell at each of BYTES, or one for a method that has no budget
@@ -110,12 +112,12 @@ tune)
     done ;;
 table | sweep)
     for SEED in $SEEDS; do
-        for NAME in $METHODS; do cells "$NAME" "$SEED" ${ROW[$NAME]} --lr "${RATE[${NAME%%_*}]:-0.03}"; done
+        for NAME in $METHODS; do cells "$NAME" "$SEED" ${ROW[$NAME]} --lr "$(rate "$NAME")"; done
     done ;;
 ablate)
     for SEED in $SEEDS; do
         for NAME in ${PARTS:-carried match match_none no_distill equal filter buffer buffer_webp retrain dim_fp32 dim_pair}; do
-            cells "$NAME" "$SEED" ${ROW[$NAME]} --lr "${RATE[dim]:-0.03}"
+            cells "$NAME" "$SEED" ${ROW[$NAME]} --lr "$(rate dim)"
         done
     done ;;
 *) echo "expected tune, table, sweep or ablate, found ${1:-nothing}" >&2; exit 2 ;;

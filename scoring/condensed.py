@@ -42,8 +42,8 @@ class CondensedSets:
         if ipc not in self.made:
             seen = [self.codec, self.quality] if self.codec in LOSSY else []  # by the images while they are optimised
             how = asdict(self.how)
-            if how["images"] is None or how["images"] >= ipc:
-                del how["images"]  # all of them
+            if self.how.in_step(ipc) == ipc:
+                del how["images"]  # so that it is found however all of them were asked for
             about = json.dumps([how, ipc, self.seed, self.trained, self.runtime.amp, *seen])
             path = self.folder / f"ipc{ipc}_{short_hash(about)}.pt"
             self.runtime.on_main(lambda: None if path.exists() else self._make(ipc, path))
