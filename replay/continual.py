@@ -34,7 +34,7 @@ class Continual:
     """A continual learner: its networks, its memory and, within a task, the GAN in training.
 
     state_dict() holds all that the next step depends on. tasks: the training images of each task, on the device; no task learns
-    from those of earlier ones. classes: the classes of each task. train_gan, train_match: the loops of stages 1 and 2, for methods with a generator.
+    from those of earlier ones. classes: those of each task. train_gan, train_match: loops of stages 1 and 2, for methods with a generator.
     """
 
     def __init__(
