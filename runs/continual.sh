@@ -17,7 +17,11 @@ case ${1:-} in
 sweep) BYTES=${BYTES:-50000 150000 600000 1500000 6000000} ;;
 *) BYTES=${BYTES:-600000} ;;
 esac
-METHODS=${METHODS:-finetune joint unlimited er der++ er-ace gdumb cls-er er_task er_webp er_jpeg er-ace_webp dgr dim oracle}
+PLAIN="er der++ er-ace gdumb cls-er"
+case ${1:-} in
+sweep) METHODS=${METHODS:-$PLAIN gdumb_jpeg50 er_jpeg50_rd er-ace_jpeg50_rd der++_jpeg50_rd condensed-fill_jpeg50_rd condensed-fill-ace_jpeg50_rd condensed-dist-fill_jpeg50_rd condensed-dist-fill-ace_jpeg50_rd dim_energy_rd} ;;
+*) METHODS=${METHODS:-finetune joint unlimited $PLAIN er_task er_webp er_jpeg er-ace_webp dgr dim oracle} ;;
+esac
 COMMON=${COMMON:---pool convnet_w32 --epochs 1 --batch-size 32}
 GENERATOR=${GENERATOR:---gan resnet --gan-steps 600 --gan-batch-size 32 --class-tables all}
 ENERGY_CONDENSE=${ENERGY_CONDENSE:---condense-match dist --condense-lr 1 --condense-images 64}  # many condensed images
@@ -56,6 +60,8 @@ declare -A ROW=(  # of a row, with the rate that tune chose
     # networks from scratch on memory alone
     [condensed_retrain]="--method condensed $CONDENSE --retrain" [gdumb_webp]="--method gdumb --codec webp"
     [condensed_jpeg50_retrain]="--method condensed --codec jpeg --quality 50 $CONDENSE --retrain" [gdumb_jpeg50]="--method gdumb --codec jpeg --quality 50"
+    [condensed-dist_jpeg50_retrain]="--method condensed --codec jpeg --quality 50 $ENERGY_CONDENSE $CONDENSE --retrain"
+    [condensed-start_jpeg50_retrain]="--method condensed --codec jpeg --quality 50 --condense-steps 1 --condense-lr 1e-9 --retrain"
     # the parts of dim, changed one at a time
     [carried]="--method dim --layout carried --storage fp32 --match-steps 0 $GENERATOR"
     [match]="--method dim --match-steps 100 $GENERATOR"
