@@ -116,7 +116,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--buffer-size", type=positive_int, help="images in the buffer, instead of a budget in bytes")
     parser.add_argument("--codec", choices=CODECS, default="raw", help="how the buffer stores its images")
-    parser.add_argument("--quality", type=jpeg_quality, default=75, help="JPEG quality of --codec jpeg")
+    parser.add_argument("--quality", type=jpeg_quality, default=75, help="JPEG quality of --codec jpeg and jpeg-scan")
     parser.add_argument(
         "--offer",
         choices=("step", "task"),

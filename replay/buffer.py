@@ -50,7 +50,7 @@ class Buffer:
     ):
         self.info, self.device, self.max_bytes, self.max_images = info, device, max_bytes, max_images
         self.balanced, self.planned, self.classes = balanced, planned, sorted(range(info.num_classes) if classes is None else classes)
-        self.codec, self.rng = make_codec(codec, quality, info.channels), torch.Generator().manual_seed(seed)
+        self.codec, self.rng = make_codec(codec, quality, info), torch.Generator().manual_seed(seed)
         self.lossy = roundtrip(codec, self.codec, info)
         self.item_bytes = {"labels": 1 if info.num_classes <= 256 else 2, "logits": 4 * networks * info.num_classes}
         self.images = torch.empty(0, info.channels, info.image_size, info.image_size, dtype=torch.uint8, device=device)

@@ -9,6 +9,7 @@ from typing import Any
 from models.condense import Condensing, check_condense_flags
 from models.matching import BY_CLASS, MATCH_WEIGHTS
 from replay.methods import METHODS, Method
+from scoring.storage import LOSSY
 from utils import Effect, UsageError
 
 
@@ -107,7 +108,7 @@ EFFECTS = (
     Effect(("match", "match_weight", "pool_steps"), lambda args: args.recipe_match == "paper", "with --recipe-match energy, which sets it"),
     Effect(("gan_lr", "gan_lr_d", "gp_weight", "ema"), lambda args: args.gan_steps, "without a GAN, with --gan-steps 0"),
     Effect(("rehearse_decay",), lambda args: args.rehearse_steps, "without --rehearse-steps"),
-    Effect(("quality",), lambda args: args.codec == "jpeg", "without --codec jpeg"),
+    Effect(("quality",), lambda args: args.codec in LOSSY, "without --codec jpeg or jpeg-scan"),
     Effect(("offer",), buffers, "without a buffer of real images"),
     Effect(
         ("offer",),

@@ -35,7 +35,7 @@ class CondensedSets:
         self.data, self.how, self.codec, self.quality = data, how, codec, quality
         self.folder, self.seed, self.trained, self.runtime = folder / "condensed", seed, trained, runtime
         self.made: dict[int, ImageSet] = {}
-        self.about = {"condensing": asdict(how), "codec": codec, "quality": quality if codec == "jpeg" else None}
+        self.about = {"condensing": asdict(how), "codec": codec, "quality": quality if codec in LOSSY else None}
 
     def images(self, ipc: int) -> ImageSet:
         """The set of `ipc` images a class, uint8, as they were optimised."""
@@ -55,7 +55,7 @@ class CondensedSets:
         make_folder(self.folder)
         info, progress, device, done, total = self.data.info, path.with_suffix(".progress"), self.runtime.device, 0, self.how.steps
         with seeded(device, self.seed, "condense", ipc):
-            lossy = roundtrip(self.codec, make_codec(self.codec, self.quality, info.channels), info)
+            lossy = roundtrip(self.codec, make_codec(self.codec, self.quality, info), info)
             condensed = Condensed(self.data.train, ipc, self.how, info, derive_seed(self.seed, "condense", ipc), self.runtime, lossy)
             if progress.exists():
                 state = read_checkpoint(progress)
@@ -77,7 +77,7 @@ class CondensedSets:
 
     def fixed(self, ipc: int) -> Fixed:
         """A source of `ipc` images a class, decoded from what is stored."""
-        found, codec = self.images(ipc), make_codec(self.codec, self.quality, self.data.info.channels)
+        found, codec = self.images(ipc), make_codec(self.codec, self.quality, self.data.info)
         if codec is None:
             return Fixed(to_float(found.images), found.labels)
         codes = encode_images(codec, found.images)

@@ -101,7 +101,7 @@ class WithinBytes:
 
     def __init__(self, images: ImageSet, ipc: int, info: DataInfo, max_bytes: int, codec: str, quality: int, item_bytes: int = 0):
         self.images, self.ipc, self.info, self.max_bytes, self.item_bytes = images, ipc, info, max_bytes, item_bytes
-        self.codec, self.per_epoch = make_codec(codec, quality, info.channels), info.num_classes * ipc
+        self.codec, self.per_epoch = make_codec(codec, quality, info), info.num_classes * ipc
 
     def open(self, seed: int, draws: Draws) -> Opened:
         """Draw the choice and the order of the images from `seed`. Raises UsageError if not even one image of a class fits."""

@@ -19,8 +19,8 @@ from models import SCALE, STORAGES, GanCheckpoint, decode
 from utils import UsageError
 
 BYTES = dict(zip(STORAGES, (4, 2, 1), strict=True))  # bytes of one weight
-CODECS = ("raw", "png", "webp", "jpeg")
-LOSSY = ("jpeg",)
+CODECS = ("raw", "png", "webp", "jpeg", "jpeg-scan")
+LOSSY = ("jpeg", "jpeg-scan")
 LENGTH_BYTES = 2  # bytes that store the length of a compressed image
 
 
@@ -121,29 +121,49 @@ def _pillow_codec(kind: str, **options) -> Codec:
     return Codec(encode, decode)
 
 
-def _jpeg_codec(quality: int, channels: int) -> Codec:
+MARKER, START_OF_SCAN = 2, b"\xff\xda"  # of a JPEG stream: bytes of a marker, and the last one before the data
+
+
+def _jpeg_codec(quality: int, info: DataInfo) -> Codec:
     """JPEG whose tables, the same for all images, are stored once (ITU-T T.81, annex B.5: abbreviated streams)."""
-    mode = "L" if channels == 1 else "RGB"
-    tables = _pillow_codec("JPEG", quality=quality, streamtype=1).encode(np.asarray(Image.new(mode, (8, 8))))
+    tables = _pillow_codec("JPEG", quality=quality, streamtype=1).encode(_blank(info))
     pictures = _pillow_codec("JPEG", quality=quality, streamtype=2)
-    end, begin = 2, 2  # bytes of the markers that end one stream and begin the other
-    return Codec(pictures.encode, lambda code: pictures.decode(tables[:-end] + code[begin:]), len(tables))
+    return Codec(pictures.encode, lambda code: pictures.decode(tables[:-MARKER] + code[MARKER:]), len(tables))
+
+
+def _jpeg_scan_codec(quality: int, info: DataInfo) -> Codec:
+    """JPEG of which all that comes before and after the data of the scan, the same for all images of one size, is stored once."""
+    pictures = _pillow_codec("JPEG", quality=quality)
+    blank = pictures.encode(_blank(info))
+    begin = MARKER
+    while True:  # segment after segment, each a marker and the length of what follows it
+        marker = blank[begin : begin + MARKER]
+        begin += MARKER + int.from_bytes(blank[begin + MARKER : begin + 2 * MARKER], "big")
+        if marker == START_OF_SCAN:
+            break
+    head, end = blank[:begin], blank[-MARKER:]
+    return Codec(lambda array: pictures.encode(array)[begin:-MARKER], lambda code: pictures.decode(head + code + end), len(head + end))
+
+
+def _blank(info: DataInfo) -> np.ndarray:
+    side = info.image_size
+    return np.zeros((side, side) if info.channels == 1 else (side, side, 3), np.uint8)
 
 
 def _gray_as_rgb(codec: Codec) -> Codec:
     return Codec(codec.encode, lambda code: codec.decode(code)[..., 0], codec.shared)
 
 
-def make_codec(name: str, quality: int, channels: int) -> Codec | None:
-    """Return the codec called `name`, or None for raw pixels. Raises UsageError if Pillow was built without it."""
+def make_codec(name: str, quality: int, info: DataInfo) -> Codec | None:
+    """Return the codec called `name` for images of a set, or None for raw pixels. Raises UsageError if Pillow was built without it."""
     if name == "raw":
         return None
-    if name == "jpeg":
-        return _jpeg_codec(quality, channels)
+    if name in LOSSY:
+        return (_jpeg_codec if name == "jpeg" else _jpeg_scan_codec)(quality, info)
     codec = _pillow_codec("PNG", optimize=True) if name == "png" else _pillow_codec("WEBP", lossless=True, method=6)
-    codec = _gray_as_rgb(codec) if name == "webp" and channels == 1 else codec
+    codec = _gray_as_rgb(codec) if name == "webp" and info.channels == 1 else codec
     try:
-        codec.encode(np.zeros((8, 8) if channels == 1 else (8, 8, 3), np.uint8))
+        codec.encode(_blank(info))
     except (KeyError, OSError) as error:
         raise UsageError(f"--codec {name}: this Pillow cannot write it ({error})") from None
     return codec

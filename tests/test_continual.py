@@ -15,7 +15,7 @@ from conftest import continual_flags, run, same
 from PIL import Image
 
 import continual
-from data import Data, ImageSet, load_data, to_uint8
+from data import DATASETS, Data, ImageSet, load_data, to_uint8
 from models import NETWORKS, STORAGES
 from models.condense import Condensed
 from models.convnet import ConvNet
@@ -24,7 +24,7 @@ from replay.continual import Continual
 from replay.memory import digest
 from replay.methods import METHODS
 from replay.tasks import listed_classes, split_classes
-from scoring.storage import CODECS, make_codec
+from scoring.storage import CODECS, LOSSY, make_codec
 from utils import UsageError
 
 # Methods and variants of ours, by the flags that make them.
@@ -148,7 +148,7 @@ def test_condensed_images_hold_the_budget_with_their_codec(codec, tmp_path):
     assert 12_000 < results["num_bytes"]["total"] <= 24_000
     kept = torch.load(tmp_path / "condensed" / "last.pth", weights_only=True)["memory"]["buffer"]
     pixels = 784 * len(kept["labels"]) if codec == "raw" else sum(len(code) + 2 for code in kept["codes"])
-    tables = make_codec("jpeg", 75, 1).shared if codec == "jpeg" else 0
+    tables = make_codec(codec, 75, DATASETS["digits"].info).shared if codec in LOSSY else 0
     assert results["num_bytes"]["total"] == pixels + tables + len(kept["labels"])
     assert results["buffer_images"] == len(kept["labels"]) >= 30
 

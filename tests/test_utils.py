@@ -90,7 +90,7 @@ def test_flags_of_effects_are_declared(script, effects):
         ("pool_match", "--weight x --bias", "--bias: no effect without --match grad"),
         ("validate", "--source real --pretrain-weight x", "--pretrain-weight: no effect but to name the image set"),
         ("validate", "--pretrain-weight x", ""),
-        ("validate", "--quality 50", "--quality: no effect without --match-bytes"),
+        ("validate", "--quality 50", "--quality: no effect without --match-bytes and a lossy --codec"),
         ("continual", "--method er --alpha 1", "--alpha: no effect without --method der++"),
         ("continual", "--method er --gan-steps 5 --storage fp16", "--storage, --gan-steps: no effect without a generator"),
         ("continual", "--method dim --pool-lr 1", "--pool-lr: no effect where nothing is matched"),
@@ -98,7 +98,7 @@ def test_flags_of_effects_are_declared(script, effects):
         ("continual", "--method dim --replay-loss cls-er --consistency 1", ""),
         ("continual", "--method gdumb --offer step", "--offer: no effect with gdumb"),
         ("continual", "--method finetune --offer task --replay-batch-size 3", "--offer: no effect without a buffer"),
-        ("continual", "--method er --quality 50", "--quality: no effect without --codec jpeg"),
+        ("continual", "--method er --quality 50", "--quality: no effect without --codec jpeg or jpeg-scan"),
     ],
 )
 def test_flags_without_an_effect(script, flags, warned, capsys):

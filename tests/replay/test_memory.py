@@ -1,11 +1,13 @@
 """What a learner keeps: the sample is uniform, the bytes are the bytes, the digest notices."""
 
 import copy
+import io
 
 import numpy as np
 import pytest
 import torch
 from conftest import same
+from PIL import Image
 
 from data import DATASETS, load_data, to_uint8
 from models import build_gan
@@ -13,7 +15,7 @@ from models.gan import GAN
 from replay.buffer import Buffer
 from replay.condensed_buffer import CondensedBuffer
 from replay.memory import GeneratorMemory, Memory, digest, generator_bytes, training_bytes, widest
-from scoring.storage import BYTES, CODECS, decode_images, encode_images, make_codec, num_bytes
+from scoring.storage import BYTES, CODECS, LOSSY, decode_images, encode_images, make_codec, num_bytes
 from utils import UsageError
 
 CPU = torch.device("cpu")
@@ -74,7 +76,7 @@ def test_planned_shares_are_those_of_all_classes_and_no_image_leaves(digits, cod
         before = buffer.images[: len(buffer)].clone()
         buffer.offer(images.images[:room], images.labels[:room])
         assert torch.equal(buffer.images[: len(before)], before)
-        assert sum(buffer.num_bytes().values()) <= budget * (label + 1) / 10 + (buffer.codec.shared if codec == "jpeg" else 0)
+        assert sum(buffer.num_bytes().values()) <= budget * (label + 1) / 10 + (buffer.codec.shared if codec in LOSSY else 0)
         counts.append(room)
     kept = torch.bincount(buffer.labels, minlength=10)
     assert (kept <= torch.tensor(counts)).all()
@@ -124,7 +126,7 @@ def test_real_images_fill_the_room_of_later_tasks_and_leave_it(digits, codec, im
 @pytest.mark.parametrize("codec", [name for name in CODECS if name != "raw"])
 def test_decoded_images_lie_in_memory_as_others_do(digits, codec):
     """A grey image with other strides is taken for channels-last, whose convolutions sum in another order: a restart would show."""
-    coder = make_codec(codec, 75, 1)
+    coder = make_codec(codec, 75, INFO)
     found = decode_images(coder, encode_images(coder, digits.images[:3]), INFO)
     assert found.stride() == torch.empty(found.shape).stride()
 
@@ -151,7 +153,7 @@ def test_a_share_below_one_image_leaves_a_buffer_of_some_classes(digits):
     assert torch.bincount(buffer.labels, minlength=10).max() == 1
 
 
-@pytest.mark.parametrize(("codec", "budget"), [("raw", 784), ("png", 60), ("webp", 20), ("jpeg", 600)])
+@pytest.mark.parametrize(("codec", "budget"), [("raw", 784), ("png", 60), ("webp", 20), ("jpeg", 600), ("jpeg-scan", 340)])
 def test_a_budget_without_room_for_an_image_is_refused(codec, budget):
     with pytest.raises(UsageError, match=rf"{budget} bytes are left for images, expected room for one, \d+ bytes or more"):
         Buffer(INFO, CPU, max_bytes=budget, codec=codec)
@@ -170,12 +172,12 @@ def test_bytes_stay_within_the_budget_and_labels_with_their_images(digits, codec
         assert sum(parts.values()) <= budget
     assert sum(parts.values()) > 0.9 * budget
     codes = sum(len(code) + 2 for code in buffer.codes) if codec != "raw" else buffer.images.numel()
-    assert parts["images"] == codes + (buffer.codec.shared if codec == "jpeg" else 0)
+    assert parts["images"] == codes + (buffer.codec.shared if codec in LOSSY else 0)
     assert parts["labels"] == len(buffer) == len(buffer.images)
     known = digits.images.float().flatten(1)
     nearest = torch.cdist(buffer.images.float().flatten(1), known).argmin(1)
     assert torch.equal(digits.labels[nearest], buffer.labels)
-    if codec != "jpeg":
+    if codec not in LOSSY:
         assert torch.equal(digits.images[nearest], buffer.images)
 
 
@@ -188,14 +190,26 @@ def test_compressed_images_are_learnt_from_as_they_are_stored(digits):
     assert len(jpeg.codes[0]) < 784
 
 
-def test_jpeg_streams_share_their_tables():
-    codec, color = make_codec("jpeg", 75, 1), make_codec("jpeg", 75, 3)
-    array = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
-    assert codec.shared > 100
-    assert codec.decode(codec.encode(array[..., 0])).shape == (32, 32)
-    assert color.decode(color.encode(array)).shape == (32, 32, 3)
+@pytest.mark.parametrize("quality", [1, 12, 75, 95])
+@pytest.mark.parametrize("name", ["digits", "cifar10"])
+def test_jpeg_shares_tables_and_headers(name, quality):
+    """Decoded images are those of JPEG files of one piece, and scans are shorter by what the headers take."""
+    info = DATASETS[name].info
+    streams, scans = (make_codec(codec, quality, info) for codec in ("jpeg", "jpeg-scan"))
+    shape = (info.image_size, info.image_size, 3)
+    arrays = np.random.default_rng(0).integers(0, 255, (5, *shape), np.uint8)
+    arrays = [*(arrays[..., 0] if info.channels == 1 else arrays), np.zeros(shape[: 2 if info.channels == 1 else 3], np.uint8)]
+    for array in arrays:
+        file = io.BytesIO()
+        Image.fromarray(array).save(file, "JPEG", quality=quality)
+        whole, stream, scan = file.getvalue(), streams.encode(array), scans.encode(array)
+        for codec, code in ((streams, stream), (scans, scan)):
+            assert np.array_equal(codec.decode(code), np.asarray(Image.open(file)))
+        assert len(scan) + scans.shared == len(whole)
+        assert stream.endswith(scan + b"\xff\xd9")
+        assert len(scan) < len(stream) - 40
     with pytest.raises(Exception, match=r"identify|broken|truncated|DQT"):
-        make_codec("png", 75, 3).decode(color.encode(array))  # without them it is no picture
+        make_codec("png", 75, info).decode(streams.encode(array))  # without the tables it is no picture
 
 
 def test_logits_stay_with_their_images_and_cost_bytes(digits):

@@ -53,12 +53,12 @@ def teacher(tmp_path_factory):
 # bytes
 
 
-@pytest.mark.parametrize("codec", ["raw", "webp", "jpeg"])
+@pytest.mark.parametrize("codec", ["raw", "webp", "jpeg", "jpeg-scan"])
 @pytest.mark.parametrize("item_bytes", [0, 40])
 def test_as_many_real_images_as_fit(codec, item_bytes, digits):
     source = WithinBytes(digits.train, 4, digits.info, 40_000, codec, 75, item_bytes)
     stored, size = source.choose(0)
-    coder = make_codec(codec, 75, 1)
+    coder = make_codec(codec, 75, digits.info)
     counts = torch.bincount(stored.labels, minlength=10)
     assert 40_000 - 10 * 1500 < size + item_bytes * len(stored) <= 40_000
     if codec == "raw":
