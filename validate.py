@@ -65,7 +65,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--factor", type=positive_int, default=1, help="each image in --file is a collage of FACTOR x FACTOR smaller ones")
     parser.add_argument("--group", help="name under which all sets in --file are averaged (default: only the sets of one file)")
     parser.add_argument(
-        "--match-bytes", action="store_true", help="add as many real images as fit into the generator's bytes: raw, webp, jpeg"
+        "--match-bytes", action="store_true", help="add as many real images as fit into the generator's bytes: raw, webp, jpeg, jpeg-scan"
     )
     parser.add_argument("--quality", type=jpeg_quality, default=75, help="JPEG quality of --match-bytes and --codec jpeg, jpeg-scan")
     parser.add_argument("--herding-epochs", type=positive_int, default=10, help="training epochs of the network of --source herding")

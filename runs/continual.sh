@@ -79,10 +79,14 @@ declare -A ROW=(  # of a row, with the rate that tune chose
     [dim_fp32]="--method dim --match-steps 0 --storage fp32 $GENERATOR"
     [dim_pair]="--method dim --match-steps 0 $GENERATOR --gan dim"
 )
-for NAME in $METHODS ${PARTS:-}; do
-    [[ $NAME == *_rd && -n "${ROW[${NAME%d}]+known}" ]] && ROW[$NAME]="${ROW[${NAME%d}]} --rehearse-decay linear"  # _rd: at a rate that falls to 0
-    [ -n "${ROW[$NAME]+known}" ] || { echo "METHODS or PARTS: found $NAME, expected some of ${!ROW[*]}" >&2; exit 2; }
-done
+row() {  # NAME: its flags. Of a row with _jpeg50 there is one with _scan and a quality for each quality; _rd is _r at a rate that falls to 0
+    local known=$1 codec="--codec jpeg --quality 50" decay=""
+    [[ $known == *_rd ]] && known=${known%d} decay=" --rehearse-decay linear"
+    [[ $known =~ _scan([0-9]+) ]] && known=${known/_scan${BASH_REMATCH[1]}/_jpeg50} codec="--codec jpeg-scan --quality ${BASH_REMATCH[1]}"
+    [ -n "${ROW[$known]+known}" ] || { echo "METHODS or PARTS: found $1, expected some of ${!ROW[*]}" >&2; return 2; }
+    echo "${ROW[$known]/--codec jpeg --quality 50/$codec}$decay"
+}
+for NAME in $METHODS ${PARTS:-}; do ROW[$NAME]=$(row "$NAME") || exit 2; done
 rate() {  # NAME: the learning rate that tune chose
     case ${1%%_*} in *-ace | der++ | cls-er | dgr) echo 0.1 ;; *) echo 0.03 ;; esac
 }

@@ -23,7 +23,7 @@ from utils import Effect, blame
 SOURCES = ("generator", "real", "random-real", "herding", "condensed", "file")
 LABELS = ("hard", "soft")
 # The sources of real images that take as many bytes as a generator, and the codec of each.
-MATCHED = {"random-real-raw": "raw", "random-real-lossless": "webp", "random-real-jpeg": "jpeg"}
+MATCHED = {"random-real-raw": "raw", "random-real-lossless": "webp", "random-real-jpeg": "jpeg", "random-real-jpeg-scan": "jpeg-scan"}
 # Flags of validate.py that depend on others; those that are refused are in its check_flags.
 EFFECTS = (
     Effect(("pretrain_weight",), lambda args: "generator" in args.source, "but to name the image set: --source has no generator"),
@@ -157,7 +157,7 @@ class Table:
         if match_quality:
             for size in dict.fromkeys(one.num_bytes for one in self.deployed):
                 for name, codec in MATCHED.items():
-                    about = {"source": name, "match_bytes": size, "quality": match_quality if codec == "jpeg" else None}
+                    about = {"source": name, "match_bytes": size, "quality": match_quality if codec in LOSSY else None}
                     yield about, WithinBytes(data.train, ipc, data.info, size, codec, match_quality, item_bytes)
                 if self.condensed is not None:
                     about = {"source": f"condensed-{self.condensed.codec}", "match_bytes": size}
