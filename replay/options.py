@@ -196,6 +196,9 @@ def check_flags(flags: Mapping[str, Any], method: Method) -> None:
     if given.replay_loss and given.retrain:
         raise UsageError(f"--replay-loss {given.replay_loss}: --retrain learns from memory alone, nothing is replayed beside a task")
     if given.distilled_share:
+        if not round(given.distilled_share * given.batch_size):
+            found = f"{given.distilled_share} of --batch-size {given.batch_size}"
+            raise UsageError(f"--distilled-share: expected one distilled image in a batch or more, found {found}, which rounds to none")
         if given.method == "dgr":
             raise UsageError(f"--distilled-share {given.distilled_share} is of --method dim and condensed; found dgr")
         found = "--retrain" if given.retrain else f"--recipe-match {given.recipe_match}" if given.recipe_match != "paper" else ""

@@ -110,6 +110,8 @@ CASES = [
       for more, found in ((["--retrain"], "what is distilled before a stream, found --retrain"),
                           (["--layout", "carried"], "a generator for each task, found --layout carried"),
                           (["--recipe-match", "energy", "--match-steps", "3"], "what is distilled before a stream, found --recipe"))),
+    ("continual", ["--method", "dim", "--distilled-share", "0.06", "--batch-size", "8"],
+     "--distilled-share: expected one distilled image in a batch or more, found 0.06 of --batch-size 8, which rounds to none"),
     ("continual", ["--method", "condensed", "--buffer-size", "9", "--replay-loss", "er", "--retrain"],
      "--replay-loss er: --retrain learns from memory alone"),
     ("continual", ["--method", "er", "--buffer-size", "9", "--fill-real"], "--fill-real is of --method condensed; found er"),
