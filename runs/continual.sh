@@ -55,7 +55,8 @@ declare -A ROW=(  # of a row, with the rate that tune chose
     [condensed-start_jpeg50_r]="--method condensed --codec jpeg --quality 50 --condense-steps 1 --condense-lr 1e-9 $REHEARSE"
     [condensed-start-ace_jpeg50_r]="--method condensed --replay-loss er-ace --codec jpeg --quality 50 --condense-steps 1 --condense-lr 1e-9 $REHEARSE"
     [der++_jpeg50_r]="--method der++ --codec jpeg --quality 50 $REHEARSE"
-    [er-ace_jpeg50_r_3]="--method er-ace --codec jpeg --quality 50 --epochs 3 $REHEARSE"  # about as long as condensed-ace_jpeg50_r
+    # three passes: about as long as condensed images take
+    [er_jpeg50_3_r]="--method er --codec jpeg --quality 50 --epochs 3 $REHEARSE" [er-ace_jpeg50_3_r]="--method er-ace --codec jpeg --quality 50 --epochs 3 $REHEARSE"
     [dim_r]="--method dim --match-steps 0 $GENERATOR $REHEARSE" [dim_energy_r]="--method dim $ENERGY $REHEARSE"
     # networks from scratch on memory alone
     [condensed_retrain]="--method condensed $CONDENSE --retrain" [gdumb_webp]="--method gdumb --codec webp"
