@@ -55,8 +55,6 @@ declare -A ROW=(  # of a row, with the rate that tune chose
     [condensed-start_jpeg50_r]="--method condensed --codec jpeg --quality 50 --condense-steps 1 --condense-lr 1e-9 $REHEARSE"
     [condensed-start-ace_jpeg50_r]="--method condensed --replay-loss er-ace --codec jpeg --quality 50 --condense-steps 1 --condense-lr 1e-9 $REHEARSE"
     [der++_jpeg50_r]="--method der++ --codec jpeg --quality 50 $REHEARSE"
-    # three passes: about as long as condensed images take
-    [er_jpeg50_3_r]="--method er --codec jpeg --quality 50 --epochs 3 $REHEARSE" [er-ace_jpeg50_3_r]="--method er-ace --codec jpeg --quality 50 --epochs 3 $REHEARSE"
     [dim_r]="--method dim --match-steps 0 $GENERATOR $REHEARSE" [dim_energy_r]="--method dim $ENERGY $REHEARSE"
     # networks from scratch on memory alone
     [condensed_retrain]="--method condensed $CONDENSE --retrain" [gdumb_webp]="--method gdumb --codec webp"
@@ -80,12 +78,13 @@ declare -A ROW=(  # of a row, with the rate that tune chose
     [dim_fp32]="--method dim --match-steps 0 --storage fp32 $GENERATOR"
     [dim_pair]="--method dim --match-steps 0 $GENERATOR --gan dim"
 )
-row() {  # NAME: its flags. Of a row with _jpeg50 there is one with _scan and a quality for each quality; _rd is _r at a rate that falls to 0
-    local known=$1 codec="--codec jpeg --quality 50" decay=""
-    [[ $known == *_rd ]] && known=${known%d} decay=" --rehearse-decay linear"
+row() {  # NAME: its flags. Of a row with _jpeg50 there is one with _scan and a quality for each quality, and _3_r is _r with three passes (any number); _rd is _r at a rate that falls to 0
+    local known=$1 codec="--codec jpeg --quality 50" more=""
+    [[ $known == *_rd ]] && known=${known%d} more=" --rehearse-decay linear"
+    [[ $known =~ _([0-9]+)_r$ ]] && known=${known%_"${BASH_REMATCH[1]}"_r}_r more+=" --epochs ${BASH_REMATCH[1]}"
     [[ $known =~ _scan([0-9]+) ]] && known=${known/_scan${BASH_REMATCH[1]}/_jpeg50} codec="--codec jpeg-scan --quality ${BASH_REMATCH[1]}"
     [ -n "${ROW[$known]+known}" ] || { echo "METHODS or PARTS: found $1, expected some of ${!ROW[*]}" >&2; return 2; }
-    echo "${ROW[$known]/--codec jpeg --quality 50/$codec}$decay"
+    echo "${ROW[$known]/--codec jpeg --quality 50/$codec}$more"
 }
 for NAME in $METHODS ${PARTS:-}; do ROW[$NAME]=$(row "$NAME") || exit 2; done
 rate() {  # NAME: the learning rate that tune chose
