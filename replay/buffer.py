@@ -62,8 +62,8 @@ class Buffer:
         self.known = list(self.classes) if planned else []  # groups in the order of their first image
         if max_bytes is not None:
             empty = encode_images(self.codec, self.images.new_zeros(1, *self.images.shape[1:])) if self.codec else [None]
-            least = int(self._sizes(empty)[0]) + (self.codec.shared if self.codec else 0)
-            wanted, least = ("one of each class", least * len(self.classes)) if balanced else ("one", least)
+            wanted, number = ("one of each class", len(self.classes)) if balanced else ("one", 1)
+            least = number * int(self._sizes(empty)[0]) + (self.codec.shared if self.codec else 0)
             if least > max_bytes:
                 raise UsageError(f"{max_bytes} bytes are left for images, expected room for {wanted}, {least} bytes or more")
 

@@ -3,7 +3,7 @@
 #   DATA=mnist bash runs/continual.sh tune      two rates for each method, on held-out training images
 #   DATA=mnist bash runs/continual.sh table     every method at BYTES, SEEDS
 #   DATA=mnist bash runs/continual.sh ablate    the parts of dim
-#   DATA=mnist bash runs/continual.sh sweep     BYTES (default 0.05 to 6 MB) x METHODS x SEEDS
+#   DATA=mnist bash runs/continual.sh sweep     BYTES (default 0.05 to 6 MB) x METHODS x SEEDS, JPEG scans of QUALITY (25); what does not fit is left out
 # Each cell is a folder RESULTS/DATA_BYTES_NAME_SEED. FLAGS are added to each, such as --graphs. Stopped, the same command continues; finished cells are skipped.
 # Then: python figs/draw_continual.py results/mnist_* --out figs/split_mnist. Two cores by default; COMMON and GENERATOR are other sizes.
 set -euo pipefail
@@ -19,7 +19,9 @@ sweep) BYTES=${BYTES:-50000 150000 600000 1500000 6000000} ;;
 esac
 PLAIN="er der++ er-ace gdumb cls-er"
 case ${1:-} in
-sweep) METHODS=${METHODS:-$PLAIN gdumb_jpeg50 er_jpeg50_rd er-ace_jpeg50_rd der++_jpeg50_rd condensed-fill_jpeg50_rd condensed-fill-ace_jpeg50_rd condensed-dist-fill_jpeg50_rd condensed-dist-fill-ace_jpeg50_rd dim_energy_rd} ;;
+sweep)
+    Q=scan${QUALITY:-25}  # choose it on held-out images
+    METHODS=${METHODS:-er_${Q}_rd er-ace_${Q}_rd condensed-fill_${Q}_rd condensed-fill-ace_${Q}_rd condensed-dist-fill_${Q}_rd condensed-dist-fill-ace_${Q}_rd der++_${Q}_rd gdumb_$Q $PLAIN dim_energy_rd} ;;
 *) METHODS=${METHODS:-finetune joint unlimited $PLAIN er_task er_webp er_jpeg er-ace_webp dgr dim oracle} ;;
 esac
 COMMON=${COMMON:---pool convnet_w32 --epochs 1 --batch-size 32}
@@ -82,8 +84,11 @@ row() {  # NAME: its flags. Of a row with _jpeg50 there is one with _scan and a 
     local known=$1 codec="--codec jpeg --quality 50" more=""
     [[ $known == *_rd ]] && known=${known%d} more=" --rehearse-decay linear"
     [[ $known =~ _([0-9]+)_r$ ]] && known=${known%_"${BASH_REMATCH[1]}"_r}_r more+=" --epochs ${BASH_REMATCH[1]}"
-    [[ $known =~ _scan([0-9]+) ]] && known=${known/_scan${BASH_REMATCH[1]}/_jpeg50} codec="--codec jpeg-scan --quality ${BASH_REMATCH[1]}"
-    [ -n "${ROW[$known]+known}" ] || { echo "METHODS or PARTS: found $1, expected some of ${!ROW[*]}" >&2; return 2; }
+    [[ $known =~ _scan([1-9][0-9]?)(_|$) ]] && ((BASH_REMATCH[1] <= 95)) && known=${known/_scan${BASH_REMATCH[1]}/_jpeg50} codec="--codec jpeg-scan --quality ${BASH_REMATCH[1]}"
+    [ -n "${ROW[$known]+known}" ] || {
+        echo "METHODS or PARTS: found $1, expected some of $(printf '%s\n' "${!ROW[@]}" | sort | xargs), or with _scan and a quality from 1 to 95 for _jpeg50, _rd or _3_r for _r" >&2
+        return 2
+    }
     echo "${ROW[$known]/--codec jpeg --quality 50/$codec}$more"
 }
 for NAME in $METHODS ${PARTS:-}; do ROW[$NAME]=$(row "$NAME") || exit 2; done
@@ -132,10 +137,17 @@ ablate)
     done ;;
 *) echo "expected tune, table, sweep or ablate, found ${1:-nothing}" >&2; exit 2 ;;
 esac
+REFUSED=()
 for NUMBER in "${!CELLS[@]}"; do
     IFS='|' read -r B NAME SEED REST <<<"${CELLS[$NUMBER]}"
     finished "$B" "$NAME" "$SEED" && continue
     TAG=$(tag "$B" "$NAME" "$SEED")
     echo "== $TAG; $(left "$NUMBER")"
-    $PYTHON continual.py --tag "$TAG" --data "$DATA" --data-dir "$DATA_DIR" --results-dir "$RESULTS" --seed "$SEED" $COMMON ${FLAGS:-} $REST
+    $PYTHON continual.py --tag "$TAG" --data "$DATA" --data-dir "$DATA_DIR" --results-dir "$RESULTS" --seed "$SEED" $COMMON ${FLAGS:-} $REST || {
+        STATUS=$?
+        [ "$1" = sweep ] && ((STATUS == 2)) || exit $STATUS
+        REFUSED+=("$TAG")  # a method may not fit into the smallest budgets
+    }
 done
+((${#REFUSED[@]} == 0)) || echo "refused, see above: ${REFUSED[*]}" >&2
+((${#REFUSED[@]} == 0 || ${#REFUSED[@]} < ${#CELLS[@]})) || exit 2

@@ -28,7 +28,7 @@ MATCHED = {"random-real-raw": "raw", "random-real-lossless": "webp", "random-rea
 EFFECTS = (
     Effect(("pretrain_weight",), lambda args: "generator" in args.source, "but to name the image set: --source has no generator"),
     Effect(("mixture",), lambda args: len(args.pretrain_weight or []) != 1, "with one --pretrain-weight"),
-    Effect(("quality",), lambda args: args.match_bytes or args.codec in LOSSY, "without --match-bytes and a lossy --codec"),
+    Effect(("quality",), lambda args: args.match_bytes or args.codec in LOSSY, "without --match-bytes or a lossy --codec"),
     Effect(("draw_candidates",), lambda args: args.draw == "herding", "without --draw herding"),
     Effect(("draw_steps",), lambda args: args.draw == "matched", "without --draw matched"),
     Effect(("herding_epochs",), lambda args: "herding" in (*args.source, args.draw), "without --source herding or --draw herding"),

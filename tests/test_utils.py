@@ -90,7 +90,7 @@ def test_flags_of_effects_are_declared(script, effects):
         ("pool_match", "--weight x --bias", "--bias: no effect without --match grad"),
         ("validate", "--source real --pretrain-weight x", "--pretrain-weight: no effect but to name the image set"),
         ("validate", "--pretrain-weight x", ""),
-        ("validate", "--quality 50", "--quality: no effect without --match-bytes and a lossy --codec"),
+        ("validate", "--quality 50", "--quality: no effect without --match-bytes or a lossy --codec"),
         ("continual", "--method er --alpha 1", "--alpha: no effect without --method der++"),
         ("continual", "--method er --gan-steps 5 --storage fp16", "--storage, --gan-steps: no effect without a generator"),
         ("continual", "--method dim --pool-lr 1", "--pool-lr: no effect where nothing is matched"),

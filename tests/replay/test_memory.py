@@ -159,6 +159,12 @@ def test_a_budget_without_room_for_an_image_is_refused(codec, budget):
         Buffer(INFO, CPU, max_bytes=budget, codec=codec)
     with pytest.raises(UsageError, match="expected room for one of each class, 7850 bytes or more"):
         Buffer(INFO, CPU, max_bytes=7849, balanced=True)
+    if codec in LOSSY:  # what is stored once is needed once
+        shared, image = make_codec(codec, 75, INFO).shared, encode_images(make_codec(codec, 75, INFO), torch.zeros(1, 1, 28, 28).byte())[0]
+        least = shared + 10 * (len(image) + 2 + 1)
+        Buffer(INFO, CPU, max_bytes=least, balanced=True, codec=codec)
+        with pytest.raises(UsageError, match=f"expected room for one of each class, {least} bytes or more"):
+            Buffer(INFO, CPU, max_bytes=least - 1, balanced=True, codec=codec)
 
 
 @pytest.mark.parametrize("codec", CODECS)
