@@ -217,7 +217,7 @@ def test_bf16_agrees_in_the_losses_and_in_the_direction_of_the_gradients(variant
     norm whatever is done in float32 around them; what must not differ is where they point."""
     for loss, _, cosine in compare(variant, amp=True, channels_last=channels_last):
         assert loss < 1e-2
-        assert cosine > (0.98 if torch.__version__.startswith("2.6.") else 0.99)  # torch 2.6 emulates bf16 in another way: 0.989
+        assert cosine > 0.98  # emulated by torch 2.6 0.989, by bf16 instructions and torch 2.14 0.987
 
 
 @pytest.mark.slow

@@ -188,8 +188,8 @@ def test_it_learns_the_mean_of_each_class():
     greys = torch.tensor([20, 120, 230], dtype=torch.uint8)
     labels = torch.arange(240) % 3
     train = ImageSet(greys[labels][:, None, None, None].expand(-1, 1, 28, 28).contiguous(), labels)
-    gan = make_gan(lr=2e-3, num_classes=3, width=8)
-    for _ in train_gan(gan, train, epochs=15, batch_size=24, gp_weight=0, seed=0, runtime=CPU):
+    gan = make_gan(num_classes=3, width=8)  # at this rate and length four seeds end within 0.16, at twice the rate and half of it within 0.37
+    for _ in train_gan(gan, train, epochs=30, batch_size=24, gp_weight=0, seed=0, runtime=CPU):
         pass
     generator = gan.deployed.eval()
     with torch.no_grad():

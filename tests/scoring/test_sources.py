@@ -246,8 +246,8 @@ def test_a_teachers_labels(digits, generator):
 def test_rows_of_soft_labels_are_their_own(trained, teacher, tmp_path):
     flags = ["--pretrain-weight", str(trained / "gan" / "last.pth"), "--source", "generator", "random-real", "--match-bytes"]
     rows = run(validate, validate_flags(tmp_path, *flags, "--labels", "soft", "hard", "--teacher", str(teacher), "--temperature", "4"))
-    assert [row["labels"] for row in rows] == ["hard"] * 5 + ["soft"] * 5
-    hard, soft = rows[:5], rows[5:]
+    assert [row["labels"] for row in rows] == ["hard"] * 6 + ["soft"] * 6
+    hard, soft = rows[:6], rows[6:]
     saved = read_classifier(teacher)
     assert soft[0]["num_bytes"] == hard[0]["num_bytes"] + num_bytes(saved.classifier)
     assert soft[1]["num_bytes"] == hard[1]["num_bytes"] + 30 * 40
