@@ -135,12 +135,10 @@ def _jpeg_scan_codec(quality: int, info: DataInfo) -> Codec:
     """JPEG of which all that comes before and after the data of the scan, the same for all images of one size, is stored once."""
     pictures = _pillow_codec("JPEG", quality=quality)
     blank = pictures.encode(_blank(info))
-    begin = MARKER
-    while True:  # segment after segment, each a marker and the length of what follows it
+    begin, marker = MARKER, b""
+    while marker != START_OF_SCAN:  # segment after segment, each a marker and the length of what follows it
         marker = blank[begin : begin + MARKER]
         begin += MARKER + int.from_bytes(blank[begin + MARKER : begin + 2 * MARKER], "big")
-        if marker == START_OF_SCAN:
-            break
     head, end = blank[:begin], blank[-MARKER:]
     return Codec(lambda array: pictures.encode(array)[begin:-MARKER], lambda code: pictures.decode(head + code + end), len(head + end))
 

@@ -101,15 +101,13 @@ def test_rows_of_as_many_bytes_as_a_generator(trained, tmp_path, capsys):
     rows = run(validate, validate_flags(tmp_path, *flags))
     assert "images in jpeg" in capsys.readouterr().out
     assert [row["source"] for row in rows] == [
-        *(
-            "generator",
-            "condensed",
-            "random-real-raw",
-            "random-real-lossless",
-            "random-real-jpeg",
-            "random-real-jpeg-scan",
-            "condensed-jpeg",
-        )
+        "generator",
+        "condensed",
+        "random-real-raw",
+        "random-real-lossless",
+        "random-real-jpeg",
+        "random-real-jpeg-scan",
+        "condensed-jpeg",
     ]
     size, row = rows[0]["num_bytes"], rows[-1]
     assert 0.5 * size < row["num_bytes"] <= size
