@@ -26,7 +26,7 @@ from engine.environment import keep_freed_memory
 from engine.files import locked
 from engine.graphs import Graphed
 from engine.optim import load_optimizer, make_adam, set_rate
-from engine.precision import allow_tf32
+from engine.precision import allow_tf32, multiplies_bf16
 from engine.runtime import Runtime, make_runtime
 from engine.seeds import derive_seed
 from engine.steps import LossMeter, Step
@@ -217,7 +217,8 @@ def test_bf16_agrees_in_the_losses_and_in_the_direction_of_the_gradients(variant
     norm whatever is done in float32 around them; what must not differ is where they point."""
     for loss, _, cosine in compare(variant, amp=True, channels_last=channels_last):
         assert loss < 1e-2
-        assert cosine > 0.98  # emulated by torch 2.6 0.989, by bf16 instructions and torch 2.14 0.987
+        # torch 2.6 emulates bf16 in another way (0.989), and bf16 instructions round in another (0.987 with torch 2.14)
+        assert cosine > (0.98 if torch.__version__.startswith("2.6.") or multiplies_bf16(CPU.device) else 0.99)
 
 
 @pytest.mark.slow
