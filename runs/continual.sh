@@ -18,7 +18,7 @@ case ${1:-} in
 sweep)
     Q=scan${QUALITY:-25}  # choose it on held-out images
     BYTES=${BYTES:-50000 150000 600000 1500000 6000000}
-    METHODS=${METHODS:-er_${Q}_rd er-ace_${Q}_rd condensed-fill_${Q}_rd condensed-fill-ace_${Q}_rd condensed-dist-fill_${Q}_rd condensed-dist-fill-ace_${Q}_rd der++_${Q}_rd gdumb_$Q $PLAIN dim_energy_rd} ;;
+    METHODS=${METHODS:-er_${Q}_rd er-ace_${Q}_rd condensed-fill_${Q}_rd condensed-fill-ace_${Q}_rd condensed-dist-fill_${Q}_rd condensed-dist-fill-ace_${Q}_rd der++_${Q}_rd cls-er_${Q}_rd gdumb_$Q $PLAIN dim_energy_rd} ;;
 *)
     BYTES=${BYTES:-600000}
     METHODS=${METHODS:-finetune joint unlimited $PLAIN er_task er_webp er_jpeg er-ace_webp dgr dim oracle} ;;
@@ -55,7 +55,7 @@ declare -A ROW=(  # of a row, with the rate that tune chose
     # the real images that condensing starts from, as many of each class and at the same time: a control
     [condensed-start_jpeg50_r]="--method condensed --codec jpeg --quality 50 --condense-steps 1 --condense-lr 1e-9 $REHEARSE"
     [condensed-start-ace_jpeg50_r]="--method condensed --replay-loss er-ace --codec jpeg --quality 50 --condense-steps 1 --condense-lr 1e-9 $REHEARSE"
-    [der++_jpeg50_r]="--method der++ --codec jpeg --quality 50 $REHEARSE"
+    [der++_jpeg50_r]="--method der++ --codec jpeg --quality 50 $REHEARSE" [cls-er_jpeg50_r]="--method cls-er --average-decay 0.99 --codec jpeg --quality 50 $REHEARSE"
     [dim_r]="--method dim --match-steps 0 $GENERATOR $REHEARSE" [dim_energy_r]="--method dim $ENERGY $REHEARSE"
     # networks from scratch on memory alone
     [condensed_retrain]="--method condensed $CONDENSE --retrain" [gdumb_webp]="--method gdumb --codec webp"
