@@ -3,8 +3,8 @@
     python continual.py --tag dim --data mnist --method dim --memory-bytes 600000
 
 Prints the accuracy over the tasks so far after each one. Writes results/TAG/: results.json with the matrix of accuracies, its
-metrics, bytes and seconds; args.json, metrics.jsonl, TensorBoard events, samples of every class after every task in outputs/, and
-last.pth. Stopped anywhere, the same command continues.
+metrics, bytes and seconds; args.json, metrics.jsonl, TensorBoard events, samples of every class after every task in outputs/, nearest.png
+with the real images nearest to those in memory, and last.pth. Stopped anywhere, the same command continues.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import data as datasets
 from augment import parse_strategy
 from data import Data, add_folder_flags, load_data
 from engine.environment import environment
-from engine.files import run_path, write_json
+from engine.files import run_path, save_picture, write_json
 from engine.run_folder import RunFolder
 from engine.runtime import add_execution_flags, make_runtime
 from engine.steps import START, Position, Step
@@ -39,7 +39,7 @@ from replay.memory import LAYOUTS, STARTS, TABLES, make_memory
 from replay.methods import METHODS
 from replay.metrics import SETTINGS
 from replay.options import EFFECTS, check_flags, layout_of, make_options, tables_of
-from replay.results import evaluate, picture, print_results, results_of
+from replay.results import evaluate, neighbours, picture, print_results, results_of
 from replay.tasks import check_sizes, describe_tasks, listed_classes, split_classes, split_tasks
 from scoring.storage import BYTES, CODECS
 from utils import (
@@ -66,9 +66,9 @@ def train_tasks(continual: Continual, start: Position = START) -> Iterator[Step]
     """Learn task after task, one yield a step; `start` is where an earlier run stopped. Phases without steps are left out.
 
     Of each task: the generator as a GAN, the generator by matching, or the condensed images, then the networks, either on the
-    stream beside what the memory of the earlier tasks gives, or from scratch on the memory of all tasks so far. With
-    --recipe-match energy the networks learn the stream first, since they teach the generator then, and --rehearse-steps go on with
-    them on the memory of all tasks.
+    stream beside what the memory of the earlier tasks gives, or from scratch on the memory of all tasks so far. The networks teach
+    --latents and the generator of --recipe-match energy, which therefore come after the stream. --rehearse-steps end a task on the
+    memory of all tasks.
     """
     for task in range(start.epoch, len(continual.tasks)):
         done = start.step if task == start.epoch else 0
@@ -112,7 +112,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--average-decay", type=decay, default=0.999, help="cls-er: decay of the averaged copies, for thousands of steps")
     # memory
     parser.add_argument(
-        "--memory-bytes", type=positive_int, help="budget of all that is kept between tasks, in bytes; buffer and generator are sized to it"
+        "--memory-bytes", type=positive_int, help="budget in bytes of all that is kept between tasks, to which its parts fit"
     )
     parser.add_argument("--buffer-size", type=positive_int, help="images in the buffer, instead of a budget in bytes")
     parser.add_argument("--codec", choices=CODECS, default="raw", help="how the buffer stores its images")
@@ -123,9 +123,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default="step",
         help="when the buffer takes images: at each step of the first pass, or at the end of a task",
     )
-    parser.add_argument(
-        "--fill-real", action="store_true", help="condensed: real images fill the room that is not taken by condensed ones yet"
-    )
+    parser.add_argument("--fill-real", action="store_true", help="condensed: real images fill the room of those of later tasks")
     parser.add_argument("--buffer-share", type=probability, default=0.0, help="dgr, dim: share of --memory-bytes for real images")
     # generator
     parser.add_argument(
@@ -146,9 +144,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--gan-lr-d", type=positive, help="learning rate of the discriminator (default: the generator's)")
     parser.add_argument("--gp-weight", type=nonnegative, default=10.0, help="weight of DiM's gradient penalty")
     parser.add_argument("--ema", type=decay, default=0.999, help="decay of the generator's moving average; 0 = off")
-    parser.add_argument(
-        "--restat", type=count, default=20, help="batches for estimating BatchNorm's statistics at the end of a task; 0 = off"
-    )
+    parser.add_argument("--restat", type=count, default=20, help="batches for estimating BatchNorm's statistics at a task's end; 0 = off")
     parser.add_argument("--keep-discriminator", action="store_true", help="keep discriminator and optimisers, too; they count as memory")
     parser.add_argument("--oracle", action="store_true", help="control: train the generator on all tasks before the first task")
     # stage 2
@@ -158,6 +154,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--match-steps", type=count, help="steps of stage 2 on a task (default: 0)")
     parser.add_argument("--match-batch", type=count, default=32, help="images of each class in a step of --recipe-match energy")
     parser.add_argument("--teacher-weight", type=nonnegative, default=0.33, help="weight of the networks' cross-entropy in that recipe")
+    parser.add_argument("--latents", type=count, default=0, help="dim: this many of each class are matched and stored; 0 = random ones")
+    parser.add_argument("--latent-steps", type=positive_int, default=200, help="steps of matching the latents of a task")
     parser.add_argument(
         "--generator-start", choices=STARTS, default="new", help="of a task's generator: new weights, or those of the last task's"
     )
@@ -168,9 +166,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_condense_flags(parser)
     # replay
     parser.add_argument("--replay-batch-size", type=positive_int, help="images from memory per step (default: --batch-size)")
-    parser.add_argument(
-        "--replay-images", type=positive_int, help="generated images per class (default: as many as a class of the task has)"
-    )
+    parser.add_argument("--replay-images", type=positive_int, help="generated images per class (default: --latents, or as the task has)")
     parser.add_argument(
         "--replay-balance",
         choices=("classes", "equal"),
@@ -254,6 +250,7 @@ def main(args: argparse.Namespace) -> dict:
         layout=layout_of(args.method, args.layout, args.oracle),
         tables=tables_of(args.method, args.layout, args.class_tables, args.oracle),
         classes=classes,
+        latents=args.latents,
         keep_discriminator=args.keep_discriminator,
         seed=args.seed,
     )
@@ -291,6 +288,8 @@ def main(args: argparse.Namespace) -> dict:
     results = results or results_of(continual, about, run.seconds, images)
     if not (folder / "results.json").exists():  # a kill came between the last checkpoint and it
         write_json(folder / "results.json", results)
+    if not (folder / "nearest.png").exists() and (pairs := neighbours(continual)) is not None:
+        save_picture(folder / "nearest.png", pairs)
     print_results(results)
     print(folder / "results.json")
     return results

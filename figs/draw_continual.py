@@ -4,7 +4,7 @@
 
 Runs that differ only in their seed are one row, named by their folder without data set, bytes and seed. Prints a Markdown table. --out
 draws FOLDER/bytes.png (accuracy and seconds against stored bytes, mean and sample standard deviation), matrices.png, tasks.png (accuracy on
-each task after each task) and samples.png (what the generators make after every task). --record keeps the rows. --from RECORD prints and
+each task after each task) and samples.png (what the generators make after every task). --nearness prints another table. --record keeps the rows. --from RECORD prints and
 draws a kept record again, except for the samples.
 """
 
@@ -50,6 +50,19 @@ def table(rows: list[dict], places: list[tuple[str, int]] | None = None) -> list
         cells += [plus_minus(row["forgetting_mean"], row["forgetting_std"]), f"{row['seconds']:.0f}", str(row["n"])]
         cells += ["[record]({}) {}".format(*places[number])] if places else []
         lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def nearness_table(rows: list[dict], places: list[tuple[str, int]] | None = None) -> list[str]:
+    """A line for each kind of images that a row's memory holds: how near they are to the real images that were learnt."""
+    heads = ["data", "method", "kept, bytes", "images", "distance ratio", "near copies, %", "n"] + ["record, rows"] * bool(places)
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for number, row in enumerate(rows):
+        for kind, ratio in row["distance_ratio"].items():
+            cells = [row["data"], row["label"], f"{row['num_bytes']['total']:,.0f}", kind]
+            cells += [plus_minus(ratio, None), plus_minus(row.get("near_copies", {}).get(kind), None), str(row["n"])]
+            cells += ["[record]({}) {}".format(*places[number])] if places else []
+            lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
@@ -174,6 +187,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("runs", nargs="*", default=[], help="folders of continual.py; unfinished runs are left out")
     parser.add_argument("--from", dest="kept", nargs="+", help="use records that --record wrote instead of runs")
     parser.add_argument("--out", help="folder for the figures")
+    parser.add_argument(
+        "--nearness", action="store_true", help="print how near the images in memory are to those that were learnt, instead"
+    )
     parser.add_argument("--record", help="JSON file to keep the rows in")
     parser.add_argument("--command", nargs="+", default=[], help="--record: the commands that made the runs")
     parser.add_argument("--hardware", default=platform.processor() or platform.machine(), help="--record: what they ran on")
@@ -190,7 +206,9 @@ def main(args: argparse.Namespace) -> list[dict]:
         records = {path: json.loads(Path(path).read_text())["rows"] for path in args.kept or ()}
         rows = [row for kept in records.values() for row in kept] or rows_of(runs)
         places = [(path, number) for path, kept in records.items() for number in range(len(kept))]
-        lines = table(rows, [(args.record, number) for number in range(len(rows))] if args.record else places)
+        lines = (nearness_table if args.nearness else table)(
+            rows, [(args.record, number) for number in range(len(rows))] if args.record else places
+        )
         if not rows:
             raise ValueError("no rows")
     except UsageError:

@@ -67,6 +67,12 @@ def spread(values: list[float]) -> float | None:
     return stdev(values) if len(values) > 1 else None
 
 
+def by_kind(runs: list[dict]) -> dict[str, float | None]:
+    """The mean of each kind of images; None where a run does not have it, as those of earlier versions."""
+    found = {kind: [run.get(kind) for run in runs] for kind in runs[0]}
+    return {kind: None if None in values else mean(values) for kind, values in found.items()}
+
+
 def row_of(runs: list[dict]) -> dict:
     """One row for runs that differ only in their seed. Raises UsageError if a seed occurs twice.
 
@@ -99,9 +105,7 @@ def row_of(runs: list[dict]) -> dict:
     row |= {"ensemble_mean": mean(ensembles) if ensembles else None}
     row |= {"num_bytes": {k: mean(run["num_bytes"].get(k, 0) for run in runs) for k in runs[0]["num_bytes"]}}
     row |= {name: mean(run[name] for run in runs) for name in ("buffer_images", "images_generated", "seconds")}
-    ratios = [run.get("distance_ratio") or {} for run in runs]  # runs of earlier versions have none
-    found = {kind: [ratio.get(kind) for ratio in ratios] for kind in ratios[0]}
-    row |= {"distance_ratio": {kind: None if None in values else mean(values) for kind, values in found.items()}}
+    row |= {name: by_kind([run.get(name) or {} for run in runs]) for name in ("distance_ratio", "near_copies")}
     return row | {"acc": matrix("class-il"), "acc_task_il": matrix("task-il")}
 
 

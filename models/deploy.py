@@ -1,4 +1,4 @@
-"""Deployed generators: several that share a byte budget or divide the classes, or one whose images a teacher filters.
+"""Deployed generators: several that share a byte budget or divide the classes, one whose images a teacher filters, one with stored latents.
 
 Each has a generator's method sample(y) -> images. OwnClasses renames the classes of a generator that knows some of them alone.
 """
@@ -8,6 +8,13 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from data import to_uint8
+from engine.runtime import Runtime
+from engine.seeds import derive_seed
+from models.gan import GAN
+
+LATENT_LR, LATENT_BETAS = 0.03, (0.9, 0.9)  # of the Adam that optimises latents
 
 # Batch sizes to which a varying number of images is padded, since cuDNN benchmarks its kernels anew for each size that it meets.
 SIZES = (16, 32, 64)  # and multiples of the last
@@ -125,3 +132,62 @@ class Filtered(nn.Module):
         if images.is_cuda:
             images = F.pad(images, (0, 0, 0, 0, 0, 0, 0, padded_size(n) - n))
         return self.teacher(images)[:n].softmax(1).gather(1, y[:, None]).squeeze(1)  # (B,)
+
+
+class Latents(nn.Module):
+    """A frozen generator whose latents, some of each class, are the parameters; it samples from these alone.
+
+    In the place of pixels: Zhao & Bilen 2022 (IT-GAN, arXiv:2204.07513), Cazenavette et al. 2023 (GLaD, arXiv:2305.01649). generator: takes
+    (z, y), and stays in eval mode. values: (R, n, z_dim), n of each of the R `classes`, None = all. Its one-hot code overwrites the first
+    `overwritten` entries of each, which are not stored.
+    """
+
+    def __init__(self, generator: nn.Module, values: Tensor, overwritten: int, classes: Sequence[int] | None = None):
+        super().__init__()
+        self.held = [generator.eval()]  # in a list, so that its weights are not among the parameters
+        self.num_classes, self.overwritten = generator.num_classes, overwritten
+        self.classes = list(range(self.num_classes) if classes is None else classes)
+        self.values = nn.Parameter(values)
+        row_of = torch.zeros(self.num_classes, dtype=torch.long, device=values.device)
+        row_of[self.classes] = torch.arange(len(self.classes), device=values.device)
+        self.register_buffer("row_of", row_of, persistent=False)
+
+    @classmethod
+    def drawn(cls, generator: nn.Module, n: int, seed: int, device: torch.device, overwritten: int, classes: Sequence[int] | None = None):
+        """With `n` random latents of each class."""
+        size = len(range(generator.num_classes) if classes is None else classes), n, generator.z_dim
+        values = torch.randn(size, generator=torch.Generator().manual_seed(derive_seed(seed, "latents", n)))
+        return cls(generator, values.to(device), overwritten, classes)
+
+    @classmethod
+    def decoded(cls, generator: nn.Module, stored: Tensor, classes: Sequence[int] | None = None):
+        """With the latents that stored() gave, on the CPU."""
+        overwritten = generator.z_dim - stored.shape[-1]
+        return cls(generator, F.pad(stored.float(), (overwritten, 0)), overwritten, classes)
+
+    def _apply(self, fn, recurse: bool = True):
+        self.held[0]._apply(fn, recurse)  # it moves with its latents
+        return super()._apply(fn, recurse)
+
+    def sample(self, y: Tensor, rng: torch.Generator | None = None) -> Tensor:
+        """One image (B, C, H, W) for each label of y (B,): those of a class at random, each again only after all others."""
+        rows, (r, n, _) = self.row_of[y], self.values.shape
+        order = torch.rand(r, n, device=y.device, generator=rng).argsort(1)
+        number = (F.one_hot(rows, r).cumsum(0) - 1).gather(1, rows[:, None]).squeeze(1) % n  # of an image in its class
+        return self.held[0](self.values[rows, order[rows, number]], y)
+
+    def in_training(self) -> GAN:
+        """The latents with their optimiser, for matching alone (pool_match.py)."""
+        return GAN(self, None, LATENT_LR, betas=LATENT_BETAS)
+
+    def stored(self) -> Tensor:
+        """What is kept of the latents: float16 (R, n, z_dim - overwritten)."""
+        return self.values.detach()[..., self.overwritten :].half()
+
+    def images(self, runtime: Runtime) -> tuple[Tensor, Tensor]:
+        """The images of all latents as they are stored, uint8 (N, C, H, W) sorted by class, and their labels (N,)."""
+        labels = torch.tensor(self.classes, device=runtime.device).repeat_interleave(self.values.shape[1])
+        with torch.no_grad(), runtime.autocast():
+            latents = F.pad(self.stored().float(), (self.overwritten, 0)).flatten(0, 1)
+            parts = [self.held[0](z, y).float() for z, y in zip(latents.split(500), labels.split(500), strict=True)]
+        return to_uint8(torch.cat(parts)), labels

@@ -109,10 +109,11 @@ class Continual:
         return self.replay.draw(task)
 
     def steps(self, phase: str, task: int, done: int) -> Iterator[Losses]:
-        """The losses of each step of a phase ("gan", "match", "condense", "stream", "retrain") of a task, after its first `done` steps."""
+        """The losses of each step of a phase (those of plan.PHASES) of a task, after its first `done` steps."""
         generator = self.generator
-        phases = {"gan": generator.gan_steps, "match": generator.match_steps, "condense": self.condenser.steps}
-        return (phases | {"stream": self.stream_steps, "retrain": self.retrain_steps})[phase](task, done)
+        phases = {"gan": generator.gan_steps, "match": generator.match_steps, "latents": generator.latent_steps}
+        phases |= {"condense": self.condenser.steps, "stream": self.stream_steps, "retrain": self.retrain_steps}
+        return phases[phase](task, done)
 
     def stream_steps(self, task: int, done: int) -> Iterator[Losses]:
         """Train the networks on the images of the task, batch by batch, together with batches from memory.

@@ -1,4 +1,4 @@
-"""Training of the generator of a task: stages 1 and 2 on the images that a continual learner may use."""
+"""Training of the generator of a task, and of its latents: stages 1 and 2 on the images that a continual learner may use."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -9,7 +9,7 @@ from data import ImageSet, steps_per_epoch
 from engine.graphs import Losses
 from engine.seeds import derive_seed, seeded
 from engine.steps import Position, Step
-from models.deploy import ByClass
+from models.deploy import ByClass, Latents
 from models.gan import GAN, estimate_statistics
 from models.matching import MATCH_RECIPES, Matching, recipe_settings
 from models.pool import Pool
@@ -79,7 +79,7 @@ class TaskGenerator:
 
     def _new_pool(self, task: int) -> Pool:
         plan, size, generator = self.plan, 1, None
-        if plan.options.recipe_match == "energy":
+        if plan.options.recipe_match == "energy" or plan.options.latents:
             size, generator = MATCH_RECIPES["energy"]["pool_size"], self._of_all_classes(task)
         seed = derive_seed(plan.seed, "pool", task)
         return Pool(self.networks, plan.info, plan.options.pool_lr, "color_crop", seed, plan.runtime, size, generator)
@@ -127,6 +127,8 @@ class TaskGenerator:
             if alone:
                 self.gan = self._alone(self.gan.deployed)
             self.pool = self._new_pool(task)
+        if alone:
+            return self._alone_steps("match", task, done, o.match_steps, recipe_settings(o.match_batch, o.teacher_weight))
         train, labels = self._train_set(task)
         num_steps = steps_per_epoch(len(train), o.gan_batch_size)
         settings = {
@@ -136,19 +138,51 @@ class TaskGenerator:
             "matching": Matching(o.match, o.match_weight, "color_crop_cutout"),
             "start": Position(*divmod(done, num_steps)),
         }
-        if alone:
-            sets = [train] if self.replay.images is None else [train, self.replay.images]
-            teachers = [frozen_copy(learner.deployed) for learner in self.replay.learners]
-            settings = recipe_settings(o.match_batch, o.teacher_weight) | {"pool_set": ImageSet.joined(sets), "steps": o.match_steps}
-            settings |= {"teachers": teachers, "start": Position(0, done)}
         seed = derive_seed(self.plan.seed, "match", task)
         shared = {"batch_size": o.gan_batch_size, "seed": seed, "runtime": self.plan.runtime, "classes": labels}
         steps = self.train_match(self.gan, self.pool, train, **shared, **settings)
         return ({f"match_{name}": loss for name, loss in at.losses.items()} for at in steps)
 
+    def latent_steps(self, task: int, done: int) -> Iterator[Losses]:
+        """Optimise the latents of the task's classes by the same matching, through its generator as it is stored."""
+        o = self.plan.options
+        if done == 0:
+            self.keep(task)
+            self.gan = self._new_latents(task)
+            self.pool = self._new_pool(task)
+        settings = recipe_settings(min(o.match_batch, o.latents), o.teacher_weight) | {"lr_decay": "none"}
+        return self._alone_steps("latents", task, done, o.latent_steps, settings)
+
+    def _new_latents(self, task: int) -> GAN:
+        return self.memory.generators.new_latents(derive_seed(self.plan.seed, task), self.plan.runtime).in_training()
+
+    def _alone_steps(self, name: str, task: int, done: int, length: int, settings: dict) -> Iterator[Losses]:
+        """Match without a GAN for `length` steps; the networks of the learner, which know all classes so far, are the teachers."""
+        (train, labels), o = self._train_set(task), self.plan.options
+        sets = [train] if self.replay.images is None else [train, self.replay.images]
+        steps = self.train_match(
+            self.gan,
+            self.pool,
+            train,
+            batch_size=o.gan_batch_size,
+            seed=derive_seed(self.plan.seed, name, task),
+            runtime=self.plan.runtime,
+            classes=labels,
+            pool_set=ImageSet.joined(sets),
+            steps=length,
+            teachers=[frozen_copy(learner.deployed) for learner in self.replay.learners],
+            start=Position(0, done),
+            **settings,
+        )
+        return ({f"{name}_{loss}": value for loss, value in at.losses.items()} for at in steps)
+
     def keep(self, task: int) -> None:
-        """Store the generator that was trained at this task, if any, and end its training."""
+        """Store the generator or the latents that were trained at this task, if any, and end their training."""
         if self.gan is None:
+            return
+        if isinstance(self.gan.generator, Latents):
+            self.memory.generators.latents.append(self.gan.generator.stored().cpu())
+            self.gan = self.pool = None
             return
         o = self.plan.options
         seen = self.plan.seen(len(self.plan.tasks) - 1 if o.oracle else task)
@@ -171,8 +205,9 @@ class TaskGenerator:
         """Restore what state_dict() returned."""
         task = state["position"]["epoch"]
         if state["gan"] is not None:
-            self.gan = self._new_gan(task)
-            if state["gan"]["discriminator"] is None:
+            latents = self.plan.options.latents and len(self.memory.generators.stored) > task
+            self.gan = self._new_latents(task) if latents else self._new_gan(task)
+            if state["gan"]["discriminator"] is None and not latents:
                 self.gan = self._alone(self.gan.generator)
             self.gan.load_state_dict(state["gan"])
         if state["match_pool"] is not None:

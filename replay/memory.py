@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from data import DataInfo
+from engine.runtime import Runtime
 from engine.seeds import derive_seed, seeded
 from engine.tensors import to_host
 from models import GANS, build_gan, build_generator, decode
-from models.deploy import ByClass, OwnClasses
+from models.deploy import ByClass, Latents, OwnClasses
 from replay.buffer import Buffer
 from replay.condensed_buffer import CondensedBuffer
 from replay.learner import Learner
@@ -27,13 +28,15 @@ class GeneratorMemory:
     """Stored generators: one that is carried on from task to task, or one for each task (`layout`).
 
     config: constructor values of a generator. num_classes: of the set; if the generator has tables for fewer, they are of the classes that
-    it is made for. kept_with: what else is kept to continue its training, by name, as plain tensors.
+    it is made for. kept_with: what else is kept to continue its training, by name, as plain tensors. num_latents: of each class that are
+    kept, if any.
     """
 
-    def __init__(self, config: dict, storage: str, layout: str, num_classes: int):
-        self.config, self.storage, self.layout, self.num_classes = config, storage, layout, num_classes
+    def __init__(self, config: dict, storage: str, layout: str, num_classes: int, num_latents: int = 0):
+        self.config, self.storage, self.layout, self.num_classes, self.num_latents = config, storage, layout, num_classes, num_latents
         self.stored: list[dict[str, Tensor]] = []
         self.classes: list[list[int]] = []  # of each generator
+        self.latents: list[Tensor] = []  # of each generator, if any; the last one may have none yet
         self.kept_with: dict = {}
 
     def keep(self, generator: nn.Module, classes: Sequence[int], kept_with: dict | None = None) -> None:
@@ -43,6 +46,11 @@ class GeneratorMemory:
         self.stored.append(encode(generator, self.storage))
         self.classes.append(list(classes))
         self.kept_with = kept_with or {}
+
+    def new_latents(self, seed: int, runtime: Runtime) -> Latents:
+        """Random latents of the classes of the last generator, as it is stored."""
+        generator = runtime.place(self._generators()[-1])
+        return Latents.drawn(generator, self.num_latents, seed, runtime.device, self.config["num_classes"], self.classes[-1])
 
     def players(self, classes: Sequence[int]) -> tuple[nn.Module, nn.Module]:
         """A freshly initialised generator of `classes`, and a discriminator for all classes of the set."""
@@ -54,28 +62,36 @@ class GeneratorMemory:
 
     def build(self) -> nn.Module | None:
         """Build a generator from what is stored, on the CPU; it samples all classes so far. Returns None before the first task."""
-        if not self.stored:
-            return None
+        generators = self._generators()
+        for number, (latents, classes) in enumerate(zip(self.latents, self.classes, strict=False)):
+            generators[number] = Latents.decoded(generators[number], latents, classes).requires_grad_(False)
+        if self.layout == "carried" or not generators:
+            return generators[0] if generators else None
+        return ByClass(generators, self.classes)
+
+    def _generators(self) -> list[nn.Module]:
         generators = []
         for tensors, classes in zip(self.stored, self.classes, strict=True):
             with seeded(torch.device("cpu"), "any"):  # these weights are overwritten at once: do not advance the random state
                 generator = self._own(build_generator(self.config), classes)
             load_stored(generator, tensors)
             generators.append(generator.eval().requires_grad_(False))
-        return generators[0] if self.layout == "carried" else ByClass(generators, self.classes)
+        return generators
 
     def num_bytes(self) -> dict[str, int]:
-        """Return the bytes kept, by kind: weights, and training if kept."""
-        parts = {"weights": sum(_tensor_bytes(tensors) for tensors in self.stored), "training": _tensor_bytes(self.kept_with)}
+        """Return the bytes kept, by kind: weights, and latents and training if kept."""
+        parts = {"weights": _tensor_bytes(self.stored), "latents": _tensor_bytes(self.latents), "training": _tensor_bytes(self.kept_with)}
         return {name: size for name, size in parts.items() if size}
 
     def state_dict(self) -> dict:
         """Return what is stored."""
-        return {"stored": self.stored, "classes": self.classes, "kept_with": self.kept_with}
+        latents = {"latents": self.latents} if self.num_latents else {}
+        return {"stored": self.stored, "classes": self.classes, "kept_with": self.kept_with} | latents
 
     def load_state_dict(self, state: dict) -> None:
         """Restore what state_dict() returned."""
         self.stored, self.classes, self.kept_with = state["stored"], state["classes"], state["kept_with"]
+        self.latents = state.get("latents", [])
 
 
 def load_stored(generator: nn.Module, tensors: dict[str, Tensor]) -> None:
@@ -101,7 +117,8 @@ class Memory:
         parts = [f"{self.copies:,} bytes of averaged networks"] if self.copies else []
         if self.generators is not None:
             width, storage, layout = self.generators.config["width"], self.generators.storage, self.generators.layout
-            parts.append(f"{layout} generators of width {width} in {storage}")
+            latents = f" and {self.generators.num_latents:,} latents of each class" if self.generators.num_latents else ""
+            parts.append(f"{layout} generators of width {width} in {storage}{latents}")
         if self.buffer is not None:
             limit = "" if self.buffer.max_images is None else f"at most {self.buffer.max_images:,} "
             kind = "condensed" if self.buffer.planned else "real"
@@ -217,6 +234,7 @@ def make_memory(
     layout: str,
     tables: str,
     classes: Sequence[Sequence[int]],
+    latents: int,
     keep_discriminator: bool,
     seed: int,
 ) -> Memory:
@@ -224,7 +242,7 @@ def make_memory(
 
     buffer_share: share of the bytes for real images beside a generator. fill_real: see CondensedBuffer. width: channels of the generators;
     None = as many as fit into the budget, or the default of `gan` if there is no budget. tables: of which classes a generator for one task
-    has tables, one of TABLES. classes: those of each task.
+    has tables, one of TABLES. classes: those of each task. latents: of each class that are kept beside the generators.
     """
     copies = sum(num_bytes(average) for learner in learners for average in learner.averages)
     left = max_bytes and max_bytes - copies
@@ -248,13 +266,14 @@ def make_memory(
 
             def size(width: int) -> int:
                 sized = config | {"width": width}
-                return held * generator_bytes(sized, storage) + (training_bytes(sized) if keep_discriminator else 0)
+                of_latents = 2 * latents * number * (config["z_dim"] - config["num_classes"])
+                return held * generator_bytes(sized, storage) + of_latents + (training_bytes(sized) if keep_discriminator else 0)
 
             room = left and int(left * (1 - buffer_share))
             width = width or (widest(size, room) if left else GANS[gan].width)
             if left and size(width) > room:
                 raise UsageError(f"--width {width}: its generators take {size(width)} bytes, expected at most {room}")
-            generators = GeneratorMemory(config | {"width": width}, storage, layout, info.num_classes)
+            generators = GeneratorMemory(config | {"width": width}, storage, layout, info.num_classes, latents)
         if method.memory == "buffer" or buffer_share or buffer_size:
             sized = {"max_bytes": left and (int(left * buffer_share) if generators else left), "max_images": buffer_size}
             sized |= {"codec": codec, "quality": quality}

@@ -50,6 +50,8 @@ class Options:
     match_weight: float | None
     teacher_weight: float
     generator_start: str
+    latents: int
+    latent_steps: int
     pool_steps: int
     pool_lr: float
     condensing: Condensing
@@ -99,12 +101,14 @@ EFFECTS = (
         "without a generator, which dgr and dim have",
     ),
     Effect(("gp_weight",), lambda args: args.gan == "dim", "with --gan resnet, which has no gradient penalty"),
+    Effect(("match", "match_weight", "pool_steps"), matches, "where nothing is matched: no dgr or dim, or no --match-steps"),
+    Effect(("pool_lr",), lambda args: args.latents or matches(args), "where nothing is matched: no --match-steps and no --latents"),
     Effect(
-        ("match", "match_weight", "pool_steps", "pool_lr"),
-        matches,
-        "where nothing is matched: no dgr or dim, or no --match-steps",
+        ("match_batch", "teacher_weight"),
+        lambda args: args.latents or args.recipe_match == "energy",
+        "without --recipe-match energy or --latents",
     ),
-    Effect(("match_batch", "teacher_weight"), lambda args: args.recipe_match == "energy", "without --recipe-match energy"),
+    Effect(("latent_steps",), lambda args: args.latents, "without --latents"),
     Effect(("match", "match_weight", "pool_steps"), lambda args: args.recipe_match == "paper", "with --recipe-match energy, which sets it"),
     Effect(("gan_lr", "gan_lr_d", "gp_weight", "ema"), lambda args: args.gan_steps, "without a GAN, with --gan-steps 0"),
     Effect(("rehearse_decay",), lambda args: args.rehearse_steps, "without --rehearse-steps"),
@@ -165,6 +169,7 @@ def check_flags(flags: Mapping[str, Any], method: Method) -> None:
         "--replay-loss": given.replay_loss,
         "--distilled-share": given.distilled_share or None,
         "--recipe-match": None if given.recipe_match == "paper" else given.recipe_match,
+        "--latents": given.latents or None,
         "--generator-start": None if given.generator_start == "new" else given.generator_start,
     }
     if method.memory != "generator":
@@ -173,6 +178,7 @@ def check_flags(flags: Mapping[str, Any], method: Method) -> None:
                 "--replay-loss": "dim and condensed",
                 "--distilled-share": "dim and condensed",
                 "--retrain": "dim, dgr and condensed",
+                "--latents": "dim",
             }.get(flag, "dgr and dim")
             if value is not None and not (method.condenses and "condensed" in owners):
                 raise UsageError(f"{flag} is of --method {owners}; found {given.method}")
@@ -195,18 +201,7 @@ def check_flags(flags: Mapping[str, Any], method: Method) -> None:
         raise UsageError(f"--match {given.match}: needs the batches of pool_match.py --match-batch, expected one of {usable}")
     if given.replay_loss and given.retrain:
         raise UsageError(f"--replay-loss {given.replay_loss}: --retrain learns from memory alone, nothing is replayed beside a task")
-    if given.distilled_share:
-        if not round(given.distilled_share * given.batch_size):
-            found = f"{given.distilled_share} of --batch-size {given.batch_size}"
-            raise UsageError(f"--distilled-share: expected one distilled image in a batch or more, found {found}, which rounds to none")
-        if given.method == "dgr":
-            raise UsageError(f"--distilled-share {given.distilled_share} is of --method dim and condensed; found dgr")
-        found = "--retrain" if given.retrain else f"--recipe-match {given.recipe_match}" if given.recipe_match != "paper" else ""
-        if found:
-            raise UsageError(f"--distilled-share {given.distilled_share}: expected what is distilled before a stream, found {found}")
-        if method.memory == "generator" and layout == "carried":
-            found = "--oracle" if given.oracle else "--layout carried"
-            raise UsageError(f"--distilled-share {given.distilled_share}: expected a generator for each task, found {found}")
+    _check_distilled(given, layout)
     if given.replay_loss and (given.distill_weight or given.replay_balance != "classes"):
         found = f"--distill-weight {given.distill_weight}" if given.distill_weight else f"--replay-balance {given.replay_balance}"
         raise UsageError(f"{found} weighs the loss that --replay-loss {given.replay_loss} replaces, expected one of the two")
@@ -245,3 +240,31 @@ def check_flags(flags: Mapping[str, Any], method: Method) -> None:
         raise UsageError(f"--rehearse-steps {given.rehearse_steps}: expected a method with a memory beside its stream, found {found}")
     if given.retrain_steps and not (method.retrains or given.retrain):
         raise UsageError(f"--retrain-steps {given.retrain_steps} is of --method gdumb and --retrain, found neither")
+
+
+def _check_distilled(given: SimpleNamespace, layout: str) -> None:
+    """Raise UsageError if --distilled-share or --latents contradict other flags, which are named as in check_flags."""
+    wanted = "--oracle" if given.oracle else f"--method dgr, --layout {layout}" if given.method == "dgr" else f"--layout {layout}"
+    if given.latents:
+        if layout == "carried":
+            raise UsageError(f"--latents {given.latents}: expected a generator for each task, found {wanted}")
+        if given.retrain or given.filter or given.distilled_share:
+            found = (
+                "--retrain"
+                if given.retrain
+                else f"--filter {given.filter}"
+                if given.filter
+                else f"--distilled-share {given.distilled_share}"
+            )
+            raise UsageError(f"--latents {given.latents} are stored after the networks have learnt a task, expected no {found}")
+    if given.distilled_share:
+        if not round(given.distilled_share * given.batch_size):
+            found = f"{given.distilled_share} of --batch-size {given.batch_size}"
+            raise UsageError(f"--distilled-share: expected one distilled image in a batch or more, found {found}, which rounds to none")
+        if given.method == "dgr":
+            raise UsageError(f"--distilled-share {given.distilled_share} is of --method dim and condensed; found dgr")
+        found = "--retrain" if given.retrain else f"--recipe-match {given.recipe_match}" if given.recipe_match != "paper" else ""
+        if found:
+            raise UsageError(f"--distilled-share {given.distilled_share}: expected what is distilled before a stream, found {found}")
+        if METHODS[given.method].memory == "generator" and layout == "carried":
+            raise UsageError(f"--distilled-share {given.distilled_share}: expected a generator for each task, found {wanted}")

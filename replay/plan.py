@@ -8,7 +8,9 @@ from engine.runtime import Runtime
 from replay.methods import Method
 from replay.options import Options
 
-TAUGHT = ("gan", "stream", "match", "condense", "retrain")  # the order of the phases where the networks teach the generator
+# The order of the phases of a task; latents are optimised after the networks have learnt it, since these are their teachers.
+PHASES = ("gan", "match", "condense", "stream", "latents", "retrain")
+TAUGHT = ("gan", "stream", "match", "latents", "condense", "retrain")  # where the networks teach the generator, too
 
 
 @dataclass(frozen=True)
@@ -34,16 +36,15 @@ class Plan:
         generates = self.layout is not None and (task == 0 or not o.oracle)
         stream = o.epochs * -(-size // o.batch_size)
         retrains = self.method.retrains or o.retrain
-        generator = {
+        lengths = {
             "gan": o.gan_steps * (len(self.tasks) if o.oracle else 1) if generates else 0,
             "match": o.match_steps if generates else 0,
+            "latents": o.latent_steps if generates and o.latents else 0,
             "condense": o.condensing.steps if self.method.condenses else 0,
-        }
-        networks = {
             "stream": 0 if retrains else stream,
             "retrain": (o.retrain_steps or stream * (task + 1)) if retrains else o.rehearse_steps,
         }
-        return {**generator, **networks} if o.recipe_match == "paper" else {name: (generator | networks)[name] for name in TAUGHT}
+        return {name: lengths[name] for name in (PHASES if o.recipe_match == "paper" else TAUGHT)}
 
     def rate_factor(self, done: int) -> float:
         """Factor of the learning rate after `done` steps on memory alone: of rehearsal it may fall, linearly to 0."""
@@ -55,8 +56,8 @@ class Plan:
         return [label for labels in self.classes[: task + 1] for label in labels]
 
     def per_class(self, task: int) -> int:
-        """Number of generated images of each class at a task."""
-        return self.options.replay_images or -(-len(self.tasks[task]) // len(self.classes[task]))
+        """Number of generated images of each class at a task; of stored latents each gives one."""
+        return self.options.replay_images or self.options.latents or -(-len(self.tasks[task]) // len(self.classes[task]))
 
     def replays(self, task: int) -> bool:
         """Whether a task uses generated images of earlier classes, for its networks or for a generator that is carried on."""

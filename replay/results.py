@@ -1,5 +1,6 @@
 """Results of a continual run: its accuracies, its results.json, and the picture of its memory."""
 
+import itertools
 from collections.abc import Sequence
 from statistics import mean
 
@@ -55,7 +56,7 @@ def results_of(continual: Continual, about: dict, seconds: float, unseen: ImageS
         "buffer_images": len(buffer) if buffer is not None else 0,
         "generator": generators and {**generators.config, "storage": generators.storage, "layout": generators.layout},
         "images_generated": continual.images_generated,
-        "distance_ratio": distance_ratios(continual, unseen) if finished else {},
+        **(closeness(continual, unseen) if finished else {"distance_ratio": {}, "near_copies": {}}),
         "seconds": round(seconds, 1),
         "networks": networks,
         "mean": {setting: {metric: over_networks(setting, metric) for metric in names} for setting in SETTINGS},
@@ -81,7 +82,8 @@ def print_results(results: dict) -> None:
     print(f"kept between tasks: {results['num_bytes']['total']:,} bytes" + (f" ({kept})" if kept else ""))
     for kind, ratio in results["distance_ratio"].items():
         found = "not measured, as unseen images are among them" if ratio is None else f"{ratio:.2f} of that of unseen images"
-        print(f"distance of {kind} images to the nearest image learnt from: {found}")
+        near = "" if ratio is None else f"; nearer than 99 % of these: {results['near_copies'][kind]:.0f} %"
+        print(f"distance of {kind} images to the nearest image learnt from: {found}{near}")
 
 
 def generated(continual: Continual, per_class: int) -> dict[int, Tensor]:
@@ -104,19 +106,49 @@ def stored(continual: Continual, per_class: int) -> dict[int, Tensor]:
     return {label: to_float(images[labels == label][:per_class]).cpu() for label in labels.unique().tolist()}
 
 
-def distance_ratios(continual: Continual, unseen: ImageSet, per_class: int = 10) -> dict[str, float | None]:
+def held_images(continual: Continual, per_class: int) -> dict[str, dict[int, Tensor]]:
+    """At most `per_class` images of each class in memory, by kind, "generated" and "stored", and class; a kind that is not held is left out."""
+    kinds = {"generated": generated(continual, per_class), "stored": stored(continual, per_class)}
+    return {kind: found for kind, found in kinds.items() if found}
+
+
+def nearest_learnt(continual: Continual, queries: Tensor) -> tuple[Tensor, Tensor]:
+    """The real image that was learnt nearest to each query (M, C, H, W) in [-1, 1]: its distance (M,), and itself as uint8."""
+    distances, images = [], []
+    for task in continual.tasks:
+        distance, index = nearest(queries.to(task.images.device), task)
+        distances.append(distance), images.append(task.images[index])
+    best, of_task = torch.stack(distances).min(0)
+    return best, torch.stack(images)[of_task, torch.arange(len(best), device=best.device)]
+
+
+def closeness(continual: Continual, unseen: ImageSet, per_class: int = 50) -> dict[str, dict[str, float | None]]:
     """For the generated and the stored images in memory, if there are any: how near they are to the real images that were learnt.
 
-    It is the median distance from an image to the nearest one, divided by the same median of `unseen` real images. 0: real images are
-    stored as they are. About 1: the memory is as far from them as unseen images are. None: most unseen images are among the learnt ones.
+    "distance_ratio": the median distance from an image to the nearest one, divided by the same median of `unseen` real images. 0: real
+    images are stored as they are. About 1: the memory is as far from them as unseen images are. "near_copies": percent of the images that
+    are nearer to one than 99 of 100 unseen images are. Both are None if most unseen images are among the learnt ones.
     """
+    held, found = held_images(continual, per_class), {"distance_ratio": {}, "near_copies": {}}
+    usual = nearest_learnt(continual, judges(unseen))[0] if held else None
+    for kind, images in held.items():
+        distance = nearest_learnt(continual, torch.cat(list(images.values())))[0]
+        found["distance_ratio"][kind] = ratio = distance_ratio(distance, usual)
+        near = 100 * (distance < usual.quantile(0.01)).float().mean().item()
+        found["near_copies"][kind] = None if ratio is None else round(near, 2)
+    return found
 
-    def distances(queries: Tensor) -> Tensor:
-        return torch.stack([nearest(queries.to(task.images.device), task)[0] for task in continual.tasks]).amin(0)
 
-    kinds = {"generated": generated(continual, per_class), "stored": stored(continual, per_class)}
-    usual = distances(judges(unseen)) if any(kinds.values()) else None
-    return {kind: distance_ratio(distances(torch.cat(list(found.values()))), usual) for kind, found in kinds.items() if found}
+def neighbours(continual: Continual, per_class: int = 5) -> Tensor | None:
+    """Draw images in memory, each with the real image that was learnt nearest to it on its right: (C, H, W) in [-1, 1].
+
+    A line has at most `per_class` pairs of a class; generated images stand above stored ones. Returns None if memory holds no images.
+    """
+    lines = []
+    for images in itertools.chain.from_iterable(found.values() for found in held_images(continual, per_class).values()):
+        pairs = torch.stack([images, to_float(nearest_learnt(continual, images)[1]).cpu()], 1).flatten(0, 1)
+        lines.append(torch.cat([pairs, torch.full_like(pairs[:1], -1).expand(2 * (per_class - len(images)), -1, -1, -1)]))
+    return image_grid(torch.cat(lines), 2 * per_class) if lines else None
 
 
 def picture(continual: Continual, rows: int = 10) -> Tensor | None:

@@ -1,7 +1,4 @@
-"""Fixed sets of generated images whose latents are not drawn at random: chosen by herding, or optimised by matching.
-
-Latents in the place of pixels: Zhao & Bilen 2022 (IT-GAN, arXiv:2204.07513), Cazenavette et al. 2023 (GLaD, arXiv:2305.01649).
-"""
+"""Fixed sets of generated images whose latents are not drawn at random: chosen by herding, or optimised by matching."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -9,19 +6,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from data import Data, DataInfo, ImageSet, to_uint8
 from engine.files import make_folder, short_hash, write_tensors
-from engine.optim import ADAM_BETAS
 from engine.progress import Progress
 from engine.runtime import Runtime
 from engine.seeds import derive_seed, seeded
 from engine.steps import Step
 from models import Classifier, read_classifier
-from models.gan import GAN
+from models.deploy import Latents
 from models.matching import MATCH_RECIPES, recipe_settings
 from models.pool import Pool
 from scoring.sources import generate, herding_order
@@ -30,40 +25,6 @@ from scoring.teachers import make_teachers
 DRAWS = ("random", "herding", "matched")
 DRAW_STEPS, TEACHER_EPOCHS = 200, 4
 INDEX_BYTES = 2  # of the number of a candidate that herding chose
-LATENT_LR = 0.03
-
-
-class Latents(nn.Module):
-    """A frozen generator whose latents, `ipc` of each class, are the parameters; it samples from these alone.
-
-    generator: has a method sample(y), z_dim, and forward(z, y); it stays in eval mode. values: (num_classes, ipc, z_dim).
-    """
-
-    def __init__(self, generator: nn.Module, ipc: int, seed: int, runtime: Runtime):
-        super().__init__()
-        self.held = [generator.eval()]  # in a list, so that its weights are not among the parameters
-        self.num_classes, self.ipc, self.z_dim = generator.num_classes, ipc, generator.z_dim
-        values = torch.randn(self.num_classes, ipc, self.z_dim, generator=torch.Generator().manual_seed(derive_seed(seed, "latents", ipc)))
-        self.values = nn.Parameter(values.to(runtime.device))
-
-    def sample(self, y: Tensor, rng: torch.Generator | None = None) -> Tensor:
-        """One image (B, C, H, W) for each label of y (B,): those of a class at random, each again only after all others."""
-        order = torch.rand(self.num_classes, self.ipc, device=y.device, generator=rng).argsort(1)
-        number = (F.one_hot(y, self.num_classes).cumsum(0) - 1).gather(1, y[:, None]).squeeze(1) % self.ipc  # of an image in its class
-        return self.held[0](self.values[y, order[y, number]], y)
-
-    def images(self, runtime: Runtime) -> tuple[Tensor, Tensor]:
-        """The images of all latents in half precision, as uint8 (N, C, H, W) sorted by class, and their labels (N,)."""
-        labels = torch.arange(self.num_classes, device=runtime.device).repeat_interleave(self.ipc)
-        with torch.no_grad(), runtime.autocast():
-            stored = self.values.half().float().flatten(0, 1)
-            parts = [self.held[0](z, y).float() for z, y in zip(stored.split(500), labels.split(500), strict=True)]
-        return to_uint8(torch.cat(parts)), labels
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of the latents in half precision, the entries that the class overwrites left out."""
-        return 2 * self.num_classes * self.ipc * (self.z_dim - self.num_classes)
 
 
 def matched_set(
@@ -83,8 +44,8 @@ def matched_set(
     """
     r = MATCH_RECIPES["energy"]
     with seeded(runtime.device, seed, "matched latents", ipc):
-        latents = Latents(generator, ipc, seed, runtime)
-        gan = GAN(latents, None, LATENT_LR, betas=(0.9, ADAM_BETAS[1]))
+        latents = Latents.drawn(generator, ipc, seed, runtime.device, generator.num_classes)
+        gan = latents.in_training()
         pool = Pool(r["pool"], info, 0.01, "color_crop", seed, runtime, r["pool_size"], latents)
         size = min(r["batch_size"], len(train))
         settings = recipe_settings(min(r["match_batch"], ipc)) | {"lr_decay": "none"}
@@ -92,7 +53,7 @@ def matched_set(
         with Progress(steps, title=f"matching latents, ipc {ipc}") as bar:
             for _ in loop:
                 bar.update(), bar.read()
-    return *latents.images(runtime), latents.num_bytes
+    return *latents.images(runtime), latents.stored().nbytes
 
 
 def herded_set(
