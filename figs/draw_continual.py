@@ -4,8 +4,8 @@
 
 Runs that differ only in their seed are one row, named by their folder without data set, bytes and seed. Prints a Markdown table. --out
 draws FOLDER/bytes.png (accuracy and seconds against stored bytes, mean and sample standard deviation), matrices.png, tasks.png (accuracy on
-each task after each task) and samples.png (what the generators make after every task). --nearness prints another table. --record keeps the rows. --from RECORD prints and
-draws a kept record again, except for the samples.
+each task after each task) and samples.png (what the generators make after every task). --nearness prints how near the images in memory are
+to those that were learnt. --record keeps the rows. --from RECORD prints and draws a kept record again, except for the samples.
 """
 
 import argparse
@@ -187,9 +187,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("runs", nargs="*", default=[], help="folders of continual.py; unfinished runs are left out")
     parser.add_argument("--from", dest="kept", nargs="+", help="use records that --record wrote instead of runs")
     parser.add_argument("--out", help="folder for the figures")
-    parser.add_argument(
-        "--nearness", action="store_true", help="print how near the images in memory are to those that were learnt, instead"
-    )
+    parser.add_argument("--nearness", action="store_true", help="print how near the images in memory are to those that were learnt")
     parser.add_argument("--record", help="JSON file to keep the rows in")
     parser.add_argument("--command", nargs="+", default=[], help="--record: the commands that made the runs")
     parser.add_argument("--hardware", default=platform.processor() or platform.machine(), help="--record: what they ran on")
@@ -202,13 +200,12 @@ def main(args: argparse.Namespace) -> list[dict]:
         raise UsageError("expected either the folders of runs or --from RECORD")
     mpl.use("Agg")
     runs = [] if args.kept else read_runs(args.runs)
+    printed = nearness_table if args.nearness else table
     try:
         records = {path: json.loads(Path(path).read_text())["rows"] for path in args.kept or ()}
         rows = [row for kept in records.values() for row in kept] or rows_of(runs)
         places = [(path, number) for path, kept in records.items() for number in range(len(kept))]
-        lines = (nearness_table if args.nearness else table)(
-            rows, [(args.record, number) for number in range(len(rows))] if args.record else places
-        )
+        lines = printed(rows, [(args.record, number) for number in range(len(rows))] if args.record else places)
         if not rows:
             raise ValueError("no rows")
     except UsageError:

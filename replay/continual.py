@@ -110,10 +110,8 @@ class Continual:
 
     def steps(self, phase: str, task: int, done: int) -> Iterator[Losses]:
         """The losses of each step of a phase (those of plan.PHASES) of a task, after its first `done` steps."""
-        generator = self.generator
-        phases = {"gan": generator.gan_steps, "match": generator.match_steps, "latents": generator.latent_steps}
-        phases |= {"condense": self.condenser.steps, "stream": self.stream_steps, "retrain": self.retrain_steps}
-        return phases[phase](task, done)
+        of, own = self.generator, {"condense": self.condenser.steps, "stream": self.stream_steps, "retrain": self.retrain_steps}
+        return (own | {"gan": of.gan_steps, "match": of.match_steps, "latents": of.latent_steps})[phase](task, done)
 
     def stream_steps(self, task: int, done: int) -> Iterator[Losses]:
         """Train the networks on the images of the task, batch by batch, together with batches from memory.

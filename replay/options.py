@@ -249,14 +249,8 @@ def _check_distilled(given: SimpleNamespace, layout: str) -> None:
         if layout == "carried":
             raise UsageError(f"--latents {given.latents}: expected a generator for each task, found {wanted}")
         if given.retrain or given.filter or given.distilled_share:
-            found = (
-                "--retrain"
-                if given.retrain
-                else f"--filter {given.filter}"
-                if given.filter
-                else f"--distilled-share {given.distilled_share}"
-            )
-            raise UsageError(f"--latents {given.latents} are stored after the networks have learnt a task, expected no {found}")
+            found = "--retrain" if given.retrain else "--filter" if given.filter else "--distilled-share"
+            raise UsageError(f"--latents {given.latents} are matched after the networks have learnt a task, expected no {found}")
     if given.distilled_share:
         if not round(given.distilled_share * given.batch_size):
             found = f"{given.distilled_share} of --batch-size {given.batch_size}"

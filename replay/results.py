@@ -107,7 +107,7 @@ def stored(continual: Continual, per_class: int) -> dict[int, Tensor]:
 
 
 def held_images(continual: Continual, per_class: int) -> dict[str, dict[int, Tensor]]:
-    """At most `per_class` images of each class in memory, by kind, "generated" and "stored", and class; a kind that is not held is left out."""
+    """At most `per_class` images of each class, by kind ("generated", "stored") and class; a kind that memory lacks is left out."""
     kinds = {"generated": generated(continual, per_class), "stored": stored(continual, per_class)}
     return {kind: found for kind, found in kinds.items() if found}
 

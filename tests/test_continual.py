@@ -23,6 +23,7 @@ from replay import results as replay_results
 from replay.continual import Continual
 from replay.memory import digest
 from replay.methods import METHODS
+from replay.replaying import Replay
 from replay.tasks import listed_classes, split_classes
 from scoring.storage import CODECS, LOSSY, make_codec
 from utils import UsageError
@@ -37,6 +38,11 @@ VARIANTS = {
     "matched": (
         *("dim", "--recipe-match", "energy", "--gan-steps", "0", "--match-batch", "4", "--match-steps", "3"),
         *("--generator-start", "previous", "--rehearse-steps", "4"),
+    ),
+    "latents": ("dim", "--latents", "3", "--latent-steps", "4", "--match-steps", "0", "--rehearse-steps", "4"),
+    "latents, matched": (
+        *("dim", "--recipe-match", "energy", "--gan-steps", "0", "--match-batch", "4", "--match-steps", "3", "--latents", "5"),
+        *("--latent-steps", "2", "--gan", "resnet", "--class-tables", "all"),
     ),
     "distilled": ("dim", "--distilled-share", "0.5"),
     "condensed, distilled": ("condensed", "--distilled-share", "1", "--codec", "jpeg"),
@@ -233,12 +239,69 @@ def test_images_are_counted(finished):
 
 def test_how_near_the_memory_is_to_the_images_learnt_from(finished):
     """Stored images are such images; condensed ones have left them by a few steps; generated ones are of their own."""
-    found = {name: finished(name)[0]["distance_ratio"] for name in ("er", "condensed", "dim", "beside a buffer", "finetune")}
-    assert found["finetune"] == {}
+    names = ("er", "condensed", "dim", "beside a buffer", "finetune")
+    found, near = ({name: finished(name)[0][metric] for name in names} for metric in ("distance_ratio", "near_copies"))
+    assert found["finetune"] == near["finetune"] == {}
+    assert near["er"] == {"stored": 100}
+    assert near["dim"] == {"generated": 0}
+    assert near["beside a buffer"] == {"generated": 0, "stored": 100}
     assert found["er"] == {"stored": pytest.approx(0, abs=1e-2)}
     assert found["er"]["stored"] + 0.02 < found["condensed"]["stored"] < found["dim"]["generated"]
     assert set(found["beside a buffer"]) == {"generated", "stored"}
     assert found["beside a buffer"]["stored"] < 0.1 < found["beside a buffer"]["generated"]
+
+
+def test_a_generator_is_replayed_by_its_latents_alone(finished, tmp_path, monkeypatch):
+    """Each of them once, the same at each task; weights and latents together fill the budget."""
+    results, folder = finished("latents")
+    kept = torch.load(folder / "last.pth", weights_only=True)["memory"]["generators"]
+    assert [(tuple(values.shape), values.dtype) for values in kept["latents"]] == [((2, 3, 98), torch.float16)] * 5
+    assert results["num_bytes"]["latents"] == 2 * 10 * 3 * 98
+    assert results["images_generated"] > 0
+    command = flags(tmp_path, "latents, matched", "--latents", "40", "--memory-bytes", "130000")
+    del command[command.index("--width") : command.index("--width") + 2]
+    wide = run(continual, command)["num_bytes"]
+    assert wide["latents"] == 2 * 10 * 40 * 90  # the one-hot code of ten classes overwrites ten
+    assert 110_000 < wide["total"] <= 130_000
+
+    replayed, prepare = [], Replay.prepare
+
+    def watching(self, task):
+        prepare(self, task)
+        if self.images is not None and len(replayed) < task:
+            replayed.append(self.images)
+
+    monkeypatch.setattr(Replay, "prepare", watching)
+    command = flags(tmp_path / "own", "latents")
+    del command[command.index("--replay-images") : command.index("--replay-images") + 2]
+    run(continual, command)
+    for task, images in enumerate(replayed, 1):
+        assert torch.bincount(images.labels, minlength=10).tolist() == [3] * 2 * task + [0] * (10 - 2 * task)
+        assert len({image.numpy().tobytes() for image in images.images}) == 6 * task
+    first = [{image.numpy().tobytes() for image in images.images[images.labels < 2]} for images in replayed]
+    assert all(found == first[0] for found in first)
+
+
+def test_images_in_memory_stand_beside_the_nearest_that_were_learnt(finished):
+    """Of a raw buffer each is its own neighbour; a line of five pairs for each class, black where there are fewer."""
+    side = 28 + 2
+    picture = np.asarray(Image.open(finished("er")[1] / "nearest.png"))
+    assert picture.shape == (side * len(set(buffer_labels(finished("er")[1]))), 10 * side)
+    pairs = picture.reshape(picture.shape[0], 5, 2, side)
+    assert (pairs[:, :, 0] == pairs[:, :, 1]).all()
+    assert pairs[:, 0].any()
+    generated = np.asarray(Image.open(finished("dim")[1] / "nearest.png"))
+    assert generated.shape == (10 * side, 10 * side)
+    own, learnt = generated.reshape(10 * side, 5, 2, side).transpose(2, 0, 1, 3)
+    assert (own != learnt).any()
+    real = {image.numpy().tobytes() for image in load_data("digits", "", val_size=1380).train.images}
+    shown = learnt.reshape(10, side, 5, side).transpose(0, 2, 1, 3).reshape(50, side, side)[:, 1:-1, 1:-1]
+    assert all(np.ascontiguousarray(image).tobytes() in real for image in shown)
+    assert not (finished("finetune")[1] / "nearest.png").exists()
+
+
+def buffer_labels(folder) -> list[int]:
+    return torch.load(folder / "last.pth", weights_only=True)["memory"]["buffer"]["labels"].tolist()
 
 
 @pytest.mark.parametrize(("method", "share"), [("dim", 1.0), ("dim", 0.3), ("condensed", 1.0), ("condensed", 0.3)])
@@ -331,6 +394,8 @@ STOPS = {
     "beside a buffer": (11, 15),
     "retrain": (2, 5, 7, 9, 12, 14, 17),
     "kept": (4, 8),
+    "latents": (3, 6, 7, 9, 11, 13, 15, 20, 24),
+    "latents, matched": (3, 5, 7, 8, 9, 12),
     "distilled": (4, 5, 6, 8, 12, 13, 15),
     "condensed, distilled": (1, 2, 4, 9),
     "oracle": (14, 20),

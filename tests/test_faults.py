@@ -112,6 +112,15 @@ CASES = [
                           (["--recipe-match", "energy", "--match-steps", "3"], "what is distilled before a stream, found --recipe"))),
     ("continual", ["--method", "dim", "--distilled-share", "0.06", "--batch-size", "8"],
      "--distilled-share: expected one distilled image in a batch or more, found 0.06 of --batch-size 8, which rounds to none"),
+    ("continual", ["--latents", "3"], "--latents is of --method dim; found er"),
+    *(("continual", [*more, "--latents", "3"], f"--latents 3: expected a generator for each task, found {found}")
+      for more, found in ((["--method", "dgr"], "--method dgr"), (["--method", "dim", "--layout", "carried"], "--layout carried"),
+                          (["--method", "dim", "--oracle"], "--oracle"))),
+    *(("continual", ["--method", "dim", "--latents", "3", *more],
+       f"--latents 3 are matched after the networks have learnt a task, expected no {more[0]}")
+      for more in (["--retrain"], ["--filter", "0.5"], ["--distilled-share", "0.5"])),
+    ("continual", ["--method", "dim", "--latents", "3", "--memory-bytes", "5000"],
+     "--memory-bytes 5000: 5000 bytes are left for generators, expected at least the"),
     ("continual", ["--method", "condensed", "--buffer-size", "9", "--replay-loss", "er", "--retrain"],
      "--replay-loss er: --retrain learns from memory alone"),
     ("continual", ["--method", "er", "--buffer-size", "9", "--fill-real"], "--fill-real is of --method condensed; found er"),

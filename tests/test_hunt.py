@@ -187,6 +187,8 @@ CHOICES = {
         "--distill-weight": SHARES,
         "--replay-loss": ["er", "er-ace", "cls-er"],
         "--distilled-share": SHARES,
+        "--latents": ["0", "1", "3"],
+        "--latent-steps": COUNTS,
         "--fill-real": ON,
         "--rehearse-steps": ["0", "3"],
         "--rehearse-decay": ["none", "linear"],

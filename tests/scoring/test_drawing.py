@@ -11,9 +11,10 @@ from data import ImageSet, load_data
 from engine.runtime import Runtime
 from losses import energy_distance
 from models import build_classifier, read_gan
+from models.deploy import Latents
 from models.matching import pooled
 from pool_match import train_match
-from scoring.drawing import Drawer, Latents, herded_set, matched_set
+from scoring.drawing import Drawer, herded_set, matched_set
 from scoring.sources import draw_fixed, herding_order
 from utils import UsageError
 
@@ -36,7 +37,7 @@ def classifier(info):
 
 
 def test_latents_come_each_once_before_any_comes_again(generator):
-    latents = Latents(generator, 3, 0, CPU)
+    latents = Latents.drawn(generator, 3, 0, CPU.device, 10)
     y = torch.tensor([4, 1, 4, 4, 1, 1])
     images = latents.sample(y)
     for label in (1, 4):
@@ -51,7 +52,7 @@ def test_latents_come_each_once_before_any_comes_again(generator):
     touched = latents.values.grad.abs().sum((1, 2)) > 0
     assert touched.nonzero().flatten().tolist() == [1, 4]
     assert latents.values.grad[:, :, :10].abs().sum() == 0  # the class overwrites these, so they are not stored
-    assert latents.num_bytes == 2 * 10 * 3 * (generator.z_dim - 10)
+    assert latents.stored().nbytes == 2 * 10 * 3 * (generator.z_dim - 10)
     assert [name for name, _ in latents.named_parameters()] == ["values"]
 
 
