@@ -2,10 +2,11 @@
 
     python figs/draw_continual.py results/mnist_* --out figs/split_mnist --record benchmarks/results/DATE_split_mnist.json
 
-Runs that differ only in their seed are one row, named by their folder without data set, bytes and seed. Prints a Markdown table. --out
-draws FOLDER/bytes.png (accuracy and seconds against stored bytes, mean and sample standard deviation), matrices.png, tasks.png (accuracy on
-each task after each task) and samples.png (what the generators make after every task). --nearness prints how near the images in memory are
-to those that were learnt. --record keeps the rows. --from RECORD prints and draws a kept record again, except for the samples.
+Runs that differ only in their seed are one row, named by their folder without data set, bytes and seed. Prints a Markdown table: of the
+results, with --against NAME of the differences to the row of that name at the same budget, with --nearness of how near the images in memory
+are to those that were learnt. --out draws FOLDER/bytes.png (accuracy and seconds against stored bytes, mean and sample standard deviation),
+matrices.png, tasks.png (accuracy on each task after each task) and samples.png (what the generators make after every task). --record keeps
+the rows. --from RECORD prints and draws a kept record again, except for the samples.
 """
 
 import argparse
@@ -27,43 +28,9 @@ from PIL import Image
 
 from engine.files import make_folder, write_atomic, write_json
 from figs.rows import label_of, read_runs, rows_of
+from figs.tables import differences_table, nearness_table, results_table
 from replay.methods import METHODS
 from utils import Parser, UsageError, cli
-
-
-def plus_minus(value: float | None, deviation: float | None) -> str:
-    """ "95.62 ± 0.31", or the mean alone."""
-    if value is None:
-        return ""
-    return f"{value:.2f}" + (f" ± {deviation:.2f}" if deviation is not None else "")
-
-
-def table(rows: list[dict], places: list[tuple[str, int]] | None = None) -> list[str]:
-    """The rows as Markdown, best first within a data set. places: the record of each row and its number there."""
-    heads = ["data", "method", "kept, bytes", "images kept", "class-il", "task-il", "forgetting", "seconds", "n"] + ["record, rows"] * bool(
-        places
-    )
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    for number, row in sorted(enumerate(rows), key=lambda pair: (pair[1]["data"], -pair[1]["mean"])):
-        cells = [row["data"], row["label"], f"{row['num_bytes']['total']:,.0f}", f"{row['buffer_images']:,.0f}"]
-        cells += [plus_minus(row["mean"], row["std"]), plus_minus(row["task_il_mean"], row["task_il_std"])]
-        cells += [plus_minus(row["forgetting_mean"], row["forgetting_std"]), f"{row['seconds']:.0f}", str(row["n"])]
-        cells += ["[record]({}) {}".format(*places[number])] if places else []
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
-
-
-def nearness_table(rows: list[dict], places: list[tuple[str, int]] | None = None) -> list[str]:
-    """A line for each kind of images that a row's memory holds: how near they are to the real images that were learnt."""
-    heads = ["data", "method", "kept, bytes", "images", "distance ratio", "near copies, %", "n"] + ["record, rows"] * bool(places)
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    for number, row in enumerate(rows):
-        for kind, ratio in row["distance_ratio"].items():
-            cells = [row["data"], row["label"], f"{row['num_bytes']['total']:,.0f}", kind]
-            cells += [plus_minus(ratio, None), plus_minus(row.get("near_copies", {}).get(kind), None), str(row["n"])]
-            cells += ["[record]({}) {}".format(*places[number])] if places else []
-            lines.append("| " + " | ".join(cells) + " |")
-    return lines
 
 
 def save(figure, path: Path) -> None:
@@ -182,12 +149,21 @@ def draw_samples(runs: list[dict], path: Path) -> None:
     save(figure, path)
 
 
+def printed_table(rows: list[dict], places: list[tuple[str, int]] | None, args: argparse.Namespace) -> list[str]:
+    """The table that the flags ask for."""
+    if args.against is not None:
+        return differences_table(rows, args.against, places)
+    return (nearness_table if args.nearness else results_table)(rows, places)
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="*", default=[], help="folders of continual.py; unfinished runs are left out")
     parser.add_argument("--from", dest="kept", nargs="+", help="use records that --record wrote instead of runs")
     parser.add_argument("--out", help="folder for the figures")
-    parser.add_argument("--nearness", action="store_true", help="print how near the images in memory are to those that were learnt")
+    tables = parser.add_mutually_exclusive_group()
+    tables.add_argument("--against", help="print each row minus the one of this name at the same budget, seed by seed, in place of results")
+    tables.add_argument("--nearness", action="store_true", help="print how near the images in memory are to those that were learnt")
     parser.add_argument("--record", help="JSON file to keep the rows in")
     parser.add_argument("--command", nargs="+", default=[], help="--record: the commands that made the runs")
     parser.add_argument("--hardware", default=platform.processor() or platform.machine(), help="--record: what they ran on")
@@ -200,12 +176,12 @@ def main(args: argparse.Namespace) -> list[dict]:
         raise UsageError("expected either the folders of runs or --from RECORD")
     mpl.use("Agg")
     runs = [] if args.kept else read_runs(args.runs)
-    printed = nearness_table if args.nearness else table
     try:
         records = {path: json.loads(Path(path).read_text())["rows"] for path in args.kept or ()}
         rows = [row for kept in records.values() for row in kept] or rows_of(runs)
         places = [(path, number) for path, kept in records.items() for number in range(len(kept))]
-        lines = printed(rows, [(args.record, number) for number in range(len(rows))] if args.record else places)
+        places = [(args.record, number) for number in range(len(rows))] if args.record else places or None
+        lines = printed_table(rows, places, args)
         if not rows:
             raise ValueError("no rows")
     except UsageError:

@@ -30,8 +30,9 @@ from PIL import Image
 from benchmarks.compare import read_rows
 from data import DATASETS
 from engine.files import make_folder, write_json
-from figs.draw_continual import panels, plus_minus, save
+from figs.draw_continual import panels, save
 from figs.lines import Line, grouped, lines_of, once, place_of, read_named, table, unique
+from figs.tables import plus_minus
 from utils import Parser, UsageError, cli
 
 

@@ -95,8 +95,33 @@ def test_rows_tables_and_figures(runs, tmp_path, capsys):
     assert run(draw_continual, ["--from", str(other), str(record)]) == kept["rows"][1:] + kept["rows"]
     both = capsys.readouterr().out
     assert both.count(f"({other}) 0 |") == both.count(f"({record}) 1 |") == 1
+    run(draw_continual, ["--from", str(record), "--nearness"])
+    near = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| digits")]
+    assert [(cells[1], cells[3], cells[5]) for cells in near] == [("dim", "generated", "0.00"), ("er", "stored", "100.00")]
     assert again == json.loads(json.dumps(rows))
     assert sorted(path.name for path in (tmp_path / "again").iterdir()) == ["bytes.png", "matrices.png", "tasks.png"]
+
+
+def test_differences_are_of_the_same_seeds_at_the_same_budget(runs, tmp_path, capsys):
+    """Means, and Student's interval: over two seeds -1 and 3 have a half-width of twice 12.706."""
+    (er,) = [row for row in rows_of(read_runs([str(runs / f"digits_20000_er_{seed}") for seed in (0, 1)]))]
+
+    def row(label, accs, seeds=(0, 1, 2), budget=20000):
+        return er | {"label": label, "seeds": list(seeds[: len(accs)]), "accs": accs, "memory_bytes": budget}
+
+    rows = [row("a", [51.0, 53.0, 60.0]), row("b", [50.0, 52.0], (1, 0)), row("c", [50.0], (7,)), row("a", [9.0], budget=30000)]
+    rows += [row("d", [52.5, 50.5])]
+    record = tmp_path / "record.json"
+    record.write_text(json.dumps({"rows": rows}))
+    run(draw_continual, ["--from", str(record), "--against", "b"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| digits")]
+    assert lines == [
+        f"| digits | 20,000 | a | b | +1.00 | [-24.41, +26.41] | 1 of 2 | 2 | [record]({record}) 0, 1 |",
+        f"| digits | 20,000 | d | b | +0.50 |  | 2 of 2 | 2 | [record]({record}) 4, 1 |",
+    ]
+    with pytest.raises(SystemExit, match="2"):
+        run(draw_continual, ["--from", str(record), "--against", "c"])
+    assert "--against c: expected the name of a row that shares budget and seeds with another, found a, b, c, d" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -107,6 +132,7 @@ def test_rows_tables_and_figures(runs, tmp_path, capsys):
         (["{0}/bad"], "results.json: expected the results of continual.py"),
         (["--from", "{0}/bad/results.json"], "expected a record of continual runs"),
         (["--from", "{0}/missing"], "expected a record of continual runs"),
+        (["--from", "{0}/bad/results.json", "--against", "er", "--nearness"], "not allowed with argument --against"),
     ],
 )
 def test_what_is_not_a_run_is_one_line(flags, message, tmp_path, capsys):

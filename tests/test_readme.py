@@ -20,7 +20,7 @@ from conftest import ROOT, SCRIPTS, TOOLS
 from test_flags import declared
 
 from benchmarks import compare, speed
-from figs import make_figures
+from figs import draw_continual, make_figures
 
 RECORDS = ROOT / "benchmarks" / "results"
 LOG = (ROOT / "docs" / "LOG.md").read_text()
@@ -44,6 +44,8 @@ KINDS = {
     "class-il": "continual",
     "avalanche-lib 0.6.0": "beside Avalanche",
     "generator minus": "paired differences",
+    "minus": "differences",
+    "distance ratio": "nearness",
     "stream": "stage 3",
     "fixed": "stage 3",
     "pays from, cold / warm": "speed",
@@ -173,6 +175,19 @@ def test_continual_tables_equal_their_records():
         check_statistics(row)
         assert row["memory_bytes"] is None or row["num_bytes"]["total"] <= row["memory_bytes"]
         assert row["split"] == "test"
+
+
+@pytest.mark.parametrize(("kind", "least"), [("differences", 8), ("nearness", 4)])
+def test_tables_of_continual_runs_are_what_their_records_print(kind, least, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    lines = [(cells, line.replace("](../", "](")) for cells, line, _ in of_kind(kind)]
+    assert len(lines) >= least
+    for cells, line in lines:
+        flags = ["--against", cells["minus"]] if kind == "differences" else ["--nearness"]
+        draw_continual.main(draw_continual.parse_args(["--from", RECORD.search(line)[1], *flags]))
+        assert line in capsys.readouterr().out.splitlines()
+        rows = json.loads((ROOT / RECORD.search(line)[1]).read_text())["rows"]
+        assert all(row["split"] == "test" for row in rows)
 
 
 def test_tables_beside_avalanche_equal_their_records():

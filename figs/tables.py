@@ -1,0 +1,88 @@
+"""Markdown tables of rows of continual-learning runs: results, differences at equal bytes, and how near memory is to real images."""
+
+from scipy.stats import ttest_1samp
+
+from utils import UsageError
+
+HEADS = {
+    "results": ["data", "method", "kept, bytes", "images kept", "class-il", "task-il", "forgetting", "seconds", "n"],
+    "differences": ["data", "budget, bytes", "method", "minus", "difference, points", "95 % interval", "ahead", "n"],
+    "nearness": ["data", "method", "kept, bytes", "images", "distance ratio", "near copies, %", "n"],
+}
+Places = list[tuple[str, int]]  # of each row: the record that holds it, and its number there
+
+
+def plus_minus(value: float | None, deviation: float | None) -> str:
+    """ "95.62 ± 0.31", or the mean alone."""
+    if value is None:
+        return ""
+    return f"{value:.2f}" + (f" ± {deviation:.2f}" if deviation is not None else "")
+
+
+def markdown(kind: str, lines: list[tuple[list[str], list[int]]], places: Places | None) -> list[str]:
+    """A table of HEADS. lines: of each the cells, and the rows that it is made of, whose places stand in a last column if there are any."""
+    heads = HEADS[kind] + ["record, rows"] * bool(places)
+    table = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for cells, numbers in lines:
+        of = [f"[record]({places[numbers[0]][0]}) {', '.join(str(places[number][1]) for number in numbers)}"] if places else []
+        table.append("| " + " | ".join([*cells, *of]) + " |")
+    return table
+
+
+def results_table(rows: list[dict], places: Places | None = None) -> list[str]:
+    """The rows, best first within a data set."""
+    lines = []
+    for number, row in sorted(enumerate(rows), key=lambda pair: (pair[1]["data"], -pair[1]["mean"])):
+        cells = [row["data"], row["label"], f"{row['num_bytes']['total']:,.0f}", f"{row['buffer_images']:,.0f}"]
+        cells += [plus_minus(row["mean"], row["std"]), plus_minus(row["task_il_mean"], row["task_il_std"])]
+        cells += [plus_minus(row["forgetting_mean"], row["forgetting_std"]), f"{row['seconds']:.0f}", str(row["n"])]
+        lines.append((cells, [number]))
+    return markdown("results", lines, places)
+
+
+def difference(row: dict, other: dict) -> dict:
+    """Points of `row` minus those of `other`, over the seeds that both have: their mean, and Student's 95 % interval of it.
+
+    "differences": of each seed. "low", "high": None for fewer than two seeds, or if all differences are the same.
+    """
+    accs = dict(zip(other["seeds"], other["accs"], strict=True))
+    found = [acc - accs[seed] for seed, acc in zip(row["seeds"], row["accs"], strict=True) if seed in accs]
+    low = high = None
+    if len(set(found)) > 1:
+        low, high = map(float, ttest_1samp(found, 0).confidence_interval(0.95))
+    return {"differences": found, "mean": sum(found) / len(found) if found else None, "low": low, "high": high}
+
+
+def differences_table(rows: list[dict], label: str, places: Places | None = None) -> list[str]:
+    """Each row minus the row called `label` at the same budget on the same tasks and split, seed by seed.
+
+    Rows without such a partner, or of other seeds, are left out. Raises UsageError if no line is left.
+    """
+    lines = []
+    for number, row in enumerate(rows):
+        for partner, other in enumerate(rows):
+            same = all(row[name] == other[name] for name in ("data", "split", "track", "classes", "memory_bytes"))
+            same = same and (places is None or places[number][0] == places[partner][0])
+            if other["label"] != label or partner == number or not same:
+                continue
+            found = difference(row, other)
+            if (n := len(found["differences"])) == 0:
+                continue
+            interval = "" if found["low"] is None else f"[{found['low']:+.2f}, {found['high']:+.2f}]"
+            budget = f"{row['memory_bytes']:,}" if row["memory_bytes"] else ""
+            ahead = f"{sum(value > 0 for value in found['differences'])} of {n}"
+            lines.append(([row["data"], budget, row["label"], label, f"{found['mean']:+.2f}", interval, ahead, str(n)], [number, partner]))
+    if not lines:
+        found = ", ".join(sorted({row["label"] for row in rows}))
+        raise UsageError(f"--against {label}: expected the name of a row that shares budget and seeds with another, found {found}")
+    return markdown("differences", lines, places)
+
+
+def nearness_table(rows: list[dict], places: Places | None = None) -> list[str]:
+    """How near each kind of images in memory is to the real images that were learnt; rows that did not measure it are left out."""
+    lines = []
+    for number, row in enumerate(rows):
+        for kind, ratio in row["distance_ratio"].items():
+            cells = [row["data"], row["label"], f"{row['num_bytes']['total']:,.0f}", kind, plus_minus(ratio, None)]
+            lines.append(([*cells, plus_minus(row.get("near_copies", {}).get(kind), None), str(row["n"])], [number]))
+    return markdown("nearness", lines, places)
