@@ -153,7 +153,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--match-batch", type=count, default=32, help="images of each class in a step of --recipe-match energy")
     parser.add_argument("--teacher-weight", type=nonnegative, default=0.33, help="weight of the networks' cross-entropy in that recipe")
     parser.add_argument("--latents", type=count, default=0, help="dim: this many of each class are matched and stored; 0 = random ones")
-    parser.add_argument("--latent-steps", type=positive_int, default=200, help="steps of matching the latents of a task")
+    parser.add_argument("--latent-steps", type=positive_int, help="steps of matching the latents of a task (default: 200)")
     parser.add_argument(
         "--generator-start", choices=STARTS, default="new", help="of a task's generator: new weights, or those of the last task's"
     )
@@ -225,7 +225,7 @@ def main(args: argparse.Namespace) -> dict:
     listed = [label for labels in classes for label in labels]
     learned = [listed] if method.at_once else classes
     tasks, data_lines = split_tasks(data.train, learned), [data.describe(), describe_tasks(classes, data.info.class_names)]
-    check_sizes(tasks, options, method.memory == "generator")
+    check_sizes(tasks, options, method.memory == "generator", data.info.class_names)
     data = Data(data.info, None, data.val, data.test)  # what is learnt comes from the tasks alone
     average_decay = args.average_decay if method.averaged else None
     learners = [Learner(i, name, data.info, args.lr, average_decay, args.seed, runtime) for i, name in enumerate(names)]

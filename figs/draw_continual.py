@@ -181,12 +181,15 @@ def main(args: argparse.Namespace) -> list[dict]:
         rows = [row for kept in records.values() for row in kept] or rows_of(runs)
         places = [(path, number) for path, kept in records.items() for number in range(len(kept))]
         places = [(args.record, number) for number in range(len(rows))] if args.record else places or None
-        lines = printed_table(rows, places, args)
         if not rows:
             raise ValueError("no rows")
+        sets = sorted({row["data"] for row in rows})
+        if args.out and len(sets) > 1:
+            raise UsageError(f"--out {args.out}: a figure is of one image set, found {', '.join(sets)}")
+        lines = printed_table(rows, places, args)
     except UsageError:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
             f"{' '.join(args.kept or args.runs[:1])}: expected a record of continual runs, found something else ({error})"
         ) from None
@@ -195,9 +198,7 @@ def main(args: argparse.Namespace) -> list[dict]:
         about = {"kind": "continual", "date": datetime.date.today().isoformat(), "hardware": args.hardware, "commands": args.command}
         write_json(Path(args.record), about | {"minutes": round(sum(row["seconds"] * row["n"] for row in rows) / 60, 1), "rows": rows})
     if args.out:
-        folder, sets = Path(args.out), sorted({row["data"] for row in rows})
-        if len(sets) > 1:
-            raise UsageError(f"--out {args.out}: a figure is of one image set, found {', '.join(sets)}")
+        folder = Path(args.out)
         make_folder(folder)
         draw_bytes(rows, folder / "bytes.png")
         draw_matrices(rows, folder / "matrices.png")

@@ -24,9 +24,15 @@ def markdown(kind: str, lines: list[tuple[list[str], list[int]]], places: Places
     heads = HEADS[kind] + ["record, rows"] * bool(places)
     table = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for cells, numbers in lines:
-        of = [f"[record]({places[numbers[0]][0]}) {', '.join(str(places[number][1]) for number in numbers)}"] if places else []
-        table.append("| " + " | ".join([*cells, *of]) + " |")
+        table.append("| " + " | ".join([*cells, *([links(numbers, places)] if places else [])]) + " |")
     return table
+
+
+def links(numbers: list[int], places: Places) -> str:
+    """Where these rows are kept: each record once, with the numbers of its rows."""
+    records = dict.fromkeys(places[number][0] for number in numbers)
+    of = {record: [str(places[number][1]) for number in numbers if places[number][0] == record] for record in records}
+    return "; ".join(f"[record]({record}) {', '.join(found)}" for record, found in of.items())
 
 
 def results_table(rows: list[dict], places: Places | None = None) -> list[str]:
@@ -54,24 +60,27 @@ def difference(row: dict, other: dict) -> dict:
 
 
 def differences_table(rows: list[dict], label: str, places: Places | None = None) -> list[str]:
-    """Each row minus the row called `label` at the same budget on the same tasks and split, seed by seed.
+    """Each row minus the row called `label` at the same budget in bytes, on the same tasks, split and networks, seed by seed.
 
-    Rows without such a partner, or of other seeds, are left out. Raises UsageError if no line is left.
+    Rows without such a partner, or of other seeds, are left out. Raises UsageError if no line is left, or if two partners have the name.
     """
     lines = []
+    same = ("data", "split", "track", "classes", "networks", "memory_bytes")
     for number, row in enumerate(rows):
-        for partner, other in enumerate(rows):
-            same = all(row[name] == other[name] for name in ("data", "split", "track", "classes", "memory_bytes"))
-            same = same and (places is None or places[number][0] == places[partner][0])
-            if other["label"] != label or partner == number or not same:
-                continue
-            found = difference(row, other)
+        partners = [i for i, other in enumerate(rows) if other["label"] == label and all(row[name] == other[name] for name in same)]
+        if row["label"] == label or not row["memory_bytes"]:
+            continue
+        if len(partners) > 1:
+            found = f"{len(partners)} rows of {row['data']} at {row['memory_bytes']:,} bytes"
+            raise UsageError(f"--against {label}: expected one row of this name at a budget, found {found}")
+        for partner in partners:
+            found = difference(row, rows[partner])
             if (n := len(found["differences"])) == 0:
                 continue
             interval = "" if found["low"] is None else f"[{found['low']:+.2f}, {found['high']:+.2f}]"
-            budget = f"{row['memory_bytes']:,}" if row["memory_bytes"] else ""
             ahead = f"{sum(value > 0 for value in found['differences'])} of {n}"
-            lines.append(([row["data"], budget, row["label"], label, f"{found['mean']:+.2f}", interval, ahead, str(n)], [number, partner]))
+            cells = [row["data"], f"{row['memory_bytes']:,}", row["label"], label, f"{found['mean']:+.2f}", interval, ahead, str(n)]
+            lines.append((cells, [number, partner]))
     if not lines:
         found = ", ".join(sorted({row["label"] for row in rows}))
         raise UsageError(f"--against {label}: expected the name of a row that shares budget and seeds with another, found {found}")
@@ -79,10 +88,16 @@ def differences_table(rows: list[dict], label: str, places: Places | None = None
 
 
 def nearness_table(rows: list[dict], places: Places | None = None) -> list[str]:
-    """How near each kind of images in memory is to the real images that were learnt; rows that did not measure it are left out."""
+    """How near each kind of images in memory is to the real images that were learnt; rows that did not measure it are left out.
+
+    Raises UsageError if none did.
+    """
     lines = []
     for number, row in enumerate(rows):
-        for kind, ratio in row["distance_ratio"].items():
+        near = row.get("near_copies") or {}
+        for kind, ratio in (row.get("distance_ratio") or {}).items():
             cells = [row["data"], row["label"], f"{row['num_bytes']['total']:,.0f}", kind, plus_minus(ratio, None)]
-            lines.append(([*cells, plus_minus(row.get("near_copies", {}).get(kind), None), str(row["n"])], [number]))
+            lines.append(([*cells, plus_minus(near.get(kind), None), str(row["n"])], [number]))
+    if not lines:
+        raise UsageError("--nearness: expected runs that measured how near their images are, found none (earlier versions did not)")
     return markdown("nearness", lines, places)

@@ -55,6 +55,8 @@ class Several(nn.Module):
 class ByClass(nn.Module):
     """Generators of different classes; each label goes to the generator of its class. classes: the labels of each generator."""
 
+    fixed_sizes = False  # how many labels go to each is read from the device, which no CUDA graph can hold
+
     def __init__(self, generators: Sequence[nn.Module], classes: Sequence[Sequence[int]]):
         super().__init__()
         self.generators = nn.ModuleList(generators)
@@ -174,7 +176,15 @@ class Latents(nn.Module):
         rows, (r, n, _) = self.row_of[y], self.values.shape
         order = torch.rand(r, n, device=y.device, generator=rng).argsort(1)
         number = (F.one_hot(rows, r).cumsum(0) - 1).gather(1, rows[:, None]).squeeze(1) % n  # of an image in its class
-        return self.held[0](self.values[rows, order[rows, number]], y)
+        return self._made(self.values[rows, order[rows, number]], y)
+
+    def _made(self, z: Tensor, y: Tensor, batch_size: int = 500) -> Tensor:
+        """The images of latents z (B, z_dim) and labels y (B,), in batches, which are padded on CUDA as in sample_padded."""
+        more = padded_size(len(y)) - len(y) if y.is_cuda else 0
+        if more:
+            z, y = F.pad(z, (0, 0, 0, more)), torch.cat([y, y[-1:].expand(more)])
+        images = [self.held[0](*part) for part in zip(z.split(batch_size), y.split(batch_size), strict=True)]
+        return torch.cat(images)[: len(y) - more]
 
     def in_training(self) -> GAN:
         """The latents with their optimiser, for matching alone (pool_match.py)."""
@@ -189,5 +199,4 @@ class Latents(nn.Module):
         labels = torch.tensor(self.classes, device=runtime.device).repeat_interleave(self.values.shape[1])
         with torch.no_grad(), runtime.autocast():
             latents = F.pad(self.stored().float(), (self.overwritten, 0)).flatten(0, 1)
-            parts = [self.held[0](z, y).float() for z, y in zip(latents.split(500), labels.split(500), strict=True)]
-        return to_uint8(torch.cat(parts)), labels
+            return to_uint8(self._made(latents, labels).float()), labels

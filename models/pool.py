@@ -44,6 +44,7 @@ class Pool:
         self.networks: dict[NetworkKey, tuple[Classifier, torch.optim.SGD]] = {}
         self.drawn: dict[int, tuple[str, int]] = {}  # slot -> the name of its network, and the epoch it was drawn for
         self.slot = 0  # the one in use
+        self.in_step = getattr(generator, "fixed_sizes", True)  # whether images are generated inside of the step that may be a graph
         self.update = runtime.graphed(self._update)
 
     def turn(self, step: int, age: int) -> None:
@@ -96,13 +97,15 @@ class Pool:
 
         choices: the generator from which the operations are drawn on the host.
         """
-        self.update(*train.batch(index), network=self.key, operations=choose_operations(self.strategy, "dim", choices))
+        images, y = train.batch(index)
+        if not self.in_step and self.generator is not None:
+            images = self._generated(y)
+        self.update(images, y, network=self.key, operations=choose_operations(self.strategy, "dim", choices))
 
     def _update(self, images: Tensor, y: Tensor, network: NetworkKey, operations: tuple[str, ...]) -> Losses:
         model, optim = self.networks[network]
-        if self.generator is not None:
-            with torch.no_grad(), self.runtime.autocast():
-                images = self.generator.sample(y)
+        if self.in_step and self.generator is not None:
+            images = self._generated(y)
         augment = draw_operations(operations, len(images), images.shape[-1], images.device)
         with self.runtime.autocast():
             logits = self.runtime.call(model, images, augment)
@@ -111,6 +114,10 @@ class Pool:
         loss.backward()
         self.runtime.update(optim)
         return {}
+
+    def _generated(self, y: Tensor) -> Tensor:
+        with torch.no_grad(), self.runtime.autocast():
+            return self.generator.sample(y)
 
     def state_dict(self) -> dict:
         """The networks drawn, under the key "pool"."""

@@ -77,9 +77,10 @@ class TaskGenerator:
         r = MATCH_RECIPES["energy"]
         return GAN(generator.requires_grad_(True), None, r["lr"], r["ema"], betas=tuple(r["betas"]))
 
-    def _new_pool(self, task: int) -> Pool:
+    def _new_pool(self, task: int, alone: bool) -> Pool:
+        """The networks of matching. alone: by MATCH_RECIPES["energy"], where they learn generated images."""
         plan, size, generator = self.plan, 1, None
-        if plan.options.recipe_match == "energy" or plan.options.latents:
+        if alone:
             size, generator = MATCH_RECIPES["energy"]["pool_size"], self._of_all_classes(task)
         seed = derive_seed(plan.seed, "pool", task)
         return Pool(self.networks, plan.info, plan.options.pool_lr, "color_crop", seed, plan.runtime, size, generator)
@@ -92,8 +93,8 @@ class TaskGenerator:
         current = self.gan.deployed.eval()
         if self.memory.generators.layout == "carried" or not task:
             return current
-        earlier = self.plan.runtime.place(self.memory.generators.build())
-        return ByClass([current, earlier], [self.plan.classes[task], self.plan.seen(task - 1)])
+        earlier = self.memory.generators.build()
+        return self.plan.runtime.place(ByClass([current, earlier], [self.plan.classes[task], self.plan.seen(task - 1)]))
 
     def gan_steps(self, task: int, done: int) -> Iterator[Losses]:
         """Run stage 1 on the images of _train_set; yield the losses of its steps, without the first `done`."""
@@ -126,7 +127,7 @@ class TaskGenerator:
                 self.gan = self._new_gan(task)
             if alone:
                 self.gan = self._alone(self.gan.deployed)
-            self.pool = self._new_pool(task)
+            self.pool = self._new_pool(task, alone)
         if alone:
             return self._alone_steps("match", task, done, o.match_steps, recipe_settings(o.match_batch, o.teacher_weight))
         train, labels = self._train_set(task)
@@ -149,12 +150,13 @@ class TaskGenerator:
         if done == 0:
             self.keep(task)
             self.gan = self._new_latents(task)
-            self.pool = self._new_pool(task)
+            self.pool = self._new_pool(task, alone=True)
         settings = recipe_settings(min(o.match_batch, o.latents), o.teacher_weight) | {"lr_decay": "none"}
         return self._alone_steps("latents", task, done, o.latent_steps, settings)
 
     def _new_latents(self, task: int) -> GAN:
-        return self.memory.generators.new_latents(derive_seed(self.plan.seed, task), self.plan.runtime).in_training()
+        with blame("--latents"):
+            return self.memory.generators.new_latents(derive_seed(self.plan.seed, task), self.plan.runtime).in_training()
 
     def _alone_steps(self, name: str, task: int, done: int, length: int, settings: dict) -> Iterator[Losses]:
         """Match without a GAN for `length` steps; the networks of the learner, which know all classes so far, are the teachers."""
@@ -203,13 +205,13 @@ class TaskGenerator:
 
     def load_state_dict(self, state: dict) -> None:
         """Restore what state_dict() returned."""
-        task = state["position"]["epoch"]
+        task, o = state["position"]["epoch"], self.plan.options
+        latents = o.latents and len(self.memory.generators.stored) > task  # they come after their generator
         if state["gan"] is not None:
-            latents = self.plan.options.latents and len(self.memory.generators.stored) > task
             self.gan = self._new_latents(task) if latents else self._new_gan(task)
             if state["gan"]["discriminator"] is None and not latents:
                 self.gan = self._alone(self.gan.generator)
             self.gan.load_state_dict(state["gan"])
         if state["match_pool"] is not None:
-            self.pool = self._new_pool(task)
+            self.pool = self._new_pool(task, latents or o.recipe_match == "energy")
             self.pool.load_state_dict(state["match_pool"])

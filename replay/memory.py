@@ -266,10 +266,12 @@ def make_memory(
 
             def size(width: int) -> int:
                 sized = config | {"width": width}
-                of_latents = 2 * latents * number * (config["z_dim"] - config["num_classes"])
-                return held * generator_bytes(sized, storage) + of_latents + (training_bytes(sized) if keep_discriminator else 0)
+                return held * generator_bytes(sized, storage) + (training_bytes(sized) if keep_discriminator else 0)
 
-            room = left and int(left * (1 - buffer_share))
+            of_latents = 2 * latents * number * (config["z_dim"] - config["num_classes"])
+            room = left and int(left * (1 - buffer_share)) - of_latents
+            if latents and left and room <= 0:
+                raise UsageError(f"--latents {latents} take {of_latents} bytes, expected less than the {room + of_latents} of generators")
             width = width or (widest(size, room) if left else GANS[gan].width)
             if left and size(width) > room:
                 raise UsageError(f"--width {width}: its generators take {size(width)} bytes, expected at most {room}")

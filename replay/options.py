@@ -66,6 +66,7 @@ def make_options(flags: Mapping[str, Any], tracks: Mapping[str, int]) -> Options
         "replay_batch_size": given.replay_batch_size or given.batch_size,
         "distill_weight": distill if given.distill_weight is None else given.distill_weight,
         "match_steps": given.match_steps or 0,
+        "latent_steps": given.latent_steps or 200,
         "rehearse_decay": given.rehearse_decay or "none",
         "condensing": Condensing.of(flags),
     }
@@ -170,6 +171,7 @@ def check_flags(flags: Mapping[str, Any], method: Method) -> None:
         "--distilled-share": given.distilled_share or None,
         "--recipe-match": None if given.recipe_match == "paper" else given.recipe_match,
         "--latents": given.latents or None,
+        "--latent-steps": given.latent_steps,
         "--generator-start": None if given.generator_start == "new" else given.generator_start,
     }
     if method.memory != "generator":
@@ -179,6 +181,7 @@ def check_flags(flags: Mapping[str, Any], method: Method) -> None:
                 "--distilled-share": "dim and condensed",
                 "--retrain": "dim, dgr and condensed",
                 "--latents": "dim",
+                "--latent-steps": "dim",
             }.get(flag, "dgr and dim")
             if value is not None and not (method.condenses and "condensed" in owners):
                 raise UsageError(f"{flag} is of --method {owners}; found {given.method}")
@@ -244,10 +247,10 @@ def check_flags(flags: Mapping[str, Any], method: Method) -> None:
 
 def _check_distilled(given: SimpleNamespace, layout: str) -> None:
     """Raise UsageError if --distilled-share or --latents contradict other flags, which are named as in check_flags."""
-    wanted = "--oracle" if given.oracle else f"--method dgr, --layout {layout}" if given.method == "dgr" else f"--layout {layout}"
+    carried = "--oracle" if given.oracle else "--method dgr" if given.method == "dgr" else f"--layout {layout}"
     if given.latents:
         if layout == "carried":
-            raise UsageError(f"--latents {given.latents}: expected a generator for each task, found {wanted}")
+            raise UsageError(f"--latents {given.latents}: expected a generator for each task, found {carried}")
         if given.retrain or given.filter or given.distilled_share:
             found = "--retrain" if given.retrain else "--filter" if given.filter else "--distilled-share"
             raise UsageError(f"--latents {given.latents} are matched after the networks have learnt a task, expected no {found}")
@@ -261,4 +264,4 @@ def _check_distilled(given: SimpleNamespace, layout: str) -> None:
         if found:
             raise UsageError(f"--distilled-share {given.distilled_share}: expected what is distilled before a stream, found {found}")
         if METHODS[given.method].memory == "generator" and layout == "carried":
-            raise UsageError(f"--distilled-share {given.distilled_share}: expected a generator for each task, found {wanted}")
+            raise UsageError(f"--distilled-share {given.distilled_share}: expected a generator for each task, found {carried}")

@@ -59,7 +59,9 @@ class Replay:
         if threshold:
             generator = Filtered(generator, Ensemble([learner.previous for learner in self.learners]), threshold)
         rng = torch.Generator(self.plan.runtime.device).manual_seed(derive_seed(self.plan.seed, *seed))
-        return ImageSet(to_uint8(generate(generator, labels, rng, self.plan.runtime)), labels)
+        # in one call where latents are stored, which come each once in it
+        together = {"batch_size": len(labels)} if self.plan.options.latents else {}
+        return ImageSet(to_uint8(generate(generator, labels, rng, self.plan.runtime, **together)), labels)
 
     @blame("--replay-images")
     def own_images(self, task: int) -> ImageSet:

@@ -82,7 +82,8 @@ def print_results(results: dict) -> None:
     print(f"kept between tasks: {results['num_bytes']['total']:,} bytes" + (f" ({kept})" if kept else ""))
     for kind, ratio in results["distance_ratio"].items():
         found = "not measured, as unseen images are among them" if ratio is None else f"{ratio:.2f} of that of unseen images"
-        near = "" if ratio is None else f"; nearer than 99 % of these: {results['near_copies'][kind]:.0f} %"
+        near = results["near_copies"][kind]
+        near = "" if near is None else f"; nearer than 99 % of these: {near:.0f} %"
         print(f"distance of {kind} images to the nearest image learnt from: {found}{near}")
 
 
@@ -127,15 +128,16 @@ def closeness(continual: Continual, unseen: ImageSet, per_class: int = 50) -> di
 
     "distance_ratio": the median distance from an image to the nearest one, divided by the same median of `unseen` real images. 0: real
     images are stored as they are. About 1: the memory is as far from them as unseen images are. "near_copies": percent of the images that
-    are nearer to one than 99 of 100 unseen images are. Both are None if most unseen images are among the learnt ones.
+    are nearer to one than 99 of 100 unseen images are. None: most unseen images, or for the second one of 100, are among the learnt ones.
     """
     held, found = held_images(continual, per_class), {"distance_ratio": {}, "near_copies": {}}
     usual = nearest_learnt(continual, judges(unseen))[0] if held else None
+    bound = usual.sort().values[len(usual) // 100].item() if held else 0.0
     for kind, images in held.items():
         distance = nearest_learnt(continual, torch.cat(list(images.values())))[0]
-        found["distance_ratio"][kind] = ratio = distance_ratio(distance, usual)
-        near = 100 * (distance < usual.quantile(0.01)).float().mean().item()
-        found["near_copies"][kind] = None if ratio is None else round(near, 2)
+        found["distance_ratio"][kind] = distance_ratio(distance, usual)
+        near = 100 * (distance < bound).float().mean().item()
+        found["near_copies"][kind] = None if bound == 0 else round(near, 2)
     return found
 
 

@@ -1,5 +1,6 @@
 """The classes and the images of each task."""
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -58,10 +59,20 @@ def split_tasks(train: ImageSet, classes: Sequence[Sequence[int]]) -> list[Image
     return [train[torch.isin(train.labels, torch.tensor(labels, device=device)).nonzero().flatten()] for labels in classes]
 
 
-def check_sizes(tasks: Sequence[ImageSet], options: Options, generates: bool) -> None:
-    """Raise UsageError if a batch is larger than a task."""
+def check_sizes(tasks: Sequence[ImageSet], options: Options, generates: bool, class_names: Sequence[str]) -> None:
+    """Raise UsageError if a batch is larger than a task, or if one of a class is larger than the class."""
     flags = {"--batch-size": options.batch_size} | ({"--gan-batch-size": options.gan_batch_size} if generates else {})
     for flag, batch_size in flags.items():
         for place, task in enumerate(tasks, 1):
             if batch_size > len(task):
                 raise UsageError(f"{flag} {batch_size}: larger than task {place}, which has {len(task)} images")
+    wanted = {}
+    if generates and options.recipe_match == "energy":
+        wanted[f"--match-batch {options.match_batch}"] = options.match_batch
+    if generates and options.latents:
+        wanted[f"--latents {options.latents} and --match-batch {options.match_batch}"] = min(options.latents, options.match_batch)
+    for (flag, batch_size), task in itertools.product(wanted.items(), tasks):
+        labels, counts = task.labels.unique(return_counts=True)
+        if (least := int(counts.min())) < batch_size:
+            name = class_names[labels[counts.argmin()]]
+            raise UsageError(f"{flag}: a step matches {batch_size} images of a class, found {least} training images of {name}")

@@ -120,7 +120,12 @@ CASES = [
        f"--latents 3 are matched after the networks have learnt a task, expected no {more[0]}")
       for more in (["--retrain"], ["--filter", "0.5"], ["--distilled-share", "0.5"])),
     ("continual", ["--method", "dim", "--latents", "3", "--memory-bytes", "5000"],
-     "--memory-bytes 5000: 5000 bytes are left for generators, expected at least the"),
+     "--memory-bytes 5000: --latents 3 take 5880 bytes, expected less than the 5000 of generators"),
+    ("continual", ["--latent-steps", "3"], "--latent-steps is of --method dim; found er"),
+    ("continual", ["--method", "dim", "--latents", "200", "--match-batch", "150"],
+     "--latents 200 and --match-batch 150: a step matches 150 images of a class, found 148 training images of 4"),
+    ("continual", ["--method", "dim", "--recipe-match", "energy", "--match-steps", "2", "--match-batch", "150"],
+     "--match-batch 150: a step matches 150 images of a class, found 148 training images of 4"),
     ("continual", ["--method", "condensed", "--buffer-size", "9", "--replay-loss", "er", "--retrain"],
      "--replay-loss er: --retrain learns from memory alone"),
     ("continual", ["--method", "er", "--buffer-size", "9", "--fill-real"], "--fill-real is of --method condensed; found er"),

@@ -110,7 +110,7 @@ def test_differences_are_of_the_same_seeds_at_the_same_budget(runs, tmp_path, ca
         return er | {"label": label, "seeds": list(seeds[: len(accs)]), "accs": accs, "memory_bytes": budget}
 
     rows = [row("a", [51.0, 53.0, 60.0]), row("b", [50.0, 52.0], (1, 0)), row("c", [50.0], (7,)), row("a", [9.0], budget=30000)]
-    rows += [row("d", [52.5, 50.5])]
+    rows += [row("d", [52.5, 50.5]), row("e", [1.0], budget=None), row("b", [2.0], budget=None)]
     record = tmp_path / "record.json"
     record.write_text(json.dumps({"rows": rows}))
     run(draw_continual, ["--from", str(record), "--against", "b"])
@@ -121,7 +121,35 @@ def test_differences_are_of_the_same_seeds_at_the_same_budget(runs, tmp_path, ca
     ]
     with pytest.raises(SystemExit, match="2"):
         run(draw_continual, ["--from", str(record), "--against", "c"])
-    assert "--against c: expected the name of a row that shares budget and seeds with another, found a, b, c, d" in capsys.readouterr().err
+    line = "--against c: expected the name of a row that shares budget and seeds with another, found a, b, c, d, e"
+    assert line in capsys.readouterr().err
+    copied = tmp_path / "copied.json"
+    copied.write_text(record.read_text())
+    with pytest.raises(SystemExit, match="2"):
+        run(draw_continual, ["--from", str(record), str(copied), "--against", "b"])
+    assert "--against b: expected one row of this name at a budget, found 2 rows of digits at 20,000 bytes" in capsys.readouterr().err
+    other = tmp_path / "other.json"
+    record.write_text(json.dumps({"rows": rows[:1]}))
+    other.write_text(json.dumps({"rows": [rows[3], rows[1]]}))
+    run(draw_continual, ["--from", str(record), str(other), "--against", "b"])
+    assert f"| 2 | [record]({record}) 0; [record]({other}) 1 |" in capsys.readouterr().out
+
+
+def test_records_without_nearness_or_of_two_sets_are_told_before_anything_is_written(runs, tmp_path, capsys):
+    rows = rows_of(read_runs([str(runs / "digits_20000_er_0"), str(runs / "digits_20000_dim_0")]))
+    older, out, record = tmp_path / "older.json", tmp_path / "out", tmp_path / "record.json"
+    older.write_text(json.dumps({"rows": [{k: v for k, v in rows[0].items() if k not in ("distance_ratio", "near_copies")}]}))
+    with pytest.raises(SystemExit, match="2"):
+        run(draw_continual, ["--from", str(older), "--nearness"])
+    assert "--nearness: expected runs that measured how near their images are, found none" in capsys.readouterr().err
+    older.write_text(json.dumps({"rows": [rows[0] | {"distance_ratio": None}, rows[1], rows[0] | {"data": "mnist"}]}))
+    run(draw_continual, ["--from", str(older), "--nearness"])
+    assert [line.split(" | ")[1] for line in capsys.readouterr().out.splitlines()[2:]] == ["dim", "er"]
+    with pytest.raises(SystemExit, match="2"):
+        run(draw_continual, ["--from", str(older), "--record", str(record), "--out", str(out)])
+    printed = capsys.readouterr()
+    assert (printed.out, record.exists(), out.exists()) == ("", False, False)
+    assert "a figure is of one image set, found digits, mnist" in printed.err
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,8 @@ CONTROLS = {
     "jpeg": ("er", "--codec jpeg"),
     "png": ("der++", "--codec png --offer task"),
     "webp": ("gdumb", "--codec webp"),
+    "energy": ("dim", "--recipe-match energy --gan-steps 0 --match-steps 10 --match-batch 4 --rehearse-steps 3"),
+    "latents": ("dim", "--latents 5 --latent-steps 10 --gan resnet"),
     "condensed": ("condensed", "--condense-match grad --condense-steps 6 --codec jpeg"),
     "densenet": ("er", "--pool densenet"),
 }
