@@ -46,7 +46,7 @@ NOT_EMULATED = {
 CHUNKS = {
     "steps and saves": "resume_inside or step_recorded or come_to_the_host or seconds_of or redrawn or save_waits or statistics_are",
     "stage 4": "(does_not_wait and (er-pool0 or pool1 or pool2-graphs)) or "
-    "(controls and (graphs-kept or graphs-oracle or graphs-jpeg or eager-webp or eager-filter))",
+    "(controls and (graphs-kept or graphs-oracle or graphs-jpeg or graphs-energy or graphs-latents or eager-webp or eager-filter))",
 }
 
 
