@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 from dataclasses import replace
@@ -303,6 +304,18 @@ def test_images_in_memory_stand_beside_the_nearest_that_were_learnt(finished):
 
 def buffer_labels(folder) -> list[int]:
     return torch.load(folder / "last.pth", weights_only=True)["memory"]["buffer"]["labels"].tolist()
+
+
+@pytest.mark.parametrize("method", ["dim", "condensed"])
+def test_a_run_of_the_version_before_these_flags_goes_on(method, finished, tmp_path):
+    """Each is off where it is not given, so that a run folder without it is continued."""
+    shutil.copytree(finished(method)[1], tmp_path / method)
+    path = tmp_path / method / "args.json"
+    held = json.loads(path.read_text())
+    for name in ("latents", "latent_steps", "fill_real", "rehearse_decay", "distilled_share", "condense_images"):
+        assert not held["fixed"].pop(name)
+    path.write_text(json.dumps(held))
+    assert run(continual, flags(tmp_path, method))["networks"] == finished(method)[0]["networks"]
 
 
 def test_latents_leave_the_generator_of_their_task_as_it_was(finished):
