@@ -57,6 +57,8 @@ declare -A ROW=(  # of a row, with the rate that tune chose
     [condensed-start-ace_jpeg50_r]="--method condensed --replay-loss er-ace --codec jpeg --quality 50 --condense-steps 1 --condense-lr 1e-9 $REHEARSE"
     [der++_jpeg50_r]="--method der++ --codec jpeg --quality 50 $REHEARSE" [cls-er_jpeg50_r]="--method cls-er --average-decay 0.99 --codec jpeg --quality 50 $REHEARSE"
     [dim_r]="--method dim --match-steps 0 $GENERATOR $REHEARSE" [dim_energy_r]="--method dim $ENERGY $REHEARSE"
+    # tables of a task's own classes, a longer GAN, and matched latents
+    [dim-task_r]="--method dim --gan-steps 750 --gan-batch-size 32 $REHEARSE" [dim-latents_r]="--method dim --gan-steps 750 --gan-batch-size 32 --latents 50 $REHEARSE"
     # networks from scratch on memory alone
     [condensed_retrain]="--method condensed $CONDENSE --retrain" [gdumb_webp]="--method gdumb --codec webp"
     [condensed_jpeg50_retrain]="--method condensed --codec jpeg --quality 50 $CONDENSE --retrain" [gdumb_jpeg50]="--method gdumb --codec jpeg --quality 50"
