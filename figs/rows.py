@@ -5,6 +5,7 @@ import json
 import math
 import re
 import sys
+from argparse import Namespace
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -13,7 +14,7 @@ import numpy as np
 import continual
 from replay.methods import METHODS
 from replay.metrics import SETTINGS
-from replay.options import tables_of
+from replay.options import EFFECTS, tables_of
 from utils import UsageError
 
 OWN = ("tag", "seed", "results_dir", "data_dir", "save_interval", "print_freq", "device")  # flags in which runs of one row may differ
@@ -116,12 +117,16 @@ def default_flags() -> dict:
 
 
 def settings_of(run: dict) -> dict:
-    """The flags of a run in which the runs of a row agree, without those at their default, which an older run may lack."""
+    """The flags of a run in which the runs of a row agree.
+
+    Those at their default, which an older run may lack, and those without an effect are left out.
+    """
     given, defaults = run["flags"], default_flags()
-    settings = {name: value for name, value in given.items() if name not in OWN and value is not None and value != defaults.get(name)}
-    if METHODS[run["method"]].memory != "generator":
-        settings.pop("gan", None)  # its default was another one
-    else:  # those older than --class-tables have tables of all classes, and those older than --distilled-share 100 steps of matching
+    idle = {flag for effect in EFFECTS if not effect.applies(Namespace(**defaults | given)) for flag in effect.flags}
+    aside = idle | set(OWN)
+    settings = {name: value for name, value in given.items() if name not in aside and value is not None and value != defaults.get(name)}
+    if METHODS[run["method"]].memory == "generator":
+        # runs older than --class-tables have tables of all classes, and those older than --distilled-share 100 steps of matching
         tables = given.get("class_tables", "all")
         settings["class_tables"] = tables_of(run["method"], given["layout"], tables, given["oracle"])
         if given["match_steps"] is None and run["method"] == "dim" and "distilled_share" not in given:

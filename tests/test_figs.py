@@ -66,6 +66,13 @@ def test_an_older_generator_was_matched_for_100_steps_by_default(runs):
     assert [row["seeds"] for row in rows_of([older, asked, without])] == [[0, 1], [2]]
 
 
+def test_flags_without_an_effect_do_not_part_the_runs_of_a_row(runs):
+    er, dim = (read_runs([str(runs / f"digits_20000_{name}_0")])[0] for name in ("er", "dim"))
+    for run_, flags, rows in ((er, {"alpha": 0.7, "latent_steps": 200}, 1), (er, {"lr": 0.7}, 2), (dim, {"latent_steps": 200}, 1)):
+        other = run_ | {"seed": 5, "flags": run_["flags"] | flags}
+        assert len(rows_of([run_, other | {"folder": Path("er_5" if run_ is er else "dim_5")}])) == rows, flags
+
+
 def test_rows_tables_and_figures(runs, tmp_path, capsys):
     record, out = tmp_path / "record.json", tmp_path / "figures"
     folders = sorted(map(str, runs.iterdir()))
