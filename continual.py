@@ -111,7 +111,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--consistency", type=nonnegative, default=0.1, help="cls-er: weight of the distance to the averaged copies")
     parser.add_argument("--average-decay", type=decay, default=0.999, help="cls-er: decay of the averaged copies, for thousands of steps")
     # memory
-    parser.add_argument("--memory-bytes", type=positive_int, help="budget in bytes of all that is kept between tasks; its parts fit")
+    parser.add_argument("--memory-bytes", type=positive_int, help="bytes of all that is kept between tasks; its parts are sized to it")
     parser.add_argument("--buffer-size", type=positive_int, help="images in the buffer, instead of a budget in bytes")
     parser.add_argument("--codec", choices=CODECS, default="raw", help="how the buffer stores its images")
     parser.add_argument("--quality", type=jpeg_quality, default=75, help="JPEG quality of --codec jpeg and jpeg-scan")

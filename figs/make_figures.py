@@ -32,7 +32,7 @@ from data import DATASETS
 from engine.files import make_folder, write_json
 from figs.draw_continual import panels, save
 from figs.lines import Line, grouped, lines_of, once, place_of, read_named, table, unique
-from figs.tables import plus_minus
+from scoring.results import plus_minus
 from utils import Parser, UsageError, cli
 
 

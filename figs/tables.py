@@ -1,7 +1,10 @@
 """Markdown tables of rows of continual-learning runs: results, differences at equal bytes, and how near memory is to real images."""
 
+from statistics import mean
+
 from scipy.stats import ttest_1samp
 
+from scoring.results import plus_minus
 from utils import UsageError
 
 HEADS = {
@@ -10,13 +13,6 @@ HEADS = {
     "nearness": ["data", "method", "kept, bytes", "images", "distance ratio", "near copies, %", "n"],
 }
 Places = list[tuple[str, int]]  # of each row: the record that holds it, and its number there
-
-
-def plus_minus(value: float | None, deviation: float | None) -> str:
-    """ "95.62 ± 0.31", or the mean alone."""
-    if value is None:
-        return ""
-    return f"{value:.2f}" + (f" ± {deviation:.2f}" if deviation is not None else "")
 
 
 def markdown(kind: str, lines: list[tuple[list[str], list[int]]], places: Places | None) -> list[str]:
@@ -46,17 +42,18 @@ def results_table(rows: list[dict], places: Places | None = None) -> list[str]:
     return markdown("results", lines, places)
 
 
-def difference(row: dict, other: dict) -> dict:
-    """Points of `row` minus those of `other`, over the seeds that both have: their mean, and Student's 95 % interval of it.
-
-    "differences": of each seed. "low", "high": None for fewer than two seeds, or if all differences are the same.
-    """
+def differences(row: dict, other: dict) -> list[float]:
+    """Points of `row` minus those of `other`, for each seed that both have."""
     accs = dict(zip(other["seeds"], other["accs"], strict=True))
-    found = [acc - accs[seed] for seed, acc in zip(row["seeds"], row["accs"], strict=True) if seed in accs]
-    low = high = None
-    if len(set(found)) > 1:
-        low, high = map(float, ttest_1samp(found, 0).confidence_interval(0.95))
-    return {"differences": found, "mean": sum(found) / len(found) if found else None, "low": low, "high": high}
+    return [acc - accs[seed] for seed, acc in zip(row["seeds"], row["accs"], strict=True) if seed in accs]
+
+
+def interval_of(values: list[float]) -> str:
+    """Student's 95 % interval of their mean; an empty text for fewer than two, or if all are the same."""
+    if len(set(values)) < 2:
+        return ""
+    found = ttest_1samp(values, 0).confidence_interval(0.95)
+    return f"[{found.low:+.2f}, {found.high:+.2f}]"
 
 
 def differences_table(rows: list[dict], label: str, places: Places | None = None) -> list[str]:
@@ -67,20 +64,17 @@ def differences_table(rows: list[dict], label: str, places: Places | None = None
     lines = []
     same = ("data", "split", "track", "classes", "networks", "memory_bytes")
     for number, row in enumerate(rows):
-        partners = [i for i, other in enumerate(rows) if other["label"] == label and all(row[name] == other[name] for name in same)]
         if row["label"] == label or not row["memory_bytes"]:
             continue
+        partners = [i for i, other in enumerate(rows) if other["label"] == label and all(row[name] == other[name] for name in same)]
         if len(partners) > 1:
             found = f"{len(partners)} rows of {row['data']} at {row['memory_bytes']:,} bytes"
             raise UsageError(f"--against {label}: expected one row of this name at a budget, found {found}")
-        for partner in partners:
-            found = difference(row, rows[partner])
-            if (n := len(found["differences"])) == 0:
-                continue
-            interval = "" if found["low"] is None else f"[{found['low']:+.2f}, {found['high']:+.2f}]"
-            ahead = f"{sum(value > 0 for value in found['differences'])} of {n}"
-            cells = [row["data"], f"{row['memory_bytes']:,}", row["label"], label, f"{found['mean']:+.2f}", interval, ahead, str(n)]
-            lines.append((cells, [number, partner]))
+        values = differences(row, rows[partners[0]]) if partners else []
+        if values:
+            ahead = f"{sum(value > 0 for value in values)} of {len(values)}"
+            cells = [row["data"], f"{row['memory_bytes']:,}", row["label"], label, f"{mean(values):+.2f}", interval_of(values), ahead]
+            lines.append(([*cells, str(len(values))], [number, partners[0]]))
     if not lines:
         found = ", ".join(sorted({row["label"] for row in rows}))
         raise UsageError(f"--against {label}: expected the name of a row that shares budget and seeds with another, found {found}")

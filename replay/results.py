@@ -1,6 +1,5 @@
 """Results of a continual run: its accuracies, its results.json, and the picture of its memory."""
 
-import itertools
 from collections.abc import Sequence
 from statistics import mean
 
@@ -146,11 +145,15 @@ def neighbours(continual: Continual, per_class: int = 5) -> Tensor | None:
 
     A line has at most `per_class` pairs of a class; generated images stand above stored ones. Returns None if memory holds no images.
     """
-    lines = []
-    for images in itertools.chain.from_iterable(found.values() for found in held_images(continual, per_class).values()):
-        pairs = torch.stack([images, to_float(nearest_learnt(continual, images)[1]).cpu()], 1).flatten(0, 1)
-        lines.append(torch.cat([pairs, torch.full_like(pairs[:1], -1).expand(2 * (per_class - len(images)), -1, -1, -1)]))
-    return image_grid(torch.cat(lines), 2 * per_class) if lines else None
+    held = [images for found in held_images(continual, per_class).values() for images in found.values()]  # of each class
+    if not held:
+        return None
+    together, lines = torch.cat(held), []
+    learnt = to_float(nearest_learnt(continual, together)[1]).cpu()
+    for pairs in torch.stack([together, learnt], 1).split([len(images) for images in held]):
+        shown = pairs.flatten(0, 1)
+        lines.append(torch.cat([shown, torch.full_like(shown[:1], -1).expand(2 * (per_class - len(pairs)), -1, -1, -1)]))
+    return image_grid(torch.cat(lines), 2 * per_class)
 
 
 def picture(continual: Continual, rows: int = 10) -> Tensor | None:

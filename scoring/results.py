@@ -164,9 +164,9 @@ def source_name(row: dict) -> str:
     return ", ".join(parts)
 
 
-def plus_minus(mean: float, std: float | None) -> str:
-    """Format mean and standard deviation as "95.62 ± 0.31", or the mean alone."""
-    return f"{mean:.2f}" + ("" if std is None else f" ± {std:.2f}")
+def plus_minus(mean: float | None, std: float | None) -> str:
+    """Format mean and standard deviation as "95.62 ± 0.31", or the mean alone; an empty text without a mean."""
+    return "" if mean is None else f"{mean:.2f}" + ("" if std is None else f" ± {std:.2f}")
 
 
 def over_trainings(rows: Sequence[dict]) -> list[dict]:

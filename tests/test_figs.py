@@ -111,7 +111,7 @@ def test_rows_tables_and_figures(runs, tmp_path, capsys):
 
 def test_differences_are_of_the_same_seeds_at_the_same_budget(runs, tmp_path, capsys):
     """Means, and Student's interval: over two seeds -1 and 3 have a half-width of twice 12.706."""
-    (er,) = [row for row in rows_of(read_runs([str(runs / f"digits_20000_er_{seed}") for seed in (0, 1)]))]
+    (er,) = rows_of(read_runs([str(runs / f"digits_20000_er_{seed}") for seed in (0, 1)]))
 
     def row(label, accs, seeds=(0, 1, 2), budget=20000):
         return er | {"label": label, "seeds": list(seeds[: len(accs)]), "accs": accs, "memory_bytes": budget}
