@@ -26,6 +26,7 @@ esac
 COMMON=${COMMON:---pool convnet_w32 --epochs 1 --batch-size 32}
 GENERATOR=${GENERATOR:---gan resnet --gan-steps 600 --gan-batch-size 32 --class-tables all}
 ENERGY_CONDENSE=${ENERGY_CONDENSE:---condense-match dist --condense-lr 1 --condense-images 64}  # many condensed images
+DIM=${DIM:---gan-steps 750 --gan-batch-size 32}  # with tables of a task's own classes
 CONDENSE=${CONDENSE:---condense-steps 300} REHEARSE=${REHEARSE:---rehearse-steps 300}
 ENERGY=${ENERGY:---recipe-match energy --match-steps 300 --gan resnet --gan-steps 300 --gan-batch-size 32}
 declare -A ROW=(  # of a row, with the rate that tune chose
@@ -58,7 +59,7 @@ declare -A ROW=(  # of a row, with the rate that tune chose
     [der++_jpeg50_r]="--method der++ --codec jpeg --quality 50 $REHEARSE" [cls-er_jpeg50_r]="--method cls-er --average-decay 0.99 --codec jpeg --quality 50 $REHEARSE"
     [dim_r]="--method dim --match-steps 0 $GENERATOR $REHEARSE" [dim_energy_r]="--method dim $ENERGY $REHEARSE"
     # tables of a task's own classes, a longer GAN, and matched latents
-    [dim-task_r]="--method dim --gan-steps 750 --gan-batch-size 32 $REHEARSE" [dim-latents_r]="--method dim --gan-steps 750 --gan-batch-size 32 --latents 50 $REHEARSE"
+    [dim-task_r]="--method dim $DIM $REHEARSE" [dim-latents_r]="--method dim $DIM --latents 50 $REHEARSE"
     # networks from scratch on memory alone
     [condensed_retrain]="--method condensed $CONDENSE --retrain" [gdumb_webp]="--method gdumb --codec webp"
     [condensed_jpeg50_retrain]="--method condensed --codec jpeg --quality 50 $CONDENSE --retrain" [gdumb_jpeg50]="--method gdumb --codec jpeg --quality 50"
