@@ -53,6 +53,7 @@ declare -A ROW=(  # of a row, with the rate that tune chose
     [condensed-fill-ace_jpeg50_r]="--method condensed --fill-real --replay-loss er-ace --codec jpeg --quality 50 $CONDENSE $REHEARSE"
     [condensed-dist-fill_jpeg50_r]="--method condensed --fill-real --codec jpeg --quality 50 $ENERGY_CONDENSE $CONDENSE $REHEARSE"
     [condensed-dist-fill-ace_jpeg50_r]="--method condensed --fill-real --replay-loss er-ace --codec jpeg --quality 50 $ENERGY_CONDENSE $CONDENSE $REHEARSE"
+    [condensed-dist-fill-cls_jpeg50_r]="--method condensed --fill-real --replay-loss cls-er --average-decay 0.99 --codec jpeg --quality 50 $ENERGY_CONDENSE $CONDENSE $REHEARSE"
     # the real images that condensing starts from, as many of each class and at the same time: a control
     [condensed-start_jpeg50_r]="--method condensed --codec jpeg --quality 50 --condense-steps 1 --condense-lr 1e-9 $REHEARSE"
     [condensed-start-ace_jpeg50_r]="--method condensed --replay-loss er-ace --codec jpeg --quality 50 --condense-steps 1 --condense-lr 1e-9 $REHEARSE"
@@ -96,7 +97,7 @@ row() {  # NAME: its flags. Of a row with _jpeg50 there is one with _scan and a 
 }
 for NAME in $METHODS ${PARTS:-}; do ROW[$NAME]=$(row "$NAME") || exit 2; done
 rate() {  # NAME: the learning rate that tune chose
-    case ${1%%_*} in *-ace | der++ | cls-er | dgr) echo 0.1 ;; *) echo 0.03 ;; esac
+    case ${1%%_*} in *-ace | *-cls | der++ | cls-er | dgr) echo 0.1 ;; *) echo 0.03 ;; esac
 }
 
 CELLS=()  # of this call: BYTES|NAME|SEED|FLAGS
