@@ -3,10 +3,11 @@
     python figs/draw_continual.py results/mnist_* --out figs/split_mnist --record benchmarks/results/DATE_split_mnist.json
 
 Runs that differ only in their seed are one row, named by their folder without data set, bytes and seed. Prints a Markdown table: of the
-results, with --against NAME of the differences to the row of that name at the same budget, with --nearness of how near the images in memory
-are to those that were learnt. --out draws FOLDER/bytes.png (accuracy and seconds against stored bytes, mean and sample standard deviation),
-matrices.png, tasks.png (accuracy on each task after each task) and samples.png (what the generators make after every task). --record keeps
-the rows. --from RECORD prints and draws a kept record again, except for the samples.
+results, with --front of the accuracy of each method at each budget, with --against NAME of the differences to the row of that name at
+the same budget, with --nearness of how near the images in memory are to those that were learnt. --out draws FOLDER/bytes.png (accuracy and
+seconds against stored bytes, mean and sample standard deviation), matrices.png, tasks.png (accuracy on each task after each task) and
+samples.png (what the generators make after every task). --record keeps the rows. --from RECORD prints and draws a kept record again, except
+for the samples.
 """
 
 import argparse
@@ -27,8 +28,8 @@ from matplotlib import pyplot as plt
 from PIL import Image
 
 from engine.files import make_folder, write_atomic, write_json
-from figs.rows import label_of, read_runs, rows_of
-from figs.tables import differences_table, nearness_table, results_table
+from figs.rows import front_of, label_of, read_runs, rows_of
+from figs.tables import differences_table, front_table, nearness_table, results_table
 from replay.methods import METHODS
 from utils import Parser, UsageError, cli
 
@@ -42,21 +43,22 @@ def save(figure, path: Path) -> None:
 def draw_bytes(rows: list[dict], path: Path) -> None:
     """Draw final average accuracy against the budget, a line for each method, and beside it the seconds of a run.
 
-    Points of one budget stand side by side. A method without a budget is a horizontal line. Where several records hold a method
-    at a budget, the one with the most seeds is drawn.
+    Points of one budget stand side by side. A method without a budget is a horizontal line. Where several rows are of a method
+    at a budget, the one with the most seeds is drawn. Seconds of runs on a GPU are hollow points, joined by no line.
     """
-    chosen = {(row["label"], row["memory_bytes"]): row for row in sorted(rows, key=lambda row: row["n"])}
-    rows = [row for row in rows if chosen[row["label"], row["memory_bytes"]] is row]
+    chosen = front_of(rows)
+    rows = list(chosen.values())
     figure, (axes, beside) = plt.subplots(1, 2, figsize=(14, 5.5), width_ratios=(3, 2))
-    best = {label: max(row["mean"] for row in rows if row["label"] == label) for label in {row["label"] for row in rows}}
+    best = {label: max(row["mean"] for (name, _), row in chosen.items() if name == label) for label, _ in chosen}
     labels, colors = sorted(best, key=lambda label: -best[label]), plt.get_cmap("tab20").colors
     within = [row["mean"] - (row["std"] or 0) for row in rows if row["memory_bytes"] is not None]
     floor = min(within, default=0) - 1
     for i, label in enumerate(labels):
-        own = [row for row in rows if row["label"] == label]
+        own = [row for (name, _), row in chosen.items() if name == label]
         sized = all(row["num_bytes"]["total"] for row in own) and not any(METHODS[row["method"]].unlimited for row in own)
-        points = (((row["memory_bytes"] or row["num_bytes"]["total"]) * sized, row["mean"], row["std"] or 0, row["seconds"]) for row in own)
-        budgets, means, deviations, seconds = zip(*sorted(points), strict=True)
+        own.sort(key=lambda row: row["memory_bytes"] or row["num_bytes"]["total"])
+        budgets = [(row["memory_bytes"] or row["num_bytes"]["total"]) * sized for row in own]
+        means, deviations, seconds = zip(*((row["mean"], row["std"] or 0, row["seconds"]) for row in own), strict=True)
         color, marker = colors[i % 20], "osD^vPX*"[i % 8]
         if not budgets[0]:
             below = f", {means[0]:.1f}: below" if means[0] < floor else ""
@@ -65,7 +67,9 @@ def draw_bytes(rows: list[dict], path: Path) -> None:
             continue
         places = np.array(budgets) / 1e6 * 1.015 ** (i - len(labels) / 2)
         axes.errorbar(places, means, deviations, color=color, marker=marker, capsize=3, linewidth=1.2, label=label)
-        beside.plot(places, seconds, color=color, marker=marker, linewidth=1.2)
+        on_gpu = np.array([not row["device"].startswith("cpu") for row in own])
+        beside.plot(places[~on_gpu], np.array(seconds)[~on_gpu], color=color, marker=marker, linewidth=1.2)
+        beside.plot(places[on_gpu], np.array(seconds)[on_gpu], color=color, marker=marker, linestyle="", fillstyle="none")
     sizes = sorted({row["memory_bytes"] / 1e6 for row in rows if row["memory_bytes"]})
     axes.set(ylabel="final average accuracy (class-il), %", title=title(rows))
     axes.set_ylim(bottom=floor if within else None)
@@ -153,7 +157,8 @@ def printed_table(rows: list[dict], places: list[tuple[str, int]] | None, args: 
     """The table that the flags ask for."""
     if args.against is not None:
         return differences_table(rows, args.against, places)
-    return (nearness_table if args.nearness else results_table)(rows, places)
+    table = front_table if args.front else nearness_table if args.nearness else results_table
+    return table(rows, places)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -162,6 +167,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--from", dest="kept", nargs="+", help="use records that --record wrote instead of runs")
     parser.add_argument("--out", help="folder for the figures")
     tables = parser.add_mutually_exclusive_group()
+    tables.add_argument("--front", action="store_true", help="print the accuracy of each method at each budget")
     tables.add_argument("--against", help="print each row minus the one of this name at the same budget, seed by seed, in place of results")
     tables.add_argument("--nearness", action="store_true", help="print how near the images in memory are to those that were learnt")
     parser.add_argument("--record", help="JSON file to keep the rows in")

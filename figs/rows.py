@@ -140,3 +140,8 @@ def rows_of(runs: list[dict]) -> list[dict]:
     for run in runs:
         groups.setdefault(json.dumps([label_of(run), settings_of(run)], sort_keys=True), []).append(run)
     return [row_of(group) for group in groups.values()]
+
+
+def front_of(rows: list[dict]) -> dict[tuple[str, int | None], dict]:
+    """{(name, budget in bytes): the row with the most seeds}. Names lack the quality of stored images, which goes with the budget."""
+    return {(re.sub(r"_scan\d+", "_scan", row["label"]), row["memory_bytes"]): row for row in sorted(rows, key=lambda row: row["n"])}

@@ -1,9 +1,11 @@
-"""Markdown tables of rows of continual-learning runs: results, differences at equal bytes, and how near memory is to real images."""
+"""Markdown tables of rows of continual-learning runs: results, accuracy by budget, differences at equal bytes, nearness to real images."""
 
+import json
 from statistics import mean
 
 from scipy.stats import ttest_1samp
 
+from figs.rows import front_of
 from scoring.results import plus_minus
 from utils import UsageError
 
@@ -12,12 +14,13 @@ HEADS = {
     "differences": ["data", "budget, bytes", "method", "minus", "difference, points", "95 % interval", "ahead", "n"],
     "nearness": ["data", "method", "kept, bytes", "images", "distance ratio", "near copies, %", "n"],
 }
+SETTING = ("split", "track", "classes", "networks")  # in which rows of one data set must agree to stand beside each other
 Places = list[tuple[str, int]]  # of each row: the record that holds it, and its number there
 
 
-def markdown(kind: str, lines: list[tuple[list[str], list[int]]], places: Places | None) -> list[str]:
-    """A table of HEADS. lines: of each the cells, and the rows that it is made of, whose places stand in a last column if there are any."""
-    heads = HEADS[kind] + ["record, rows"] * bool(places)
+def markdown(heads: list[str], lines: list[tuple[list[str], list[int]]], places: Places | None) -> list[str]:
+    """A table. lines: of each the cells, and the rows that it is made of, whose places stand in a last column if there are any."""
+    heads = heads + ["record, rows"] * bool(places)
     table = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for cells, numbers in lines:
         table.append("| " + " | ".join([*cells, *([links(numbers, places)] if places else [])]) + " |")
@@ -39,7 +42,30 @@ def results_table(rows: list[dict], places: Places | None = None) -> list[str]:
         cells += [plus_minus(row["mean"], row["std"]), plus_minus(row["task_il_mean"], row["task_il_std"])]
         cells += [plus_minus(row["forgetting_mean"], row["forgetting_std"]), f"{row['seconds']:.0f}", str(row["n"])]
         lines.append((cells, [number]))
-    return markdown("results", lines, places)
+    return markdown(HEADS["results"], lines, places)
+
+
+def front_table(rows: list[dict], places: Places | None = None) -> list[str]:
+    """Accuracy of each method at each budget, with the number of seeds in brackets, best first within a data set.
+
+    The quality of stored images is left out of the names. Of several rows of one name and budget the one with the most seeds counts;
+    rows without a budget are left out. Raises UsageError if none has one, or if runs of several settings of one data set are mixed.
+    """
+    lines, found = [], {name: front_of([row for row in rows if row["data"] == name]) for name in sorted({row["data"] for row in rows})}
+    budgets = sorted({budget for front in found.values() for _, budget in front if budget})
+    if not budgets:
+        raise UsageError("--front: expected rows with a budget in bytes, found none")
+    for data, front in found.items():
+        settings = {json.dumps([row[name] for name in SETTING]) for row in front.values()}
+        if len(settings) > 1:
+            raise UsageError(
+                f"--front: expected rows of one setting of {data} ({', '.join(SETTING)}), found {' and '.join(sorted(settings))}"
+            )
+        names = {name: [front.get((name, budget)) for budget in budgets] for name, budget in front if budget}
+        for name, cells in sorted(names.items(), key=lambda item: -max(row["mean"] for row in item[1] if row)):
+            shown = [f"{plus_minus(row['mean'], row['std'])} ({row['n']})" if row else "" for row in cells]
+            lines.append(([data, name, *shown], [number for number, row in enumerate(rows) if any(row is cell for cell in cells)]))
+    return markdown(["data", "method", *(f"{b / 1e6:g} MB" if b >= 1e6 else f"{b / 1e3:g} kB" for b in budgets)], lines, places)
 
 
 def differences(row: dict, other: dict) -> list[float]:
@@ -62,7 +88,7 @@ def differences_table(rows: list[dict], label: str, places: Places | None = None
     Rows without such a partner, or of other seeds, are left out. Raises UsageError if no line is left, or if two partners have the name.
     """
     lines = []
-    same = ("data", "split", "track", "classes", "networks", "memory_bytes")
+    same = ("data", "memory_bytes", *SETTING)
     for number, row in enumerate(rows):
         if row["label"] == label or not row["memory_bytes"]:
             continue
@@ -78,7 +104,7 @@ def differences_table(rows: list[dict], label: str, places: Places | None = None
     if not lines:
         found = ", ".join(sorted({row["label"] for row in rows}))
         raise UsageError(f"--against {label}: expected the name of a row that shares budget and seeds with another, found {found}")
-    return markdown("differences", lines, places)
+    return markdown(HEADS["differences"], lines, places)
 
 
 def nearness_table(rows: list[dict], places: Places | None = None) -> list[str]:
@@ -94,4 +120,4 @@ def nearness_table(rows: list[dict], places: Places | None = None) -> list[str]:
             lines.append(([*cells, plus_minus(near.get(kind), None), str(row["n"])], [number]))
     if not lines:
         raise UsageError("--nearness: expected runs that measured how near their images are, found none (earlier versions did not)")
-    return markdown("nearness", lines, places)
+    return markdown(HEADS["nearness"], lines, places)

@@ -142,6 +142,42 @@ def test_differences_are_of_the_same_seeds_at_the_same_budget(runs, tmp_path, ca
     assert f"| 2 | [record]({record}) 0; [record]({other}) 1 |" in capsys.readouterr().out
 
 
+def test_the_front_has_a_line_for_each_method_and_a_column_for_each_budget(runs, tmp_path, capsys):
+    """Qualities go with budgets, of two rows the one with more seeds counts, and rows of other networks are not mixed in."""
+    (er,) = rows_of(read_runs([str(runs / f"digits_20000_er_{seed}") for seed in (0, 1)]))
+
+    def row(label, mean, budget, **changes):
+        return er | {"label": label, "mean": mean, "std": 1.0, "n": 3, "memory_bytes": budget} | changes
+
+    rows = [row("er_scan12_rd", 50.0, 50000), row("er_scan50_rd", 60.0, 1500000, n=1, std=None), row("er_scan50_rd", 61.0, 1500000)]
+    rows += [row("cls-er_scan50_rd", 64.0, 1500000), row("joint", 70.0, None)]
+    record = tmp_path / "record.json"
+    record.write_text(json.dumps({"rows": rows}))
+    run(draw_continual, ["--from", str(record), "--front"])
+    assert capsys.readouterr().out.splitlines() == [
+        "| data | method | 50 kB | 1.5 MB | record, rows |",
+        "|---|---|---|---|---|",
+        f"| digits | cls-er_scan_rd |  | 64.00 ± 1.00 (3) | [record]({record}) 3 |",
+        f"| digits | er_scan_rd | 50.00 ± 1.00 (3) | 61.00 ± 1.00 (3) | [record]({record}) 0, 2 |",
+    ]
+    for more, message in (([row("er", 1.0, 9, networks=["mlp_w400"])], "expected rows of one setting of digits"), ([], "found none")):
+        record.write_text(json.dumps({"rows": (rows if more else rows[4:]) + more}))
+        with pytest.raises(SystemExit, match="2"):
+            run(draw_continual, ["--from", str(record), "--front"])
+        assert message in capsys.readouterr().err
+
+
+def test_seconds_on_a_gpu_are_hollow_and_not_joined_with_those_of_cores(runs, tmp_path, monkeypatch):
+    (er,) = rows_of(read_runs([str(runs / f"digits_20000_er_{seed}") for seed in (0, 1)]))
+    lines = []
+    draw = draw_continual.plt.Axes.plot
+    monkeypatch.setattr(draw_continual.plt.Axes, "plot", lambda self, *args, **kwargs: lines.extend(draw(self, *args, **kwargs)))
+    rows = [er | {"memory_bytes": 20000 * i, "seconds": 10.0 * i, "device": device} for i, device in enumerate(("cpu, 2 threads", "NVIDIA H200", "cpu, 1 threads"), 1)]
+    draw_continual.draw_bytes(rows, tmp_path / "bytes.png")
+    drawn = [(list(line.get_ydata()), line.get_linestyle(), line.get_fillstyle()) for line in lines]
+    assert drawn == [([10.0, 30.0], "-", "full"), ([20.0], "None", "none")]
+
+
 def test_records_without_nearness_or_of_two_sets_are_told_before_anything_is_written(runs, tmp_path, capsys):
     rows = rows_of(read_runs([str(runs / "digits_20000_er_0"), str(runs / "digits_20000_dim_0")]))
     older, out, record = tmp_path / "older.json", tmp_path / "out", tmp_path / "record.json"
