@@ -172,7 +172,10 @@ def test_seconds_on_a_gpu_are_hollow_and_not_joined_with_those_of_cores(runs, tm
     lines = []
     draw = draw_continual.plt.Axes.plot
     monkeypatch.setattr(draw_continual.plt.Axes, "plot", lambda self, *args, **kwargs: lines.extend(draw(self, *args, **kwargs)))
-    rows = [er | {"memory_bytes": 20000 * i, "seconds": 10.0 * i, "device": device} for i, device in enumerate(("cpu, 2 threads", "NVIDIA H200", "cpu, 1 threads"), 1)]
+    rows = [
+        er | {"memory_bytes": 20000 * i, "seconds": 10.0 * i, "device": device}
+        for i, device in enumerate(("cpu, 2 threads", "NVIDIA H200", "cpu, 1 threads"), 1)
+    ]
     draw_continual.draw_bytes(rows, tmp_path / "bytes.png")
     drawn = [(list(line.get_ydata()), line.get_linestyle(), line.get_fillstyle()) for line in lines]
     assert drawn == [([10.0, 30.0], "-", "full"), ([20.0], "None", "none")]
