@@ -65,6 +65,7 @@ declare -A ROW=(  # of a row, with the rate that tune chose
     [condensed_retrain]="--method condensed $CONDENSE --retrain" [gdumb_webp]="--method gdumb --codec webp"
     [condensed_jpeg50_retrain]="--method condensed --codec jpeg --quality 50 $CONDENSE --retrain" [gdumb_jpeg50]="--method gdumb --codec jpeg --quality 50"
     [condensed-dist_jpeg50_retrain]="--method condensed --codec jpeg --quality 50 $ENERGY_CONDENSE $CONDENSE --retrain"
+    [condensed-fill_jpeg50_retrain]="--method condensed --fill-real --codec jpeg --quality 50 $CONDENSE --retrain"
     [condensed-dist-fill_jpeg50_retrain]="--method condensed --fill-real --codec jpeg --quality 50 $ENERGY_CONDENSE $CONDENSE --retrain"
     [condensed-start_jpeg50_retrain]="--method condensed --codec jpeg --quality 50 --condense-steps 1 --condense-lr 1e-9 --retrain"
     # the parts of dim, changed one at a time
