@@ -45,6 +45,7 @@ KINDS = {
     "avalanche-lib 0.6.0": "beside Avalanche",
     "generator minus": "paired differences",
     "minus": "differences",
+    "600 kB": "front",
     "distance ratio": "nearness",
     "stream": "stage 3",
     "fixed": "stage 3",
@@ -188,6 +189,18 @@ def test_tables_of_continual_runs_are_what_their_records_print(kind, least, monk
         assert line in capsys.readouterr().out.splitlines()
         rows = json.loads((ROOT / RECORD.search(line)[1]).read_text())["rows"]
         assert all(row["split"] == "test" for row in rows)
+
+
+def test_fronts_are_what_their_records_print(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    lines = [(cells["data"], line.replace("](../", "](")) for cells, line, _ in of_kind("front")]
+    assert len({data for data, _ in lines}) == 3
+    for data in {data for data, _ in lines}:
+        paths = sorted({path for name, line in lines if name == data for path in re.findall(r"\]\(([^)]*)\)", line)})
+        draw_continual.main(draw_continual.parse_args(["--from", *paths, "--front"]))
+        printed = capsys.readouterr().out.splitlines()
+        assert [line for name, line in lines if name == data and line not in printed] == []
+        assert {row["split"] for path in paths for row in json.loads((ROOT / path).read_text())["rows"]} == {"test"}
 
 
 def test_tables_beside_avalanche_equal_their_records():
@@ -378,4 +391,4 @@ def test_flags_that_are_named_exist():
     known = {"--" + name.replace("_", "-") for script in SCRIPTS | TOOLS for name in declared(script)}
     known |= {"--no-" + name.removeprefix("--") for name in known}
     named = {flag for text in TEXTS.values() for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)}
-    assert named - known - {"--nproc-per-node", "--standalone", "--logdir"} == set()
+    assert named - known - {"--nproc-per-node", "--standalone", "--logdir", "--from"} == set()
