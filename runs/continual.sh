@@ -18,7 +18,7 @@ case ${1:-} in
 sweep)
     Q=scan${QUALITY:-25}  # choose it on held-out images
     BYTES=${BYTES:-50000 150000 600000 1500000 6000000}
-    METHODS=${METHODS:-er_${Q}_rd er-ace_${Q}_rd condensed-fill_${Q}_rd condensed-fill-ace_${Q}_rd condensed-dist-fill_${Q}_rd condensed-dist-fill-ace_${Q}_rd der++_${Q}_rd cls-er_${Q}_rd gdumb_$Q $PLAIN dim_energy_rd} ;;
+    METHODS=${METHODS:-er_${Q}_rd er-ace_${Q}_rd condensed-fill_${Q}_rd condensed-fill-ace_${Q}_rd condensed-dist-fill_${Q}_rd condensed-dist-fill-ace_${Q}_rd condensed-dist-fill-cls_${Q}_rd der++_${Q}_rd cls-er_${Q}_rd gdumb_$Q $PLAIN dim-task_rd} ;;
 *)
     BYTES=${BYTES:-600000}
     METHODS=${METHODS:-finetune joint unlimited $PLAIN er_task er_webp er_jpeg er-ace_webp dgr dim oracle} ;;
