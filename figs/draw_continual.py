@@ -40,24 +40,27 @@ def save(figure, path: Path) -> None:
     plt.close(figure)
 
 
+def bytes_of(row: dict) -> float:
+    """The budget of a row, or what it keeps if it has none."""
+    return row["memory_bytes"] or row["num_bytes"]["total"]
+
+
 def draw_bytes(rows: list[dict], path: Path) -> None:
     """Draw final average accuracy against the budget, a line for each method, and beside it the seconds of a run.
 
     Points of one budget stand side by side. A method without a budget is a horizontal line. Where several rows are of a method
     at a budget, the one with the most seeds is drawn. Seconds of runs on a GPU are hollow points, joined by no line.
     """
-    chosen = front_of(rows)
-    rows = list(chosen.values())
+    lines = {name: [rows[number] for number in numbers.values()] for (_, name), numbers in front_of(rows).items()}
+    rows = [row for own in lines.values() for row in own]
     figure, (axes, beside) = plt.subplots(1, 2, figsize=(14, 5.5), width_ratios=(3, 2))
-    best = {label: max(row["mean"] for (name, _), row in chosen.items() if name == label) for label, _ in chosen}
-    labels, colors = sorted(best, key=lambda label: -best[label]), plt.get_cmap("tab20").colors
+    labels, colors = sorted(lines, key=lambda label: -max(row["mean"] for row in lines[label])), plt.get_cmap("tab20").colors
     within = [row["mean"] - (row["std"] or 0) for row in rows if row["memory_bytes"] is not None]
     floor = min(within, default=0) - 1
     for i, label in enumerate(labels):
-        own = [row for (name, _), row in chosen.items() if name == label]
+        own = sorted(lines[label], key=bytes_of)
         sized = all(row["num_bytes"]["total"] for row in own) and not any(METHODS[row["method"]].unlimited for row in own)
-        own.sort(key=lambda row: row["memory_bytes"] or row["num_bytes"]["total"])
-        budgets = [(row["memory_bytes"] or row["num_bytes"]["total"]) * sized for row in own]
+        budgets = [bytes_of(row) * sized for row in own]
         means, deviations, seconds = zip(*((row["mean"], row["std"] or 0, row["seconds"]) for row in own), strict=True)
         color, marker = colors[i % 20], "osD^vPX*"[i % 8]
         if not budgets[0]:

@@ -142,6 +142,12 @@ def rows_of(runs: list[dict]) -> list[dict]:
     return [row_of(group) for group in groups.values()]
 
 
-def front_of(rows: list[dict]) -> dict[tuple[str, int | None], dict]:
-    """{(name, budget in bytes): the row with the most seeds}. Names lack the quality of stored images, which goes with the budget."""
-    return {(re.sub(r"_scan\d+", "_scan", row["label"]), row["memory_bytes"]): row for row in sorted(rows, key=lambda row: row["n"])}
+def front_of(rows: list[dict]) -> dict[tuple[str, str], dict[int | None, int]]:
+    """{(data, name): {budget in bytes: number of the row}}, of several rows of one budget the one with the most seeds.
+
+    Names are without the quality of stored images, which goes with the budget.
+    """
+    front: dict[tuple[str, str], dict[int | None, int]] = {}
+    for number, row in sorted(enumerate(rows), key=lambda pair: pair[1]["n"]):
+        front.setdefault((row["data"], re.sub(r"_scan\d+", "_scan", row["label"])), {})[row["memory_bytes"]] = number
+    return front

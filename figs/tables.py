@@ -51,20 +51,23 @@ def front_table(rows: list[dict], places: Places | None = None) -> list[str]:
     The quality of stored images is left out of the names. Of several rows of one name and budget the one with the most seeds counts;
     rows without a budget are left out. Raises UsageError if none has one, or if runs of several settings of one data set are mixed.
     """
-    lines, found = [], {name: front_of([row for row in rows if row["data"] == name]) for name in sorted({row["data"] for row in rows})}
-    budgets = sorted({budget for front in found.values() for _, budget in front if budget})
+    settings: dict[str, set[str]] = {}
+    for row in rows:
+        settings.setdefault(row["data"], set()).add(json.dumps([row[name] for name in SETTING]))
+    for data, found in settings.items():
+        if len(found) > 1:
+            raise UsageError(f"--front: expected rows of one setting of {data} ({', '.join(SETTING)}), found {' and '.join(sorted(found))}")
+    sized = {method: {budget: i for budget, i in numbers.items() if budget} for method, numbers in front_of(rows).items()}
+    methods = {method: numbers for method, numbers in sized.items() if numbers}
+    budgets = sorted({budget for numbers in methods.values() for budget in numbers})
     if not budgets:
         raise UsageError("--front: expected rows with a budget in bytes, found none")
-    for data, front in found.items():
-        settings = {json.dumps([row[name] for name in SETTING]) for row in front.values()}
-        if len(settings) > 1:
-            raise UsageError(
-                f"--front: expected rows of one setting of {data} ({', '.join(SETTING)}), found {' and '.join(sorted(settings))}"
-            )
-        names = {name: [front.get((name, budget)) for budget in budgets] for name, budget in front if budget}
-        for name, cells in sorted(names.items(), key=lambda item: -max(row["mean"] for row in item[1] if row)):
-            shown = [f"{plus_minus(row['mean'], row['std'])} ({row['n']})" if row else "" for row in cells]
-            lines.append(([data, name, *shown], [number for number, row in enumerate(rows) if any(row is cell for cell in cells)]))
+    lines = []
+    for (data, name), numbers in methods.items():
+        own = {budget: rows[number] for budget, number in numbers.items()}
+        cells = [f"{plus_minus(own[b]['mean'], own[b]['std'])} ({own[b]['n']})" if b in own else "" for b in budgets]
+        lines.append((data, -max(row["mean"] for row in own.values()), [data, name, *cells], sorted(numbers.values())))
+    lines = [(cells, numbers) for _, _, cells, numbers in sorted(lines)]
     return markdown(["data", "method", *(f"{b / 1e6:g} MB" if b >= 1e6 else f"{b / 1e3:g} kB" for b in budgets)], lines, places)
 
 

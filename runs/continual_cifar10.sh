@@ -3,5 +3,6 @@
 #   bash runs/continual_cifar10.sh [tune|table|ablate|sweep]; FLAGS=--graphs for CUDA graphs
 export DATA=cifar10 SEEDS=${SEEDS:-0}
 export COMMON="--pool resnet18_w64 --epochs 50 --batch-size 32 --dsa-strategy crop_flip"
-export GENERATOR="--gan resnet --gan-steps 20000 --gan-batch-size 128 --gan-lr 2e-4" DIM="--gan-steps 20000 --gan-batch-size 128 --gan-lr 2e-4"
+export DIM="--gan-steps 20000 --gan-batch-size 128 --gan-lr 2e-4"
+export GENERATOR="--gan resnet $DIM"
 exec bash "$(dirname "$0")/continual.sh" "${1:-sweep}"
