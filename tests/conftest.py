@@ -137,6 +137,12 @@ def data_dir() -> Path:
 
 
 @pytest.fixture(autouse=True)
+def seeded():
+    """A test draws the same weights whichever tests its worker ran before it; TEST_SEED=7 draws others."""
+    torch.manual_seed(int(os.environ.get("TEST_SEED", "0")))
+
+
+@pytest.fixture(autouse=True)
 def gradients_on():
     """A test that is broken off inside torch.no_grad leaves none to the tests after it."""
     yield
