@@ -26,19 +26,20 @@ from data import Data, add_folder_flags, load_data
 from engine.environment import environment
 from engine.files import run_path, save_picture, write_json
 from engine.run_folder import RunFolder
-from engine.runtime import add_execution_flags, make_runtime
+from engine.runtime import Runtime, add_execution_flags, make_runtime
 from engine.steps import START, Position, Step
 from gen_condense import train_gan
 from models import GANS, describe_networks, network_name
 from models.condense import add_condense_flags
 from models.matching import MATCH_RECIPES, MATCH_WEIGHTS
 from pool_match import train_match
+from replay.checks import check_flags
 from replay.continual import Continual
 from replay.learner import Learner
-from replay.memory import LAYOUTS, STARTS, TABLES, make_memory
+from replay.memory import make_memory
 from replay.methods import METHODS
 from replay.metrics import SETTINGS
-from replay.options import EFFECTS, check_flags, layout_of, make_options, tables_of
+from replay.options import EFFECTS, LAYOUTS, STARTS, TABLES, Options, layout_of, make_options, tables_of
 from replay.results import evaluate, neighbours, picture, print_results, results_of
 from replay.tasks import check_sizes, describe_tasks, listed_classes, split_classes, split_tasks
 from scoring.storage import BYTES, CODECS
@@ -201,32 +202,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-@cli
-def main(args: argparse.Namespace) -> dict:
+def make_continual(args: argparse.Namespace, data: Data, classes: list[list[int]], options: Options, runtime: Runtime) -> Continual:
+    """The learner that args describe, with its networks and an empty memory, before the first task of `data`."""
     method = METHODS[args.method]
-    check_flags(vars(args), method)
     if args.replay_loss:
         rule = METHODS[args.replay_loss]
         method = dataclasses.replace(method, loss=rule.loss, averaged=rule.averaged)
-    names = list(dict.fromkeys(network_name(name, "--pool") for name in args.pool))
-    parse_strategy(args.dsa_strategy, "--dsa-strategy")
-    options = make_options(vars(args), TRACKS)
-    folder = run_path(args.results_dir, args.tag)
-    runtime = make_runtime(args.device, args.amp, args.channels_last, args.graphs, args.compile)
-    if runtime.world_size > 1:
-        raise UsageError(f"continual.py runs as one process, found {runtime.world_size} of torchrun")
-    folder_flags = {"image_size": args.image_size, "background": args.background, "test_folder": args.test_folder}
-    data = load_data(args.data, args.data_dir, val_size=args.val_size, **folder_flags)
-    if args.tasks:
-        classes = listed_classes(args.tasks, data.info.class_names, args.class_order)
-    else:
-        classes = split_classes(data.info.num_classes, args.num_tasks, args.class_order)
-    data = data.to(runtime.device)
-    listed = [label for labels in classes for label in labels]
-    learned = [listed] if method.at_once else classes
-    tasks, data_lines = split_tasks(data.train, learned), [data.describe(), describe_tasks(classes, data.info.class_names)]
+    learned = [list(itertools.chain(*classes))] if method.at_once else classes
+    tasks = split_tasks(data.train, learned)
     check_sizes(tasks, options, method.memory == "generator", data.info.class_names)
-    data = Data(data.info, None, data.val, data.test)  # what is learnt comes from the tasks alone
+    names = dict.fromkeys(network_name(name, "--pool") for name in args.pool)
     average_decay = args.average_decay if method.averaged else None
     learners = [Learner(i, name, data.info, args.lr, average_decay, args.seed, runtime) for i, name in enumerate(names)]
     memory = make_memory(
@@ -252,12 +237,32 @@ def main(args: argparse.Namespace) -> dict:
         keep_discriminator=args.keep_discriminator,
         seed=args.seed,
     )
-    continual = Continual(method, options, tasks, learned, learners, memory, data.info, args.seed, runtime, train_gan, train_match)
+    return Continual(method, options, tasks, learned, learners, memory, data.info, args.seed, runtime, train_gan, train_match)
+
+
+@cli
+def main(args: argparse.Namespace) -> dict:
+    check_flags(vars(args), METHODS[args.method])
+    parse_strategy(args.dsa_strategy, "--dsa-strategy")
+    options = make_options(vars(args), TRACKS)
+    folder = run_path(args.results_dir, args.tag)
+    runtime = make_runtime(args.device, args.amp, args.channels_last, args.graphs, args.compile)
+    if runtime.world_size > 1:
+        raise UsageError(f"continual.py runs as one process, found {runtime.world_size} of torchrun")
+    folder_flags = {"image_size": args.image_size, "background": args.background, "test_folder": args.test_folder}
+    data = load_data(args.data, args.data_dir, val_size=args.val_size, **folder_flags)
+    listed = args.tasks and listed_classes(args.tasks, data.info.class_names, args.class_order)
+    classes = listed or split_classes(data.info.num_classes, args.num_tasks, args.class_order)
+    data = data.to(runtime.device)
+    data_lines = [data.describe(), describe_tasks(classes, data.info.class_names)]
+    continual = make_continual(args, data, classes, options, runtime)
+    data = Data(data.info, None, data.val, data.test)  # what is learnt comes from the tasks alone
+    learners = continual.learners
     torch.manual_seed(runtime.own_seed(args.seed, "continual"))
 
-    split, (images,) = data.referee[0], split_tasks(data.referee[1], [listed])
+    split, (images,) = data.referee[0], split_tasks(data.referee[1], [list(itertools.chain(*classes))])
     header = {"stage": "continual", "info": data.info.to_dict(), "classes": classes, "val_size": args.val_size}
-    lengths = [sum(continual.plan.lengths(task).values()) for task in range(len(tasks))]
+    lengths = [sum(continual.plan.lengths(task).values()) for task in range(len(continual.tasks))]
     run = RunFolder(folder, vars(args), {"image set": data.info.to_dict()}, [continual], header, runtime, lengths, "task", FREE_FLAGS)
     if (folder / "results.json").exists() and not (folder / "last.pth").exists():
         raise UsageError(f"--tag {args.tag}: {folder / 'results.json'} is of another run, expected a folder of its own")
@@ -266,17 +271,14 @@ def main(args: argparse.Namespace) -> dict:
     about |= {"class_names": data.info.class_names, "chosen": runtime.chosen(), **environment(runtime.device)}
     if not continual.acc:
         evaluate(continual, images, classes)
-    first_lines = [
-        *data_lines,
-        describe_networks([], data.info, **{learner.name: learner.model for learner in learners}),
-        memory.describe(),
-    ]
+    networks = describe_networks([], data.info, **{learner.name: learner.model for learner in learners})
+    first_lines = [*data_lines, networks, continual.memory.describe()]
     results = None
     for task, values in run.epochs(train_tasks(continual, run.position), args.print_freq, args.save_interval, first_lines):
         with run.interruptible():
             evaluate(continual, images, classes)
         continual.finish(task - 1)
-        learnt = len(classes) if method.at_once else task
+        learnt = len(classes) if continual.method.at_once else task
         last = {setting: [continual.acc[learner.name][setting][-1][:learnt] for learner in learners] for setting in SETTINGS}
         class_il, task_il = (mean(mean(row) for row in last[setting]) for setting in SETTINGS)
         run.close_epoch(task, values | {"class_il": class_il, "task_il": task_il}, picture(continual), None)

@@ -24,10 +24,10 @@ if __name__ == "__main__":
 
 import data as datasets
 from augment import COMPOSITIONS
-from data import DataInfo, add_folder_flags, fingerprint
+from data import Data, DataInfo, add_folder_flags, fingerprint
 from engine.environment import environment
 from engine.files import locked, make_folder, run_path
-from engine.runtime import add_execution_flags, make_runtime
+from engine.runtime import Runtime, add_execution_flags, make_runtime
 from engine.seeds import derive_seed
 from models import Classifier, describe_networks, network_name, save_classifier
 from models.condense import Condensing, add_condense_flags
@@ -38,7 +38,7 @@ from scoring.evaluation import BUDGETS, seed_groups, validate_group
 from scoring.exporting import export
 from scoring.inputs import check_flags, load_inputs
 from scoring.labels import LABEL_KINDS
-from scoring.recipes import RECIPES, make_recipe
+from scoring.recipes import RECIPES, Recipe, make_recipe
 from scoring.results import Outcome, ResultsFile, print_table, row_hash
 from scoring.sources import Teacher
 from scoring.storage import BYTES, CODECS
@@ -132,6 +132,51 @@ def saver(folder: Path, stem: str, network: str, info: DataInfo, val_size: int) 
     return lambda classifier, seed: save_classifier(folder / f"{stem}_{seed:016x}.pth", classifier, network, info, val_size)
 
 
+Job = tuple[list[dict], object, list[int]]  # rows with one training, the source of its images, seeds of classifiers trained together
+
+
+def plan_rows(
+    args: argparse.Namespace, networks: list[str], ipcs: list[int], shared: dict, table: Table, results: ResultsFile, runtime: Runtime
+) -> tuple[list[dict], list[Job]]:
+    """The rows of results that args ask for, found there or new, and the trainings that they need."""
+    rows, todo = [], {}
+    for network, ipc, budget in itertools.product(networks, ipcs, dict.fromkeys(args.budget)):
+        for about, source in table.sources(ipc, budget == "fixed", args.quality if args.match_bytes else None):
+            row = results.row(shared | {"classifier": network, "budget": budget, "ipc": ipc} | about)
+            row |= {"class_names": list(table.data.info.class_names)} | table.origin(row, args.group)
+            if any(row is other for other in rows):  # a file or checkpoint that is named twice
+                continue
+            rows.append(row)
+            # Only a generator's images hang on the budget: the rest is trained once for both.
+            key = (network, ipc, row["n"], budget if row["source"] == "generator" else None, json.dumps(about))
+            todo.setdefault(key, ([], source))[0].append(row)
+    jobs = [
+        (same, source, seeds)
+        for (network, ipc, n, *_), (same, source) in todo.items()
+        for seeds in seed_groups(args.seed, network, ipc, n, args.repeats, args.together, runtime)
+    ]
+    return rows, jobs
+
+
+def score(
+    args: argparse.Namespace, jobs: list[Job], recipe: Recipe, data: Data, folder: Path, results: ResultsFile, runtime: Runtime
+) -> None:
+    """Train the classifiers of `jobs`, one job a rank at a time, and write down their accuracies as they come."""
+
+    def work(job: Job) -> list[Outcome]:
+        (row, *_), source, seeds = job
+        network, name = row["classifier"], f"{row['classifier']}_{row['source']}_{row['budget']}_ipc{row['ipc']}_{row_hash(row)}"
+        keep = saver(folder / "classifiers", name, network, data.info, args.val_size) if args.save_classifiers else None
+        title = f"{network} on {row['source']}, ipc {row['ipc']}, {row['budget']}"
+        return validate_group(network, source, data, recipe, seeds, runtime, keep, args.curve, title)
+
+    for first in range(0, len(jobs), runtime.world_size):  # a job for each rank, then all of them are written down
+        part = jobs[first : first + runtime.world_size]
+        for (same, *_), group in zip(part, runtime.spread(work, part), strict=True):
+            for row, outcome in itertools.product(same, group):
+                results.add(row, outcome)
+
+
 @cli
 def main(args: argparse.Namespace) -> list[dict]:
     networks = list(dict.fromkeys(network_name(name, "--eval-model") for name in args.eval_model))
@@ -163,7 +208,6 @@ def main(args: argparse.Namespace) -> list[dict]:
         "compile": runtime.compile or None,  # a row without it is of eager steps, as all were once
         **environment(runtime.device),
     }
-    rows, todo = [], {}
     with contextlib.ExitStack() as held:
         runtime.on_main(lambda: (make_folder(folder), held.enter_context(locked(folder))))
         results = ResultsFile(folder, writes=runtime.is_main)
@@ -180,29 +224,7 @@ def main(args: argparse.Namespace) -> list[dict]:
             table.condensed = CondensedSets(data, how, args.codec, args.quality, folder, args.seed, trained, runtime)
         if "herding" in names:
             table.herd(herding(), max(ipcs), by)
-        for network, ipc, budget in itertools.product(networks, ipcs, dict.fromkeys(args.budget)):
-            for about, source in table.sources(ipc, budget == "fixed", args.quality if args.match_bytes else None):
-                row = results.row(shared | {"classifier": network, "budget": budget, "ipc": ipc} | about)
-                row |= {"class_names": list(data.info.class_names)} | table.origin(row, args.group)
-                if any(row is other for other in rows):  # a file or checkpoint that is named twice
-                    continue
-                rows.append(row)
-                # Only a generator's images hang on the budget: the rest is trained once for both.
-                key = (network, ipc, row["n"], budget if row["source"] == "generator" else None, json.dumps(about))
-                todo.setdefault(key, ([], source))[0].append(row)
-        jobs = [
-            (same, source, seeds)
-            for (network, ipc, n, *_), (same, source) in todo.items()
-            for seeds in seed_groups(args.seed, network, ipc, n, args.repeats, args.together, runtime)
-        ]
-
-        def work(job: tuple) -> list[Outcome]:
-            (row, *_), source, seeds = job
-            network, name = row["classifier"], f"{row['classifier']}_{row['source']}_{row['budget']}_ipc{row['ipc']}_{row_hash(row)}"
-            keep = saver(folder / "classifiers", name, network, data.info, args.val_size) if args.save_classifiers else None
-            title = f"{network} on {row['source']}, ipc {row['ipc']}, {row['budget']}"
-            return validate_group(network, source, data, recipe, seeds, runtime, keep, args.curve, title)
-
+        rows, jobs = plan_rows(args, networks, ipcs, shared, table, results, runtime)
         if jobs:
             steps = sum(recipe.epochs * math.ceil(source.per_epoch / recipe.batch_size) * len(seeds) for _, source, seeds in jobs)
             generators = {f"generator {i}": one.generator for i, one in enumerate(deployed, 1)}
@@ -211,11 +233,7 @@ def main(args: argparse.Namespace) -> list[dict]:
             tell(describe_networks(networks, data.info, **generators))
             tell(f"steps: {steps:,} in all, {number:,} classifiers of {recipe.epochs:,} epochs")
             tell(f"steps run on: {runtime.describe()}")
-        for first in range(0, len(jobs), runtime.world_size):  # a job for each rank, then all of them are written down
-            part = jobs[first : first + runtime.world_size]
-            for (same, *_), group in zip(part, runtime.spread(work, part), strict=True):
-                for row, outcome in itertools.product(same, group):
-                    results.add(row, outcome)
+        score(args, jobs, recipe, data, folder, results, runtime)
         if args.samples and runtime.is_main:
             keep_samples(results, rows, table, args.samples, args.seed)
     print_table(rows)

@@ -17,6 +17,8 @@ def join_job(rank: int, device: torch.device) -> None:
         # an evaluation on one rank may take hours while the others wait; torchrun ends the job when a process dies
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(days=7))
         AT_END.append(leave_job)
+        if device.type == "cpu":
+            dist.barrier()  # a rank that stops at once, at bad input, must not break the joining of the others
     if rank > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  for the life of the process
 

@@ -14,9 +14,10 @@ from models.gan import GAN, estimate_statistics
 from models.matching import MATCH_RECIPES, Matching, recipe_settings
 from models.pool import Pool
 from replay.learner import frozen_copy
-from replay.memory import Memory, load_stored
+from replay.memory import Memory
 from replay.plan import Plan
 from replay.replaying import Replay
+from replay.stored_generators import load_stored
 from utils import blame
 
 

@@ -28,8 +28,8 @@ from losses import METRICS
 from models import GANS, STORAGES
 from models.matching import MATCH_RECIPES, MATCH_WEIGHTS
 from models.pool import POOL_DATA
-from replay.memory import LAYOUTS
 from replay.methods import METHODS
+from replay.options import LAYOUTS
 from scoring.evaluation import BUDGETS
 from scoring.recipes import RECIPES
 from scoring.storage import CODECS

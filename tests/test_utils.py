@@ -143,7 +143,7 @@ def test_a_lack_of_memory_names_the_flag_that_asked_for_it(kind, flag, capsys, m
         ("validate", "scoring.exporting.draw_fixed", ["--source", "generator", "--pretrain-weight", "{gan}", "--export", "{out}"], "--ipc"),
         ("validate", "scoring.trainer.classifier_loss", ["--source", "real"], "--batch-size"),
         ("gen_condense", "gen_condense.build_gan", [], "--width"),
-        ("continual", "replay.memory.build_gan", [], "--width or --memory-bytes"),
+        ("continual", "replay.stored_generators.build_gan", [], "--width or --memory-bytes"),
         ("continual", "replay.replaying.generate", [], "--replay-images"),
         (
             "continual",

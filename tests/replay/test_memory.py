@@ -14,7 +14,8 @@ from models import build_gan
 from models.gan import GAN
 from replay.buffer import Buffer
 from replay.condensed_buffer import CondensedBuffer
-from replay.memory import GeneratorMemory, Memory, digest, generator_bytes, training_bytes, widest
+from replay.memory import Memory, digest
+from replay.stored_generators import GeneratorMemory, generator_bytes, training_bytes, widest
 from scoring.storage import BYTES, CODECS, LOSSY, decode_images, encode_images, make_codec, num_bytes
 from utils import UsageError
 
