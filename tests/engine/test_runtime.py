@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -540,6 +541,31 @@ def test_bad_input_is_told_once(driver, tmp_path):
     assert "--batch-size 7: expected a multiple of the 2 processes" in (tmp_path / "steps.0.err").read_text()
     assert (tmp_path / "steps.1.err").read_text() == ""
     assert not (tmp_path / "gan").exists()
+
+
+JOINING = """
+import sys, time, pathlib, torch
+import torch.distributed as dist
+from engine import ranks
+rank, folder = int(sys.argv[1]), pathlib.Path(sys.argv[2])
+join = dist.init_process_group
+def joined(*args, **settings):
+    join(*args, **settings)
+    time.sleep(rank)  # a rank may be slow on its way out
+    (folder / str(rank)).touch()
+dist.init_process_group = joined
+ranks.join_job(rank, torch.device("cpu"))
+assert {path.name for path in folder.iterdir()} == {"0", "1"}, sorted(folder.iterdir())
+"""
+
+
+def test_no_rank_goes_on_before_all_have_joined(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        job = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    commands = [[sys.executable, "-c", JOINING, str(rank), str(tmp_path)] for rank in range(2)]
+    ranks = [subprocess.Popen(command, cwd=ROOT, env=job | {"RANK": command[3]}) for command in commands]
+    assert [rank.wait() for rank in ranks] == [0, 0]
 
 
 def test_a_folder_that_is_held_is_told_once_and_no_rank_waits(driver, tmp_path):
