@@ -57,6 +57,7 @@ declare -A ROW=(  # of a row, with the rate that tune chose
     # the real images that condensing starts from, as many of each class and at the same time: a control
     [condensed-start_jpeg50_r]="--method condensed --codec jpeg --quality 50 --condense-steps 1 --condense-lr 1e-9 $REHEARSE"
     [condensed-start-ace_jpeg50_r]="--method condensed --replay-loss er-ace --codec jpeg --quality 50 --condense-steps 1 --condense-lr 1e-9 $REHEARSE"
+    [condensed-start-fill-cls_jpeg50_r]="--method condensed --fill-real --replay-loss cls-er --average-decay 0.99 --codec jpeg --quality 50 --condense-steps 1 --condense-lr 1e-9 $REHEARSE"
     [der++_jpeg50_r]="--method der++ --codec jpeg --quality 50 $REHEARSE" [cls-er_jpeg50_r]="--method cls-er --average-decay 0.99 --codec jpeg --quality 50 $REHEARSE"
     [dim_r]="--method dim --match-steps 0 $GENERATOR $REHEARSE" [dim_energy_r]="--method dim $ENERGY $REHEARSE"
     # tables of a task's own classes, a longer GAN, and matched latents
