@@ -202,8 +202,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def make_continual(args: argparse.Namespace, data: Data, classes: list[list[int]], options: Options, runtime: Runtime) -> Continual:
-    """The learner that args describe, with its networks and an empty memory, before the first task of `data`."""
+def make_continual(
+    args: argparse.Namespace, names: list[str], data: Data, classes: list[list[int]], options: Options, runtime: Runtime
+) -> Continual:
+    """The learner that args describe, with networks of the kinds `names` and an empty memory, before the first task of `data`."""
     method = METHODS[args.method]
     if args.replay_loss:
         rule = METHODS[args.replay_loss]
@@ -211,7 +213,6 @@ def make_continual(args: argparse.Namespace, data: Data, classes: list[list[int]
     learned = [list(itertools.chain(*classes))] if method.at_once else classes
     tasks = split_tasks(data.train, learned)
     check_sizes(tasks, options, method.memory == "generator", data.info.class_names)
-    names = dict.fromkeys(network_name(name, "--pool") for name in args.pool)
     average_decay = args.average_decay if method.averaged else None
     learners = [Learner(i, name, data.info, args.lr, average_decay, args.seed, runtime) for i, name in enumerate(names)]
     memory = make_memory(
@@ -243,6 +244,7 @@ def make_continual(args: argparse.Namespace, data: Data, classes: list[list[int]
 @cli
 def main(args: argparse.Namespace) -> dict:
     check_flags(vars(args), METHODS[args.method])
+    names = list(dict.fromkeys(network_name(name, "--pool") for name in args.pool))
     parse_strategy(args.dsa_strategy, "--dsa-strategy")
     options = make_options(vars(args), TRACKS)
     folder = run_path(args.results_dir, args.tag)
@@ -255,9 +257,8 @@ def main(args: argparse.Namespace) -> dict:
     classes = listed or split_classes(data.info.num_classes, args.num_tasks, args.class_order)
     data = data.to(runtime.device)
     data_lines = [data.describe(), describe_tasks(classes, data.info.class_names)]
-    continual = make_continual(args, data, classes, options, runtime)
+    continual = make_continual(args, names, data, classes, options, runtime)
     data = Data(data.info, None, data.val, data.test)  # what is learnt comes from the tasks alone
-    learners = continual.learners
     torch.manual_seed(runtime.own_seed(args.seed, "continual"))
 
     split, (images,) = data.referee[0], split_tasks(data.referee[1], [list(itertools.chain(*classes))])
@@ -271,7 +272,7 @@ def main(args: argparse.Namespace) -> dict:
     about |= {"class_names": data.info.class_names, "chosen": runtime.chosen(), **environment(runtime.device)}
     if not continual.acc:
         evaluate(continual, images, classes)
-    networks = describe_networks([], data.info, **{learner.name: learner.model for learner in learners})
+    networks = describe_networks([], data.info, **{learner.name: learner.model for learner in continual.learners})
     first_lines = [*data_lines, networks, continual.memory.describe()]
     results = None
     for task, values in run.epochs(train_tasks(continual, run.position), args.print_freq, args.save_interval, first_lines):
@@ -279,7 +280,7 @@ def main(args: argparse.Namespace) -> dict:
             evaluate(continual, images, classes)
         continual.finish(task - 1)
         learnt = len(classes) if continual.method.at_once else task
-        last = {setting: [continual.acc[learner.name][setting][-1][:learnt] for learner in learners] for setting in SETTINGS}
+        last = {setting: [continual.acc[learner.name][setting][-1][:learnt] for learner in continual.learners] for setting in SETTINGS}
         class_il, task_il = (mean(mean(row) for row in last[setting]) for setting in SETTINGS)
         run.close_epoch(task, values | {"class_il": class_il, "task_il": task_il}, picture(continual), None)
         results = results_of(continual, about, run.seconds, images)

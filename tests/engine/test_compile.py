@@ -73,8 +73,7 @@ def test_every_network_agrees_with_its_eager_form(name):
     found = gradients(COMPILED, classifier, 16, ("color", "crop"))
     assert counters["stats"]["unique_graphs"] == 1
     assert agree(found, expected)
-    state = classifier.state_dict()  # BatchNorm's statistics too
-    assert all(torch.allclose(value, moved[key], rtol=1e-4, atol=1e-6) for key, value in state.items())
+    assert all(torch.allclose(value, moved[key]) for key, value in classifier.state_dict().items())  # BatchNorm's statistics too
 
 
 @pytest.mark.parametrize("operation", [*OPERATIONS, "mix"])
@@ -82,7 +81,7 @@ def test_every_operation_agrees(operation):
     classifier = build_classifier("mlp_w100", DATASETS["cifar10"].info)
     operations, mix = ((), True) if operation == "mix" else ((operation,), False)
     expected = gradients(EAGER, classifier, 20, operations, mix)
-    assert agree(gradients(COMPILED, classifier, 20, operations, mix), expected)
+    assert torch.allclose(gradients(COMPILED, classifier, 20, operations, mix), expected, rtol=1e-3, atol=1e-5)
     assert counters["stats"]["unique_graphs"] == 1
 
 
