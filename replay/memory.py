@@ -107,22 +107,14 @@ def make_memory(
     fill_real: bool,
     codec: str,
     quality: int,
-    gan: str,
-    width: int | None,
-    z_dim: int | None,
-    storage: str,
-    layout: str,
-    tables: str,
     classes: Sequence[Sequence[int]],
-    latents: int,
-    keep_discriminator: bool,
     seed: int,
+    **of_generators,
 ) -> Memory:
     """Make the memory of the method called `name`, with its parts sized to max_bytes. Raises UsageError if one does not fit.
 
-    buffer_share: share of the bytes for real images beside a generator. fill_real: see CondensedBuffer. width: channels of the generators;
-    None = as many as fit into the budget, or the default of `gan` if there is no budget. tables: of which classes a generator for one task
-    has tables, one of TABLES. classes: those of each task. latents: of each class that are kept beside the generators.
+    buffer_share: share of the bytes for real images beside a generator. fill_real: see CondensedBuffer. classes: those of each task.
+    of_generators: the settings of make_generators, for a method that has generators.
     """
     copies = sum(num_bytes(average) for learner in learners for average in learner.averages)
     left = None if max_bytes is None else max_bytes - copies
@@ -134,9 +126,7 @@ def make_memory(
     buffer = generators = None
     try:
         if method.memory == "generator":
-            sizes = {"gan": gan, "width": width, "z_dim": z_dim, "storage": storage, "layout": layout, "tables": tables}
-            sizes |= {"latents": latents, "keep_discriminator": keep_discriminator}
-            generators = make_generators(info, classes, None if left is None else int(left * (1 - buffer_share)), **sizes)
+            generators = make_generators(info, classes, None if left is None else int(left * (1 - buffer_share)), **of_generators)
         if method.memory == "buffer" or buffer_share or buffer_size:
             sized = {"max_bytes": left and (int(left * buffer_share) if generators else left), "max_images": buffer_size}
             sized |= {"codec": codec, "quality": quality}

@@ -142,7 +142,11 @@ def make_generators(
     latents: int,
     keep_discriminator: bool,
 ) -> GeneratorMemory:
-    """Make an empty memory of generators, as wide as max_bytes allow if no width is given. Raises UsageError if they do not fit."""
+    """Make an empty memory of generators that fit into max_bytes, None = no limit. Raises UsageError if they do not fit.
+
+    width: channels; None = as many as fit, or the default of `gan` without a limit. tables: of which classes a generator for one task has
+    tables, one of TABLES. classes: those of each task. latents: of each class that are kept beside the generators.
+    """
     config = {
         "gan": gan,
         "num_classes": max(map(len, classes)) if tables == "task" else info.num_classes,
