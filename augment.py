@@ -1,9 +1,10 @@
-"""Differentiable siamese augmentation (DSA, Zhao & Bilen 2021, arXiv:2102.08259) and CutMix (Yun et al. 2019, arXiv:1905.04899).
+"""Differentiable siamese augmentation (DSA, Zhao & Bilen 2021, arXiv:2102.08259) and CutMix (Yun et al. 2019,
+arXiv:1905.04899).
 
-Images are (B, C, H, W). Those of a classifier are normalised, and DSA's brightness shift and zero fill are in these units; those of a
-discriminator are in [-1, 1]. Operations are pure functions of the images and of parameters with leading dimension n: 1 (one draw for the
-batch, "siamese") or B (one draw for each image). Parameters are drawn once, on the device, and kept in an Augmentation, which applies the
-operations.
+Images are (B, C, H, W). Those of a classifier are normalised, and DSA's brightness shift and zero fill are in
+these units; those of a discriminator are in [-1, 1]. Operations are pure functions of the images and of
+parameters with leading dimension n: 1 (one draw for the batch, "siamese") or B (one draw for each image).
+Parameters are drawn once, on the device, and kept in an Augmentation, which applies the operations.
 """
 
 import math
@@ -38,7 +39,8 @@ class Augmentation:
 
     @staticmethod
     def joined(parts: Sequence["Augmentation"]) -> "Augmentation":
-        """One augmentation for concatenated batches, from those of the batches, whose parameters are drawn for each image.
+        """One augmentation for concatenated batches, from those of the batches, whose parameters are drawn
+        for each image.
 
         Raises ValueError if their operations differ.
         """
@@ -46,7 +48,9 @@ class Augmentation:
         if any(part.operations != operations for part in parts):
             raise ValueError("batches under different operations cannot be augmented as one")
         columns = zip(*(part.parameters for part in parts), strict=True)
-        return Augmentation(operations, tuple(tuple(map(torch.cat, zip(*column, strict=True))) for column in columns))
+        return Augmentation(
+            operations, tuple(tuple(map(torch.cat, zip(*column, strict=True))) for column in columns)
+        )
 
 
 OPERATIONS = ("flip", "color", "crop", "scale", "rotate", "cutout")
@@ -90,7 +94,8 @@ def color(images: Tensor, shift: Tensor, colour: Tensor, stretch: Tensor) -> Ten
 
 
 def crop(images: Tensor, shift: Tensor) -> Tensor:
-    """Translate by `shift` (n, 2) whole pixels: pixel (i, j) comes from (i + shift[0], j + shift[1]), or is zero if that is outside."""
+    """Translate by `shift` (n, 2) whole pixels: pixel (i, j) comes from (i + shift[0], j + shift[1]), or is
+    zero if that is outside."""
     batch, channels, height, width = images.shape
     shift = shift.expand(batch, 2)
     rows = torch.arange(height, device=images.device) + shift[:, :1]  # (B, H): the source row of each row
@@ -102,7 +107,8 @@ def crop(images: Tensor, shift: Tensor) -> Tensor:
 
 
 def cutout(images: Tensor, centre: Tensor) -> Tensor:
-    """Zero a square of half the side, centred on `centre` (n, 2) (row, column). The square may cross the border."""
+    """Zero a square of half the side, centred on `centre` (n, 2) (row, column). The square may cross the
+    border."""
     height, width = images.shape[2:]
     size = int(height * CUTOUT + 0.5)
 
@@ -133,22 +139,28 @@ def parse_strategy(strategy: str, flag: str = "DSA strategy") -> tuple[str, ...]
     names = () if strategy == "none" else tuple(strategy.split("_"))
     for name in names:
         if name not in OPERATIONS:
-            raise UsageError(f"{flag} {strategy}: unknown operation {name!r}, expected some of {'_'.join(OPERATIONS)} or none")
+            raise UsageError(
+                f"{flag} {strategy}: unknown operation {name!r}, expected some of {'_'.join(OPERATIONS)} or "
+                "none"
+            )
     return names
 
 
 def choose_operations(strategy: str, composition: str, rng: torch.Generator | None = None) -> tuple[str, ...]:
-    """Draw the operations of one batch, in order, on the host, since they determine which kernels are launched.
+    """Draw the operations of one batch, in order, on the host, since they determine which kernels are
+    launched.
 
-    composition "dim": flip, the three colour steps, *one* of crop, scale and rotate, then cutout; each only if `strategy` names it.
-    composition "dc": *one* of the named operations, for the whole batch.
+    composition "dim": flip, the three colour steps, *one* of crop, scale and rotate, then cutout; each only
+    if `strategy` names it. composition "dc": *one* of the named operations, for the whole batch.
     """
     names = parse_strategy(strategy)
     if composition == "dc":
         return _one_of(names, rng)
     if composition == "dim":
         geometric = _one_of(tuple(name for name in names if name in GEOMETRIC), rng)
-        return tuple(name for name in OPERATIONS if name in names and (name not in GEOMETRIC or name in geometric))
+        return tuple(
+            name for name in OPERATIONS if name in names and (name not in GEOMETRIC or name in geometric)
+        )
     raise UsageError(f"DSA composition {composition!r}: unknown, expected one of {', '.join(COMPOSITIONS)}")
 
 
@@ -161,7 +173,9 @@ def draw_operations(
 ) -> Augmentation:
     """Draw the parameters of `names` on the device for n = 1 (siamese) or n = B (per image)."""
     drawn = [_draw_operation(name, n, image_size, device, rng) for name in names]
-    return Augmentation(tuple(operation for operation, _ in drawn), tuple(parameters for _, parameters in drawn))
+    return Augmentation(
+        tuple(operation for operation, _ in drawn), tuple(parameters for _, parameters in drawn)
+    )
 
 
 def draw_dsa(strategy: str, composition: str, n: int, image_size: int, device: torch.device) -> Augmentation:
@@ -207,9 +221,11 @@ def _draw_operation(
 def draw_cutmix(
     batch: int, image_size: int, device: torch.device, rng: torch.Generator | None = None
 ) -> tuple[Augmentation, Tensor, Tensor]:
-    """Draw a CutMix: (augmentation, partner (B,), share ()), where the loss is share * CE(y) + (1 - share) * CE(y[partner]).
+    """Draw a CutMix: (augmentation, partner (B,), share ()), where the loss is share * CE(y) + (1 - share) *
+    CE(y[partner]).
 
-    A box of area 1 - lambda, lambda ~ U(0, 1) = Beta(1, 1), uniformly placed and clipped at the border, comes from the partner.
+    A box of area 1 - lambda, lambda ~ U(0, 1) = Beta(1, 1), uniformly placed and clipped at the border, comes
+    from the partner.
     """
     draws = torch.rand(3, device=device, generator=rng)
     half = image_size * (1 - draws[0]).sqrt() / 2

@@ -2,8 +2,9 @@
 
     python gen_condense.py --tag gan
 
-Writes results/TAG/: args.json, metrics.jsonl, TensorBoard events, outputs/img_EPOCH.png, last.pth and, where a held-out
-split chooses it, best.pth. The last line printed is the checkpoint to go on with. Stopped, the same command continues.
+Writes results/TAG/: args.json, metrics.jsonl, TensorBoard events, outputs/img_EPOCH.png, last.pth and, where
+a held-out split chooses it, best.pth. The last line printed is the checkpoint to go on with. Stopped, the
+same command continues.
 """
 
 import argparse
@@ -11,7 +12,9 @@ import signal
 from collections.abc import Iterator
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends the process at once, without a traceback
+    signal.signal(
+        signal.SIGINT, signal.SIG_DFL
+    )  # Ctrl-C during the imports ends the process at once, without a traceback
 
 import torch
 from torch import Tensor
@@ -73,9 +76,10 @@ def train_gan(
 ) -> Iterator[Step]:
     """Train `gan` in place, one yield a step; Wang et al. 2023 (arXiv:2303.04707), first stage.
 
-    A step is one update of the generator and d_steps of the discriminator, each on a batch of its own. An epoch is a shuffled
-    pass over `train` in whole steps, its order a function of (seed, epoch). classes (M,): those that `train` holds, None = all.
-    `start` is where an earlier run of the same seed stopped. Raises UsageError where the set is smaller than a step.
+    A step is one update of the generator and d_steps of the discriminator, each on a batch of its own. An
+    epoch is a shuffled pass over `train` in whole steps, its order a function of (seed, epoch). classes (M,):
+    those that `train` holds, None = all. `start` is where an earlier run of the same seed stopped. Raises
+    UsageError where the set is smaller than a step.
     """
     generator, discriminator = gan.generator.train(), gan.discriminator.train()
     operations = parse_diffaug(diffaug)
@@ -95,8 +99,8 @@ def train_gan(
         runtime.update(gan.optim_g)
         gan.update_ema()
 
-        # dim:    loss_d = E[D(fake)] - E[D(real)] + CE(fake) + CE(real) + gp_weight * GP, on fakes of uniform labels
-        # resnet: loss_d = E[relu(1 - D(real))] + E[relu(1 + D(fake))]
+        # dim:    loss_d = E[D(fake)] - E[D(real)] + CE(fake) + CE(real) + gp_weight * GP, on fakes of uniform
+        # labels resnet: loss_d = E[relu(1 - D(real))] + E[relu(1 + D(fake))]
         for real, y in batches:
             loss_d = discriminator_step(gan, real, y, gp_weight, runtime, operations, classes)
         return {"loss_d": loss_d, "loss_g": loss_g}
@@ -113,49 +117,119 @@ def train_gan(
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    of_dim = Effect(("gp_weight",), lambda args: args.gan == "dim", "with --gan resnet, which has no gradient penalty")
+    of_dim = Effect(
+        ("gp_weight",), lambda args: args.gan == "dim", "with --gan resnet, which has no gradient penalty"
+    )
     parser = Parser(__doc__.splitlines()[0], [of_dim, *EVALUATIONS])
     # data
     parser.add_argument("--data", choices=datasets.NAMES, default="cifar10", help="image set")
-    parser.add_argument("--data-dir", default="datasets", help="where the set lies or is downloaded to (--data folder: train/ and test/)")
+    parser.add_argument(
+        "--data-dir",
+        default="datasets",
+        help="where the set lies or is downloaded to (--data folder: train/ and test/)",
+    )
     add_folder_flags(parser)
-    parser.add_argument("--val-size", type=count, default=0, help="held-out training images, class-balanced, that choose best.pth")
+    parser.add_argument(
+        "--val-size",
+        type=count,
+        default=0,
+        help="held-out training images, class-balanced, that choose best.pth",
+    )
     # networks
     parser.add_argument(
-        "--gan", choices=GANS, default="dim", help="dim: the networks of DiM; resnet: residual networks with a projection discriminator"
+        "--gan",
+        choices=GANS,
+        default="dim",
+        help="dim: the networks of DiM; resnet: residual networks with a projection discriminator",
     )
-    parser.add_argument("--width", type=positive_int, help="channels of both networks (default: 196 for dim, 224 for resnet)")
-    parser.add_argument("--z-dim", type=positive_int, help="latent size (default 100, or twice the number of classes if more)")
-    # training
-    parser.add_argument("--epochs", type=positive_int, default=150, help="passes over the set; a larger number continues a finished run")
-    parser.add_argument("--batch-size", type=two_or_more, default=128, help="real images per step")
-    parser.add_argument("--d-steps", type=positive_int, default=1, help="discriminator updates per step, each on its own real images")
-    parser.add_argument("--lr", type=positive, default=1e-4, help="learning rate of Adam for generator and discriminator")
-    parser.add_argument("--lr-d", type=positive, help="learning rate of the discriminator (default: the generator's)")
-    parser.add_argument("--lr-decay", choices=LR_DECAYS, default="none", help="linear: decay of both rates to zero over --epochs")
-    parser.add_argument("--gp-weight", type=nonnegative, default=10.0, help="weight of DiM's gradient penalty")
-    parser.add_argument("--diffaug", default="none", help="DiffAugment of real and generated images, such as color_crop_cutout")
-    parser.add_argument("--ema", type=decay, default=0.0, help="decay of the generator's moving average; 0 = off")
     parser.add_argument(
-        "--restat", type=count, default=0, help="batches for estimating BatchNorm's statistics at the end of an epoch; 0 = off"
+        "--width", type=positive_int, help="channels of both networks (default: 196 for dim, 224 for resnet)"
+    )
+    parser.add_argument(
+        "--z-dim", type=positive_int, help="latent size (default 100, or twice the number of classes if more)"
+    )
+    # training
+    parser.add_argument(
+        "--epochs",
+        type=positive_int,
+        default=150,
+        help="passes over the set; a larger number continues a finished run",
+    )
+    parser.add_argument("--batch-size", type=two_or_more, default=128, help="real images per step")
+    parser.add_argument(
+        "--d-steps",
+        type=positive_int,
+        default=1,
+        help="discriminator updates per step, each on its own real images",
+    )
+    parser.add_argument(
+        "--lr", type=positive, default=1e-4, help="learning rate of Adam for generator and discriminator"
+    )
+    parser.add_argument(
+        "--lr-d", type=positive, help="learning rate of the discriminator (default: the generator's)"
+    )
+    parser.add_argument(
+        "--lr-decay",
+        choices=LR_DECAYS,
+        default="none",
+        help="linear: decay of both rates to zero over --epochs",
+    )
+    parser.add_argument(
+        "--gp-weight", type=nonnegative, default=10.0, help="weight of DiM's gradient penalty"
+    )
+    parser.add_argument(
+        "--diffaug",
+        default="none",
+        help="DiffAugment of real and generated images, such as color_crop_cutout",
+    )
+    parser.add_argument(
+        "--ema", type=decay, default=0.0, help="decay of the generator's moving average; 0 = off"
+    )
+    parser.add_argument(
+        "--restat",
+        type=count,
+        default=0,
+        help="batches for estimating BatchNorm's statistics at the end of an epoch; 0 = off",
     )
     parser.add_argument("--seed", type=seed_number, default=0, help="seed of all random numbers")
     # evaluation
-    parser.add_argument("--eval-interval", type=count, default=10, help="epochs between evaluations; 0 = never")
-    parser.add_argument("--eval-model", nargs="+", default=["convnet"], help="networks to train on generated images")
     parser.add_argument(
-        "--budget", choices=BUDGETS, default="stream", help="fixed: ipc images per class, drawn once; stream: drawn anew at each epoch"
+        "--eval-interval", type=count, default=10, help="epochs between evaluations; 0 = never"
     )
-    parser.add_argument("--ipc", type=positive_int, default=50, help="images per class in an epoch of a classifier")
-    parser.add_argument("--repeats", type=positive_int, default=1, help="number of classifiers at each evaluation")
+    parser.add_argument(
+        "--eval-model", nargs="+", default=["convnet"], help="networks to train on generated images"
+    )
+    parser.add_argument(
+        "--budget",
+        choices=BUDGETS,
+        default="stream",
+        help="fixed: ipc images per class, drawn once; stream: drawn anew at each epoch",
+    )
+    parser.add_argument(
+        "--ipc", type=positive_int, default=50, help="images per class in an epoch of a classifier"
+    )
+    parser.add_argument(
+        "--repeats", type=positive_int, default=1, help="number of classifiers at each evaluation"
+    )
     parser.add_argument("--recipe", choices=RECIPES, default="dim", help="how a classifier is trained")
     parser.add_argument("--epochs-eval", type=positive_int, default=1000, help="epochs of a classifier")
-    parser.add_argument("--mix-p", type=probability_or_off, help="probability of CutMix for a batch; -1 = never (default: the recipe's)")
+    parser.add_argument(
+        "--mix-p",
+        type=probability_or_off,
+        help="probability of CutMix for a batch; -1 = never (default: the recipe's)",
+    )
     # run
     parser.add_argument("--tag", default="gan", help="name of the folder under --results-dir")
     parser.add_argument("--results-dir", default="results", help="where results go")
-    parser.add_argument("--save-interval", type=count, default=250, help="steps between checkpoints inside an epoch; 0 = only at its end")
-    parser.add_argument("--print-freq", type=positive_int, default=50, help="steps between readings of the losses")
+    parser.add_argument(
+        "--save-interval",
+        type=count,
+        default=250,
+        help="steps between checkpoints inside an epoch; 0 = only at its end",
+    )
+    parser.add_argument(
+        "--print-freq", type=positive_int, default=50, help="steps between readings of the losses"
+    )
     add_execution_flags(parser)
     return parser.parse_args(argv)
 
@@ -167,7 +241,11 @@ def main(args: argparse.Namespace) -> RunFolder:
     folder = run_path(args.results_dir, args.tag)
     runtime = make_runtime(args.device, args.amp, args.channels_last, args.graphs, args.compile)
     runtime.check_batch_size(args.batch_size)
-    folder_flags = {"image_size": args.image_size, "background": args.background, "test_folder": args.test_folder}
+    folder_flags = {
+        "image_size": args.image_size,
+        "background": args.background,
+        "test_folder": args.test_folder,
+    }
     data = load_data(args.data, args.data_dir, val_size=args.val_size, **folder_flags)
     recipe = make_recipe(args.recipe, data.info.name, epochs=args.epochs_eval, mix_p=args.mix_p)
     num_steps = steps_per_epoch(len(data.train), args.batch_size, args.d_steps)
@@ -208,7 +286,17 @@ def main(args: argparse.Namespace) -> RunFolder:
             estimate_statistics(gan.deployed, args.restat, args.batch_size, args.seed, runtime)
         if args.eval_interval and epoch % args.eval_interval == 0:
             with run.interruptible():
-                values |= evaluate_generator(gan.deployed, data, networks, args.budget, args.ipc, args.repeats, recipe, args.seed, runtime)
+                values |= evaluate_generator(
+                    gan.deployed,
+                    data,
+                    networks,
+                    args.budget,
+                    args.ipc,
+                    args.repeats,
+                    recipe,
+                    args.seed,
+                    runtime,
+                )
         choose_by = None if data.val is None else "val_accuracy"
         run.close_epoch(epoch, values, sample_grid(gan.deployed, args.seed), choose_by)
     print(run.best_path)

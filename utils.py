@@ -15,9 +15,25 @@ from typing import NamedTuple
 import torch
 
 AT_END: list[Callable[[], None]] = []  # called once the main of a command has returned
-SIZES = ("batch_size", "gan_batch_size", "match_batch", "width")  # flags that set how much memory a step takes
-OUT_OF_MEMORY = ("can't allocate memory", "Storage size calculation overflowed")  # how torch says it on the CPU
-BAD_INPUT = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EROFS, errno.ENOENT, errno.EISDIR, errno.ENAMETOOLONG)  # as faults of a path
+SIZES = (
+    "batch_size",
+    "gan_batch_size",
+    "match_batch",
+    "width",
+)  # flags that set how much memory a step takes
+OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "Storage size calculation overflowed",
+)  # how torch says it on the CPU
+BAD_INPUT = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EROFS,
+    errno.ENOENT,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+)  # as faults of a path
 
 
 class UsageError(ValueError):
@@ -54,7 +70,8 @@ def raise_stopped(number: int) -> None:
 
 @contextlib.contextmanager
 def handle_stops(handler: Callable[[int], None]) -> Iterator[None]:
-    """Call handler(number) on SIGINT and SIGTERM during the block. Outside the main thread nothing is changed."""
+    """Call handler(number) on SIGINT and SIGTERM during the block. Outside the main thread nothing is
+    changed."""
     previous = {}
     with contextlib.suppress(ValueError):  # signals belong to the main thread
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -77,19 +94,25 @@ def blame(flag: str) -> Iterator[None]:
 
 
 def lack_of_memory(error: Exception, args: argparse.Namespace) -> str | None:
-    """Describe an error by which memory ran out, and name the flags that would need less; None for any other error."""
+    """Describe an error by which memory ran out, and name the flags that would need less; None for any other
+    error."""
     if isinstance(error, torch.OutOfMemoryError):
         reason = str(error).partition(" GPU ")[0]
     elif isinstance(error, MemoryError) or any(part in str(error) for part in OUT_OF_MEMORY):
-        reason = (str(error).partition(". Error code")[0].rpartition("] ")[2] or "the system has no more").splitlines()[0]
+        reason = (
+            str(error).partition(". Error code")[0].rpartition("] ")[2] or "the system has no more"
+        ).splitlines()[0]
     else:
         return None
-    flags = getattr(error, "flag", None) or " or ".join("--" + name.replace("_", "-") for name in SIZES if hasattr(args, name))
+    flags = getattr(error, "flag", None) or " or ".join(
+        "--" + name.replace("_", "-") for name in SIZES if hasattr(args, name)
+    )
     return f"out of memory ({reason}); {f'a smaller {flags} needs less; ' if flags else ''}what was saved before is whole"
 
 
 class Effect(NamedTuple):
-    """Flags, by their names in the parsed arguments, that have an effect only if applies(arguments); `without` says what is missing."""
+    """Flags, by their names in the parsed arguments, that have an effect only if applies(arguments);
+    `without` says what is missing."""
 
     flags: Sequence[str]
     applies: Callable[[argparse.Namespace], object]
@@ -97,7 +120,8 @@ class Effect(NamedTuple):
 
 
 class DefaultsInHelp(argparse.ArgumentDefaultsHelpFormatter):
-    """A help formatter that adds the default to each text, except where there is none or the text names it itself."""
+    """A help formatter that adds the default to each text, except where there is none or the text names it
+    itself."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default in (None, False) or "(default" in (action.help or ""):
@@ -120,21 +144,28 @@ class Parser(argparse.ArgumentParser):
         )
 
     def set_defaults_by(self, flag: str, defaults: dict[str, dict], argv: list[str] | None) -> None:
-        """Set the defaults of other flags to those that `defaults` has for the value of `flag` in `argv` (None = sys.argv)."""
+        """Set the defaults of other flags to those that `defaults` has for the value of `flag` in `argv`
+        (None = sys.argv)."""
         chooser = Parser("")
         chooser.prog = self.prog
         chooser.add_argument(flag, choices=defaults, dest="chosen", default=next(iter(defaults)))
         argv = [word for word in (sys.argv[1:] if argv is None else argv) if word not in ("-h", "--help")]
         self.set_defaults(**defaults[chooser.parse_known_args(argv)[0].chosen])
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None) -> argparse.Namespace:
+    def parse_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
         """Parse `args` (None = sys.argv), and warn of flags that are given and have no effect."""
         found = super().parse_args(args, namespace)
         if self.effects:
             unset = object()
             given = super().parse_args(args, argparse.Namespace(**dict.fromkeys(vars(found), unset)))
             for effect in self.effects if found is not given else ():
-                names = ["--" + name.replace("_", "-") for name in effect.flags if getattr(given, name) is not unset]
+                names = [
+                    "--" + name.replace("_", "-")
+                    for name in effect.flags
+                    if getattr(given, name) is not unset
+                ]
                 if names and not effect.applies(found):
                     tell(f"warning: {', '.join(names)}: no effect {effect.without}")
         return found
@@ -147,7 +178,8 @@ class Parser(argparse.ArgumentParser):
 def cli(main: Callable) -> Callable:
     """Turn errors that a user can cause into one line on stderr and an exit code.
 
-    Bad input exits with 2, a failed run or a lack of memory with 1, and a stop with 130 (SIGINT) or 143 (SIGTERM).
+    Bad input exits with 2, a failed run or a lack of memory with 1, and a stop with 130 (SIGINT) or 143
+    (SIGTERM).
     """
 
     @functools.wraps(main)
@@ -155,7 +187,9 @@ def cli(main: Callable) -> Callable:
         name = Path(sys.modules[main.__module__].__file__).name
         name = f"{name} (rank {own_rank()})" if own_rank() else name
         with contextlib.suppress(AttributeError):
-            sys.stdout.reconfigure(errors="backslashreplace")  # a name of a file or class that the terminal cannot show
+            sys.stdout.reconfigure(
+                errors="backslashreplace"
+            )  # a name of a file or class that the terminal cannot show
         try:
             with handle_stops(raise_stopped):
                 result = main(args)
@@ -177,7 +211,10 @@ def cli(main: Callable) -> Callable:
         except OSError as error:
             if error.filename is None:
                 raise
-            print(f"{name}: error: {error.filename}: {error.strerror}; what was saved before is whole", file=sys.stderr)
+            print(
+                f"{name}: error: {error.filename}: {error.strerror}; what was saved before is whole",
+                file=sys.stderr,
+            )
             raise SystemExit(2 if error.errno in BAD_INPUT else 1) from None
         except (Stopped, KeyboardInterrupt) as stop:
             tell(f"{name}: stopped; the same command continues")
@@ -186,10 +223,13 @@ def cli(main: Callable) -> Callable:
     return wrapper
 
 
-def number(kind: type, low: float, high: float = math.inf, *, exclusive: bool = False) -> Callable[[str], float]:
+def number(
+    kind: type, low: float, high: float = math.inf, *, exclusive: bool = False
+) -> Callable[[str], float]:
     """An argparse type: a finite `kind` in [low, high], or in (low, high] with `exclusive`.
 
-    Whole numbers without `high` may have at most 2^31 - 1, which is what torch takes for a size; who exceeds it is told so.
+    Whole numbers without `high` may have at most 2^31 - 1, which is what torch takes for a size; who exceeds
+    it is told so.
     """
     least = f"{'a whole number' if kind is int else 'a number'} {'>' if exclusive else '>='} {low:g}"
     largest = 2**31 - 1 if kind is int and high == math.inf else high

@@ -1,10 +1,11 @@
 """Paired difference between rows of results.json: the same classifier seeds on two sources of images.
 
-    python benchmarks/compare.py results/test results/test --a source=generator storage=int8 --b source=random-real
+    python benchmarks/compare.py results/test results/test --a source=generator storage=int8 --b
+    source=random-real
 
-Two rows are a pair if they agree in data, recipe, budget, ipc, classifier and seed, so that accs[i] of both come from one classifier seed.
-Prints the mean difference A - B in percentage points with its 95 % bootstrap interval over classifiers, and over generators if A has
-several.
+Two rows are a pair if they agree in data, recipe, budget, ipc, classifier and seed, so that accs[i] of both
+come from one classifier seed. Prints the mean difference A - B in percentage points with its 95 % bootstrap
+interval over classifiers, and over generators if A has several.
 """
 
 import argparse
@@ -16,7 +17,9 @@ from statistics import mean
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends the process without a traceback
+    signal.signal(
+        signal.SIGINT, signal.SIG_DFL
+    )  # Ctrl-C during the imports ends the process without a traceback
 
 import numpy as np
 from scipy.stats import bootstrap
@@ -28,7 +31,8 @@ from utils import Parser, UsageError, cli
 # Settings in which the rows of a pair agree; one that an older row does not have counts as None.
 PAIRED = "dataset split tested_on val_size recipe epochs batch_size lr decay lr_decay decay_at_half dsa_strategy dsa_composition".split()
 PAIRED += "mix_p ema budget ipc classifier seed".split()
-# Settings that are printed if a pair differs in them. A hash other than the generator's is printed only if both rows have one.
+# Settings that are printed if a pair differs in them. A hash other than the generator's is printed only if
+# both rows have one.
 COMPARED = (
     "source",
     "trained",
@@ -57,7 +61,11 @@ def read_rows(path: str) -> list[dict]:
     file = Path(path) / "results.json" if Path(path).is_dir() else Path(path)
     try:
         found = json.loads(file.read_text())
-        rows = [row for row in (found["rows"] if isinstance(found, dict) else found) if row["source"] and row["accs"]]
+        rows = [
+            row
+            for row in (found["rows"] if isinstance(found, dict) else found)
+            if row["source"] and row["accs"]
+        ]
         if not rows:
             raise ValueError("no row with a result")
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -69,8 +77,8 @@ def read_rows(path: str) -> list[dict]:
 def identity(row: dict) -> str:
     """A row's settings as text.
 
-    Rows have the same text if they differ only in their results, the training of the generator, the set of the file or of the --group,
-    where they ran, or what else was kept.
+    Rows have the same text if they differ only in their results, the training of the generator, the set of
+    the file or of the --group, where they ran, or what else was kept.
     """
     settings = {name: value for name, value in row.items() if name not in ASIDE and value is not None}
     return json.dumps(settings | ({"file": file_of(row)} if file_of(row) else {}), sort_keys=True)
@@ -104,62 +112,120 @@ def pairs_of(rows_a: list[dict], rows_b: list[dict]) -> list[tuple[dict, dict]]:
     apart = [[name for name in PAIRED if a.get(name) != b.get(name)] for a, b in pairs]
     if all(apart):
         (name, *_), (a, b) = min(zip(apart, pairs, strict=True), key=lambda found: len(found[0]))
-        raise UsageError(f"no row of A pairs with one of B: the nearest two differ in {name}, {text(a.get(name))} and {text(b.get(name))}")
+        raise UsageError(
+            f"no row of A pairs with one of B: the nearest two differ in {name}, {text(a.get(name))} and "
+            f"{text(b.get(name))}"
+        )
     return [pair for pair, names in zip(pairs, apart, strict=True) if not names]
 
 
 def differing(a: dict, b: dict) -> str:
-    """The settings in which A and B differ, in short: "source generator / random-real, storage int8 / none"."""
-    parts = [f"{name} {text(a.get(name))} / {text(b.get(name))}" for name in COMPARED if a.get(name) != b.get(name)]
-    hashes = [name for name in HASHES if a.get(name) != b.get(name) and (name == HASHES[0] or None not in (a.get(name), b.get(name)))]
-    return ", ".join(parts + [f"{name} {text(a.get(name)):.8} / {text(b.get(name)):.8}" for name in hashes]) or "no setting"
+    """The settings in which A and B differ, in short: "source generator / random-real, storage int8 /
+    none"."""
+    parts = [
+        f"{name} {text(a.get(name))} / {text(b.get(name))}" for name in COMPARED if a.get(name) != b.get(name)
+    ]
+    hashes = [
+        name
+        for name in HASHES
+        if a.get(name) != b.get(name) and (name == HASHES[0] or None not in (a.get(name), b.get(name)))
+    ]
+    return (
+        ", ".join(parts + [f"{name} {text(a.get(name)):.8} / {text(b.get(name)):.8}" for name in hashes])
+        or "no setting"
+    )
 
 
 def compare(a: dict, b: dict) -> dict:
-    """The difference over the classifiers that both rows have, position by position; low and high are None for one classifier."""
+    """The difference over the classifiers that both rows have, position by position; low and high are None
+    for one classifier."""
     n = min(len(a["accs"]), len(b["accs"]))
     accs_a, accs_b = np.array(a["accs"][:n]), np.array(b["accs"][:n])
     differences = accs_a - accs_b
-    found = {"differs": differing(a, b), "pair": {name: a.get(name) for name in PAIRED}, "n": n, "of": [len(a["accs"]), len(b["accs"])]}
-    found |= {"mean_a": float(accs_a.mean()), "mean_b": float(accs_b.mean()), "difference": float(differences.mean())}
-    found |= {"accs_a": accs_a.tolist(), "accs_b": accs_b.tolist(), "differences": differences.tolist(), "low": None, "high": None}
+    found = {
+        "differs": differing(a, b),
+        "pair": {name: a.get(name) for name in PAIRED},
+        "n": n,
+        "of": [len(a["accs"]), len(b["accs"])],
+    }
+    found |= {
+        "mean_a": float(accs_a.mean()),
+        "mean_b": float(accs_b.mean()),
+        "difference": float(differences.mean()),
+    }
+    found |= {
+        "accs_a": accs_a.tolist(),
+        "accs_b": accs_b.tolist(),
+        "differences": differences.tolist(),
+        "low": None,
+        "high": None,
+    }
     if n > 1:
-        result = bootstrap((differences,), np.mean, n_resamples=RESAMPLES, method="percentile", random_state=0)
+        result = bootstrap(
+            (differences,), np.mean, n_resamples=RESAMPLES, method="percentile", random_state=0
+        )
         found["low"], found["high"] = map(float, result.confidence_interval)
     return found
 
 
 def over_generators(singles: list[dict]) -> dict:
-    """The difference between several generators in A and one row of B, over the classifiers that all of them have.
+    """The difference between several generators in A and one row of B, over the classifiers that all of them
+    have.
 
-    The bootstrap draws generators and classifier seeds with replacement. It draws the same seeds for each generator, since B's part is
-    common to all of them.
+    The bootstrap draws generators and classifier seeds with replacement. It draws the same seeds for each
+    generator, since B's part is common to all of them.
     """
     n, rng = min(single["n"] for single in singles), np.random.default_rng(0)
     differences = np.array([single["differences"][:n] for single in singles])  # (generators, classifiers)
     generators, classifiers = (rng.integers(size, size=(RESAMPLES, size)) for size in differences.shape)
     means = differences[generators[:, :, None], classifiers[:, None]].mean((1, 2))
     low, high = np.percentile(means, (2.5, 97.5)).tolist()
-    found = {name: mean(mean(single[name][:n]) for single in singles) for name in ("accs_a", "accs_b", "differences")}
-    found = {"mean_a": found["accs_a"], "mean_b": found["accs_b"], "difference": found["differences"], "low": low, "high": high}
+    found = {
+        name: mean(mean(single[name][:n]) for single in singles)
+        for name in ("accs_a", "accs_b", "differences")
+    }
+    found = {
+        "mean_a": found["accs_a"],
+        "mean_b": found["accs_b"],
+        "difference": found["differences"],
+        "low": low,
+        "high": high,
+    }
     return found | {"differs": f"over {len(singles)} generators of A", "pair": singles[0]["pair"], "n": n}
 
 
 def lines_of(found: dict) -> str:
-    """Two lines: what is compared; then the means, their difference in points, its interval, and a caveat if needed."""
+    """Two lines: what is compared; then the means, their difference in points, its interval, and a caveat if
+    needed."""
     n, low, high = found["n"], found["low"], found["high"]
     counts = " (of {} and {})".format(*found["of"]) if len(set(found.get("of", []))) > 1 else ""
     verdict = "no interval of one" if low is None else "includes 0" if low <= 0 <= high else "excludes 0"
-    interval = verdict if low is None else f"95 % [{low:+.2f}, {high:+.2f}] {verdict}" + f" (few: n < {FEW})" * (n < FEW)
+    interval = (
+        verdict
+        if low is None
+        else f"95 % [{low:+.2f}, {high:+.2f}] {verdict}" + f" (few: n < {FEW})" * (n < FEW)
+    )
     place = "{dataset}, {classifier}, ipc {ipc}, {budget}: ".format_map(found["pair"]) + found["differs"]
-    return f"{place}\n  n {n}{counts}, " + "A {mean_a:.2f}, B {mean_b:.2f}, A - B {difference:+.2f} points, ".format_map(found) + interval
+    return (
+        f"{place}\n  n {n}{counts}, "
+        + "A {mean_a:.2f}, B {mean_b:.2f}, A - B {difference:+.2f} points, ".format_map(found)
+        + interval
+    )
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__.splitlines()[0])
-    parser.add_argument("results_a", metavar="A", help="folder of validate.py, its results.json, or a record of such rows")
+    parser.add_argument(
+        "results_a", metavar="A", help="folder of validate.py, its results.json, or a record of such rows"
+    )
     parser.add_argument("results_b", metavar="B", help="likewise; may be the same")
-    parser.add_argument("--a", nargs="+", default=[], metavar="NAME=VALUE", help="choose rows of A by their settings; none stands for null")
+    parser.add_argument(
+        "--a",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="choose rows of A by their settings; none stands for null",
+    )
     parser.add_argument("--b", nargs="+", default=[], metavar="NAME=VALUE", help="choose rows of B, likewise")
     parser.add_argument("--out", help="JSON file to keep the comparisons in")
     return parser.parse_args(argv)

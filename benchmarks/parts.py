@@ -1,4 +1,5 @@
-"""What benchmarks/speed.py times: one unit of work of each part of the stages, with two plain loops as baselines."""
+"""What benchmarks/speed.py times: one unit of work of each part of the stages, with two plain loops as
+baselines."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -54,8 +55,14 @@ class Loaded:
     def __init__(self, images: ImageSet, batch_size: int, device: torch.device, uses: int):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about four workers on fewer cores
-            self.loader = DataLoader(Pictures(images), batch_size, shuffle=True, num_workers=4, drop_last=True)
-        self.device, self.uses, self.left = device, uses, 0  # uses: batches taken before the loader is restarted
+            self.loader = DataLoader(
+                Pictures(images), batch_size, shuffle=True, num_workers=4, drop_last=True
+            )
+        self.device, self.uses, self.left = (
+            device,
+            uses,
+            0,
+        )  # uses: batches taken before the loader is restarted
 
     def __len__(self) -> int:
         return len(self.loader.dataset)
@@ -96,10 +103,20 @@ def read_losses(steps: Iterator, at_each_step: bool) -> Callable[[], object]:
 
 
 # Rows: each function takes (variant, runtime, batch_size, width, network) and returns one unit of work.
-def stage1(variant: str, runtime: Runtime, batch_size: int, width: int, network: str, gan: str = "dim") -> Callable[[], object]:
+def stage1(
+    variant: str, runtime: Runtime, batch_size: int, width: int, network: str, gan: str = "dim"
+) -> Callable[[], object]:
     images = images_on(torch.device("cpu") if variant == "loader" else runtime.device)
     train = Loaded(images, batch_size, runtime.device, FOREVER) if variant == "loader" else images
-    steps = train_gan(pair(width, runtime, gan), train, epochs=FOREVER, batch_size=batch_size, gp_weight=10, seed=0, runtime=runtime)
+    steps = train_gan(
+        pair(width, runtime, gan),
+        train,
+        epochs=FOREVER,
+        batch_size=batch_size,
+        gp_weight=10,
+        seed=0,
+        runtime=runtime,
+    )
     return read_losses(steps, variant == "loader")
 
 
@@ -108,23 +125,39 @@ def stage2(variant: str, runtime: Runtime, batch_size: int, width: int, network:
     images = images_on(torch.device("cpu") if variant == "loader" else runtime.device)
     pool = (LoadedPool if variant == "loader" else Pool)([network], INFO, 0.01, "color_crop", 0, runtime)
     if variant == "loader":
-        pool.loaded, images = Loaded(images, batch_size, runtime.device, 16), Loaded(images, batch_size, runtime.device, FOREVER)
+        pool.loaded, images = (
+            Loaded(images, batch_size, runtime.device, 16),
+            Loaded(images, batch_size, runtime.device, FOREVER),
+        )
     matching = Matching(strategy="color_crop_cutout")
     common = {"epochs": FOREVER, "batch_size": batch_size, "gp_weight": 10, "seed": 0, "runtime": runtime}
-    return read_losses(train_match(pair(width, runtime), pool, images, pool_steps=16, matching=matching, **common), variant == "loader")
+    return read_losses(
+        train_match(pair(width, runtime), pool, images, pool_steps=16, matching=matching, **common),
+        variant == "loader",
+    )
 
 
-def matching_step(variant: str, runtime: Runtime, batch_size: int, width: int, network: str) -> Callable[[], object]:
-    """A step of `pool_match.py --recipe-match energy` with its pool updates: `batch_size` images of each of ten classes."""
+def matching_step(
+    variant: str, runtime: Runtime, batch_size: int, width: int, network: str
+) -> Callable[[], object]:
+    """A step of `pool_match.py --recipe-match energy` with its pool updates: `batch_size` images of each of
+    ten classes."""
     recipe, train = MATCH_RECIPES["energy"], images_on(runtime.device)
     gan = GAN(pair(width, runtime).generator, None, recipe["lr"], recipe["ema"], betas=tuple(recipe["betas"]))
     pool = Pool([network], INFO, 0.01, "color_crop", 0, runtime, recipe["pool_size"], gan.generator)
     teachers = [runtime.place(build_classifier(network, INFO)).eval().requires_grad_(False)]
-    common = recipe_settings(batch_size) | {"epochs": FOREVER, "batch_size": recipe["batch_size"], "seed": 0, "runtime": runtime}
+    common = recipe_settings(batch_size) | {
+        "epochs": FOREVER,
+        "batch_size": recipe["batch_size"],
+        "seed": 0,
+        "runtime": runtime,
+    }
     return read_losses(train_match(gan, pool, train, teachers=teachers, **common), False)
 
 
-def pool_update(variant: str, runtime: Runtime, batch_size: int, width: int, network: str) -> Callable[[], object]:
+def pool_update(
+    variant: str, runtime: Runtime, batch_size: int, width: int, network: str
+) -> Callable[[], object]:
     images = images_on(runtime.device)
     pool = Pool([network], INFO, 0.01, "color_crop", 0, runtime)
     pool.turn(0, 1)
@@ -132,17 +165,29 @@ def pool_update(variant: str, runtime: Runtime, batch_size: int, width: int, net
     return lambda: pool.train_step(images, index, choices)
 
 
-def classifier_epoch(variant: str, runtime: Runtime, batch_size: int, width: int, network: str) -> Callable[[], object]:
+def classifier_epoch(
+    variant: str, runtime: Runtime, batch_size: int, width: int, network: str
+) -> Callable[[], object]:
     """An epoch of a classifier on 500 images that reside on the device (CIFAR-10 at IPC 50)."""
     images, labels = images_on(runtime.device, 500).batch(torch.arange(500, device=runtime.device))
-    recipe, draws = replace(RECIPES["dim"], epochs=FOREVER, batch_size=batch_size), Draws.seeded(0, runtime.device)
+    recipe, draws = (
+        replace(RECIPES["dim"], epochs=FOREVER, batch_size=batch_size),
+        Draws.seeded(0, runtime.device),
+    )
     classifier = runtime.place(build_classifier(network, INFO))
     steps = train_steps(classifier, iter(lambda: (images, labels), None), recipe, draws, runtime)
     return lambda: [next(steps) for _ in range(-(-500 // batch_size))]
 
 
 def validation(
-    variant: str, runtime: Runtime, batch_size: int, width: int, network: str, epochs: int | None = None, ipc: int = 10, tests: int = 1000
+    variant: str,
+    runtime: Runtime,
+    batch_size: int,
+    width: int,
+    network: str,
+    epochs: int | None = None,
+    ipc: int = 10,
+    tests: int = 1000,
 ) -> Callable[[], object]:
     """Validation: five classifiers of ten epochs (a hundred on CUDA) on the stream of a generator, IPC 10.
 
@@ -150,25 +195,45 @@ def validation(
     """
     data, generator = Data(INFO, None, None, images_on(runtime.device, tests)), pair(width, runtime).generator
     source = Generated(generator, ipc, False, 0, runtime)
-    recipe = replace(RECIPES["dim"], epochs=epochs or (100 if runtime.device.type == "cuda" else 10), batch_size=batch_size)
+    recipe = replace(
+        RECIPES["dim"], epochs=epochs or (100 if runtime.device.type == "cuda" else 10), batch_size=batch_size
+    )
     groups = [range(5)] if runtime.graphs else [[seed] for seed in range(5)]
     return lambda: [validate_group(network, source, data, recipe, group, runtime) for group in groups]
 
 
-def generation(variant: str, runtime: Runtime, batch_size: int, width: int, network: str) -> Callable[[], object]:
+def generation(
+    variant: str, runtime: Runtime, batch_size: int, width: int, network: str
+) -> Callable[[], object]:
     """Generation of `batch_size` images."""
     generator, draws = pair(width, runtime).generator, Draws.seeded(0, runtime.device)
     labels = torch.arange(batch_size, device=runtime.device) % 10
     return lambda: generate(generator, labels, draws.device, runtime)
 
 
-def continual_steps(variant: str, runtime: Runtime, batch_size: int, width: int, network: str) -> Callable[[], object]:
+def continual_steps(
+    variant: str, runtime: Runtime, batch_size: int, width: int, network: str
+) -> Callable[[], object]:
     """Ten steps of experience replay: `batch_size` images of the task and as many from a buffer of 500."""
-    flags = continual.parse_args(["--method", "er", "--batch-size", str(batch_size), "--epochs", str(FOREVER)])
+    flags = continual.parse_args(
+        ["--method", "er", "--batch-size", str(batch_size), "--epochs", str(FOREVER)]
+    )
     memory = Memory(None, Buffer(INFO, runtime.device, max_images=500), None, 0)
     learners = [Learner(0, network, INFO, flags.lr, None, 0, runtime)]
     tasks, options = [images_on(runtime.device, 5000)], continual.make_options(vars(flags), continual.TRACKS)
-    learner = Continual(METHODS["er"], options, tasks, [list(range(10))], learners, memory, INFO, 0, runtime, train_gan, train_match)
+    learner = Continual(
+        METHODS["er"],
+        options,
+        tasks,
+        [list(range(10))],
+        learners,
+        memory,
+        INFO,
+        0,
+        runtime,
+        train_gan,
+        train_match,
+    )
     steps = learner.stream_steps(0, 0)
     return lambda: [next(steps) for _ in range(10)]
 
@@ -184,4 +249,8 @@ ROWS = {
     "generation": generation,
     "ten stage-4 steps": continual_steps,
 }
-COMPILED = ROWS.keys() - {"stage-1 step", "stage-1 step, resnet", "generation"}  # these have nothing to compile
+COMPILED = ROWS.keys() - {
+    "stage-1 step",
+    "stage-1 step, resnet",
+    "generation",
+}  # these have nothing to compile

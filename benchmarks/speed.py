@@ -1,15 +1,18 @@
-"""Time the parts of the four stages, eager and compiled, against two plain loops and the arithmetic limit, in alternating runs.
+"""Time the parts of the four stages, eager and compiled, against two plain loops and the arithmetic limit, in
+alternating runs.
 
     python benchmarks/speed.py --device cpu --out benchmarks/results/DATE_speed_cpu.json
 
 The variants of a row are timed in turn, each in a process of its own:
     ours      the flags below, uncompiled
     compiled  ours with --compile
-    eager     the same loop in plain PyTorch on resident tensors, in float32 (on CUDA with TF32 in convolutions)
-    loader    steps of the stages only: eager, fed by a DataLoader of four workers that is restarted for each pass and each round of pool
+    eager     the same loop in plain PyTorch on resident tensors, in float32 (on CUDA with TF32 in
+    convolutions) loader    steps of the stages only: eager, fed by a DataLoader of four workers that is
+    restarted for each pass and each round of pool
               updates, with the losses read at each step, as in the original code
-Compilation is timed separately, with an empty cache and again with the cache that it left. Prints a table. --out keeps it as JSON, written
-after each row, so that the same command continues. --table FILE prints a kept table again.
+Compilation is timed separately, with an empty cache and again with the cache that it left. Prints a table.
+--out keeps it as JSON, written after each row, so that the same command continues. --table FILE prints a kept
+table again.
 """
 
 import argparse
@@ -22,8 +25,12 @@ import time
 from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not this folder, whose profile.py would hide Python's
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends the process without a traceback
+    sys.path[0] = str(
+        Path(__file__).resolve().parent.parent
+    )  # not this folder, whose profile.py would hide Python's
+    signal.signal(
+        signal.SIGINT, signal.SIG_DFL
+    )  # Ctrl-C during the imports ends the process without a traceback
 
 import torch
 
@@ -39,11 +46,20 @@ from utils import Parser, UsageError, cli, device_name, positive_int, tell
 
 
 def print_table(record: dict) -> None:
-    """Print Markdown: medians, ratios with their spread, the cost of compilation, and the share of the arithmetic limit that is reached.
+    """Print Markdown: medians, ratios with their spread, the cost of compilation, and the share of the
+    arithmetic limit that is reached.
 
     The share is the limit, in time, divided by the time of the faster of ours and compiled.
     """
-    heads = ("part", "batch", "width", "ours, ms", "ours / compiled", "compiling, s, cold / warm", "pays from, cold / warm")
+    heads = (
+        "part",
+        "batch",
+        "width",
+        "ours, ms",
+        "ours / compiled",
+        "compiling, s, cold / warm",
+        "pays from, cold / warm",
+    )
     heads += ("eager / ours", "loader / ours", "limit, ms", "share", "memory ours / eager, MB")
     print(f"| {' | '.join(heads)} |")
     print(f"|{'---|' * len(heads)}")
@@ -55,7 +71,14 @@ def print_table(record: dict) -> None:
         )
         rate = row["product_flops_per_second"]  # None in a record whose machine was measured wrongly
         limit = row["flops"] / rate * 1000 if rate else None
-        best = min(row["seconds"][variant]["median"] for variant in ("ours", "compiled") if variant in row["seconds"]) * 1000
+        best = (
+            min(
+                row["seconds"][variant]["median"]
+                for variant in ("ours", "compiled")
+                if variant in row["seconds"]
+            )
+            * 1000
+        )
         compiling = " / ".join(f"{s:.0f}" for s in row.get("compile_seconds", {}).values())
         pays = " / ".join("never" if n is None else f"{n:,}" for n in row.get("pays_from_units", {}).values())
         memory = " / ".join(f"{row['memory'][variant] / 1e6:,.0f}" for variant in ("ours", "eager"))
@@ -96,7 +119,9 @@ def plan(args: argparse.Namespace) -> list[tuple[str, int, int, str]]:
     network = network_name(args.network, "--network")
     rows = [("stage-1 step", batch, width, "") for batch, width in sizes]
     rows += [("stage-1 step, resnet", batch, width, "") for batch, width in sizes]
-    rows += [("stage-2 step", batch, width, network) for batch, width in sizes if batch <= args.stage2_batch_limit]
+    rows += [
+        ("stage-2 step", batch, width, network) for batch, width in sizes if batch <= args.stage2_batch_limit
+    ]
     rows += [("matching step", 16, width, network) for width in args.width]
     rows += [("pool update", 64, 0, name) for name in dict.fromkeys([network, *POOL])]
     rows += [("classifier epoch", 128, 0, network), ("validation, n = 5", 128, args.width[0], network)]
@@ -110,10 +135,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     # what is timed
     parser.add_argument("--parts", nargs="+", choices=ROWS, default=list(ROWS), help="parts to time")
     parser.add_argument("--batch-size", nargs="+", type=positive_int, default=[64], help="real images a step")
-    parser.add_argument("--width", nargs="+", type=positive_int, default=[32, 64], help="channels of both players")
-    parser.add_argument("--network", default="convnet", help="network of stage 2's pool and of the classifiers")
-    parser.add_argument("--stage2-batch-limit", type=positive_int, default=512, help="largest batch of stage 2's rows")
-    parser.add_argument("--data-dir", default="datasets", help="where CIFAR-10 lies, to time its reading; not needed for the rest")
+    parser.add_argument(
+        "--width", nargs="+", type=positive_int, default=[32, 64], help="channels of both players"
+    )
+    parser.add_argument(
+        "--network", default="convnet", help="network of stage 2's pool and of the classifiers"
+    )
+    parser.add_argument(
+        "--stage2-batch-limit", type=positive_int, default=512, help="largest batch of stage 2's rows"
+    )
+    parser.add_argument(
+        "--data-dir",
+        default="datasets",
+        help="where CIFAR-10 lies, to time its reading; not needed for the rest",
+    )
     # how
     parser.add_argument("--pairs", type=positive_int, default=5, help="turns of each variant of a row")
     parser.add_argument("--seconds", type=float, default=0.5, help="least duration of one timing, in seconds")
@@ -121,11 +156,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--threads", type=positive_int, help="CPU threads (default: torch's)")
     parser.add_argument(
-        "--amp", action=argparse.BooleanOptionalAction, help="of ours: bf16 (default: where the device has the instructions)"
+        "--amp",
+        action=argparse.BooleanOptionalAction,
+        help="of ours: bf16 (default: where the device has the instructions)",
     )
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="time ours compiled, too")
-    parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction, help="of ours: memory layout (default: on CUDA)")
-    parser.add_argument("--graphs", action=argparse.BooleanOptionalAction, help="of ours: CUDA graphs (default: on CUDA)")
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=True, help="time ours compiled, too"
+    )
+    parser.add_argument(
+        "--channels-last",
+        action=argparse.BooleanOptionalAction,
+        help="of ours: memory layout (default: on CUDA)",
+    )
+    parser.add_argument(
+        "--graphs", action=argparse.BooleanOptionalAction, help="of ours: CUDA graphs (default: on CUDA)"
+    )
     # result
     parser.add_argument("--out", type=Path, help="JSON file to write or to continue")
     parser.add_argument("--table", type=Path, help="print the table of a kept JSON file and exit")
@@ -141,9 +186,15 @@ def main(args: argparse.Namespace) -> dict:
     name = str(find_device(args.device))
     on_cuda = name != "cpu"
     amp = multiplies_bf16(torch.device(name)) if args.amp is None else args.amp
-    execution = {"amp": amp, "channels_last": args.channels_last, "graphs": on_cuda if args.graphs is None else args.graphs}
+    execution = {
+        "amp": amp,
+        "channels_last": args.channels_last,
+        "graphs": on_cuda if args.graphs is None else args.graphs,
+    }
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["continual"] if on_cuda else ["continual", "torch._dynamo"])  # which the first optimiser would import
+    context.set_forkserver_preload(
+        ["continual"] if on_cuda else ["continual", "torch._dynamo"]
+    )  # which the first optimiser would import
     settings = {
         **environment(torch.device(name)),
         "execution": execution,
@@ -156,7 +207,10 @@ def main(args: argparse.Namespace) -> dict:
         record = read_record(args.out) if args.out.exists() else record
     record["commands"] = [*record.get("commands", []), "python " + " ".join(sys.argv)]
     precision = torch.bfloat16 if amp else torch.float32
-    settings |= {"precision": str(precision), "product_flops_per_second": product_rate(name, precision, args.threads, 4 * args.seconds)}
+    settings |= {
+        "precision": str(precision),
+        "product_flops_per_second": product_rate(name, precision, args.threads, 4 * args.seconds),
+    }
     if not record.get("load_seconds"):
         if any(Path(args.data_dir).glob("cifar-10-batches-*")):
             start = time.perf_counter()

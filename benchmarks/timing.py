@@ -1,4 +1,5 @@
-"""Timing variants of a part in turn, each in a process of its own, and the arithmetic limit of the machine."""
+"""Timing variants of a part in turn, each in a process of its own, and the arithmetic limit of the
+machine."""
 
 import gc
 import math
@@ -23,9 +24,11 @@ from utils import FailedRun, UsageError
 
 
 class CountFlops(TorchDispatchMode):
-    """Count the floating-point operations of products and convolutions in the block, gradients of gradients included.
+    """Count the floating-point operations of products and convolutions in the block, gradients of gradients
+    included.
 
-    torch's FlopCounterMode is not used: it also follows modules, and refuses torch.autograd.grad within a step.
+    torch's FlopCounterMode is not used: it also follows modules, and refuses torch.autograd.grad within a
+    step.
     """
 
     def __init__(self):
@@ -39,11 +42,13 @@ class CountFlops(TorchDispatchMode):
         return out
 
 
-def serve(pipe, variant: str, row: str, size: tuple, device: str, execution: dict, threads: int | None, cache: str) -> None:
+def serve(
+    pipe, variant: str, row: str, size: tuple, device: str, execution: dict, threads: int | None, cache: str
+) -> None:
     """Time one variant of one row in this process, on request.
 
-    Answers ("run", n) with the seconds of n units, ("flops",) with the operations of one unit and ("memory",) with the peak memory in
-    bytes; ("end",) ends it. cache: folder of torch.compile's cache.
+    Answers ("run", n) with the seconds of n units, ("flops",) with the operations of one unit and ("memory",)
+    with the peak memory in bytes; ("end",) ends it. cache: folder of torch.compile's cache.
     """
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
     if threads:
@@ -90,7 +95,8 @@ class Variant:
         self.take()
 
     def take(self):
-        """Wait for the answer of the process. Raises MemoryError if its work failed, RuntimeError if it ended."""
+        """Wait for the answer of the process. Raises MemoryError if its work failed, RuntimeError if it
+        ended."""
         try:
             answer = self.pipe.recv()
         except EOFError:
@@ -110,7 +116,8 @@ class Variant:
 
 
 def time_row(context, task: tuple, variants: list[str], pairs: int, least: float) -> dict:
-    """Time the variants of a row: median, least and most seconds of a unit over `pairs` turns, and the ratios of each turn.
+    """Time the variants of a row: median, least and most seconds of a unit over `pairs` turns, and the ratios
+    of each turn.
 
     least: least duration of one timing, in seconds.
     """
@@ -129,21 +136,35 @@ def _time_row(context, task: tuple, variants: list[str], pairs: int, least: floa
             started[variant] = Variant(context, variant, *task)
         for variant, timed in started.items():
             first[variant] = timed.ask("run", 1)
-            timed.ask("run", 4 if task[2].startswith("cuda") else 1)  # warm-up: allocations, kernel choice, capture
+            timed.ask(
+                "run", 4 if task[2].startswith("cuda") else 1
+            )  # warm-up: allocations, kernel choice, capture
         units = {v: max(1, round(least / max(timed.ask("run", 1), 1e-9))) for v, timed in started.items()}
         seconds = {variant: [] for variant in variants}
         for _ in range(pairs):
             for variant, timed in started.items():
                 seconds[variant].append(timed.ask("run", units[variant]) / units[variant])
         row = {"seconds": {v: spread(values) for v, values in seconds.items()}, "pairs": pairs}
-        row["ratio"] = {v: spread([b / a for a, b in zip(seconds["ours"], seconds[v], strict=True)]) for v in variants if v != "ours"}
+        row["ratio"] = {
+            v: spread([b / a for a, b in zip(seconds["ours"], seconds[v], strict=True)])
+            for v in variants
+            if v != "ours"
+        }
         if "compiled" in variants:  # the speed-up over uncompiled
-            row["ratio"]["compiled"] = spread([a / b for a, b in zip(seconds["ours"], seconds["compiled"], strict=True)])
+            row["ratio"]["compiled"] = spread(
+                [a / b for a, b in zip(seconds["ours"], seconds["compiled"], strict=True)]
+            )
         if "compiled" in variants:
             usual = row["seconds"]["compiled"]["median"]
             gained = row["seconds"]["ours"]["median"] - usual
-            row["compile_seconds"] = {"cold": max(0.0, first["cold"] - usual), "warm": max(0.0, first["compiled"] - usual)}
-            row["pays_from_units"] = {name: math.ceil(s / gained) if gained > 0 else None for name, s in row["compile_seconds"].items()}
+            row["compile_seconds"] = {
+                "cold": max(0.0, first["cold"] - usual),
+                "warm": max(0.0, first["compiled"] - usual),
+            }
+            row["pays_from_units"] = {
+                name: math.ceil(s / gained) if gained > 0 else None
+                for name, s in row["compile_seconds"].items()
+            }
         row["flops"] = started["eager"].ask("flops")
         row["memory"] = {v: timed.ask("memory") for v, timed in started.items()}
         return row
@@ -158,7 +179,13 @@ def hardware(device: str) -> str:
         return torch.cuda.get_device_name(device)
     cpus = Path("/proc/cpuinfo")
     models = (
-        [line.partition(":")[2].strip() for line in cpus.read_text().splitlines() if line.startswith("model name")] if cpus.exists() else []
+        [
+            line.partition(":")[2].strip()
+            for line in cpus.read_text().splitlines()
+            if line.startswith("model name")
+        ]
+        if cpus.exists()
+        else []
     )
     return f"{len(os.sched_getaffinity(0)) if models else os.cpu_count()} cores of {models[0] if models else platform.machine()}"
 
@@ -170,8 +197,8 @@ def spread(values: list[float]) -> dict[str, float]:
 def product_rate(device: str, dtype: torch.dtype, threads: int | None, seconds: float = 2.0) -> float:
     """Best rate of matrix products, in FLOP a second, of the sizes that can be timed in about `seconds`.
 
-    Each size is timed as `@` and as a convolution, since on a CPU these use different libraries. The matrices grow while the time allows,
-    since a large product takes minutes where bf16 is emulated.
+    Each size is timed as `@` and as a convolution, since on a CPU these use different libraries. The matrices
+    grow while the time allows, since a large product takes minutes where bf16 is emulated.
     """
     if threads:
         torch.set_num_threads(threads)

@@ -27,7 +27,9 @@ class DataInfo:
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    background: str | None = field(default=None, repr=False)  # not in fingerprints, which hold the images themselves
+    background: str | None = field(
+        default=None, repr=False
+    )  # not in fingerprints, which hold the images themselves
 
     def to_dict(self) -> dict:
         """Plain values, for a checkpoint; without a background if none was named."""
@@ -70,7 +72,8 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Data:
-    """The splits of an image set. `val` is held out of `train`, or None if nothing is; splits that were not read are None."""
+    """The splits of an image set. `val` is held out of `train`, or None if nothing is; splits that were not
+    read are None."""
 
     info: DataInfo
     train: ImageSet | None
@@ -82,7 +85,8 @@ class Data:
         return Data(self.info, *(split and split.to(device) for split in (self.train, self.val, self.test)))
 
     def describe(self) -> str:
-        """One line for the reader: images per split, channels, size, and the classes in their order, the first ten by name."""
+        """One line for the reader: images per split, channels, size, and the classes in their order, the
+        first ten by name."""
         splits = (("training", self.train), ("held-out", self.val), ("test", self.test))
         counts = ", ".join(f"{len(images):,} {name}" for name, images in splits if images is not None)
         info, more = self.info, ", ..." if self.info.num_classes > 10 else ""
@@ -91,7 +95,8 @@ class Data:
 
     @property
     def referee(self) -> tuple[str, ImageSet]:
-        """The split that classifiers are tested on, by name and images: ("val", held out) if there is one, else ("test", test set)."""
+        """The split that classifiers are tested on, by name and images: ("val", held out) if there is one,
+        else ("test", test set)."""
         return ("test", self.test) if self.val is None else ("val", self.val)
 
 
@@ -106,7 +111,8 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def fingerprint(info: DataInfo, images: ImageSet | None) -> str | None:
-    """A short hash of a set and its normalisation, so that results on different images are never confused; None for no set."""
+    """A short hash of a set and its normalisation, so that results on different images are never confused;
+    None for no set."""
     if images is None:
         return None
     digest = hashlib.sha256(repr(info).encode())

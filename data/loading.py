@@ -21,9 +21,20 @@ from utils import UsageError
 
 def add_folder_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of --data folder."""
-    parser.add_argument("--image-size", type=int, choices=(28, 32), help="side of the images of --data folder in pixels (default 32)")
-    parser.add_argument("--background", choices=BACKGROUNDS, help="color behind transparent pictures in folders (default black)")
-    parser.add_argument("--test-folder", help="folder of the test pictures of --data folder, such as val (default test)")
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        choices=(28, 32),
+        help="side of the images of --data folder in pixels (default 32)",
+    )
+    parser.add_argument(
+        "--background",
+        choices=BACKGROUNDS,
+        help="color behind transparent pictures in folders (default black)",
+    )
+    parser.add_argument(
+        "--test-folder", help="folder of the test pictures of --data folder, such as val (default test)"
+    )
 
 
 def load_data(
@@ -39,20 +50,28 @@ def load_data(
 ) -> Data:
     """Read an image set from `data_dir`; files that are missing there are downloaded by torchvision.
 
-    splits: the splits to read; files of the others need not exist. val_size: number of images held out of `train`, class-balanced.
-    image_size, background, test_folder: of a "folder" set, its flags (see add_folder_flags). info: the info in a checkpoint, which a
-    "folder" set must match and whose normalisation it takes. Raises UsageError for an unknown name, a wrong image size, missing or altered
-    files, or an impossible val_size.
+    splits: the splits to read; files of the others need not exist. val_size: number of images held out of
+    `train`, class-balanced. image_size, background, test_folder: of a "folder" set, its flags (see
+    add_folder_flags). info: the info in a checkpoint, which a "folder" set must match and whose normalisation
+    it takes. Raises UsageError for an unknown name, a wrong image size, missing or altered files, or an
+    impossible val_size.
     """
     if name == "folder":
-        info, images = _read_folder(Path(data_dir), splits, image_size, info, background, test_folder or "test")
+        info, images = _read_folder(
+            Path(data_dir), splits, image_size, info, background, test_folder or "test"
+        )
     elif name in DATASETS:
         row = DATASETS[name]
         if image_size not in (None, row.info.image_size):
-            raise UsageError(f"--image-size {image_size}: {name} has {row.info.image_size} pixels, the flag is for --data folder")
+            raise UsageError(
+                f"--image-size {image_size}: {name} has {row.info.image_size} pixels, the flag is for "
+                "--data folder"
+            )
         for flag, given in (("--background", background), ("--test-folder", test_folder)):
             if given:
-                raise UsageError(f"{flag} {given}: {name} is no folder of pictures, the flag is for --data folder")
+                raise UsageError(
+                    f"{flag} {given}: {name} is no folder of pictures, the flag is for --data folder"
+                )
         images = _read_digits() if name == "digits" else _read_files(row, Path(data_dir), splits)
         info = row.info
     else:
@@ -84,7 +103,9 @@ def _read_files(row: Row, data_dir: Path, splits: tuple[str, ...]) -> dict[str, 
         _download(row, data_dir, splits)
         layout = _find_layout(row, data_dir, splits)
         if layout is None:
-            raise UsageError(f"--data-dir {data_dir}: {_wanted(row, splits)}, and the download did not bring it")
+            raise UsageError(
+                f"--data-dir {data_dir}: {_wanted(row, splits)}, and the download did not bring it"
+            )
     sets = {}
     for split in splits:
         paths = [data_dir / path for path, _ in layout.files[split]]
@@ -96,7 +117,9 @@ def _read_files(row: Row, data_dir: Path, splits: tuple[str, ...]) -> dict[str, 
             if found != expected:
                 raise UsageError(f"{path}: truncated or altered: found MD5 {found}, expected {expected}")
         images, labels = layout.reader(paths)
-        sets[split] = ImageSet(torch.from_numpy(np.array(images)), torch.from_numpy(np.array(labels, np.int64)))
+        sets[split] = ImageSet(
+            torch.from_numpy(np.array(images)), torch.from_numpy(np.array(labels, np.int64))
+        )
     return sets
 
 
@@ -113,7 +136,8 @@ def _wanted(row: Row, splits: tuple[str, ...]) -> str:
 
 
 def _download(row: Row, data_dir: Path, splits: tuple[str, ...]) -> None:
-    """Download by torchvision into a temporary folder, then move the files into `data_dir`. Raises UsageError if this fails."""
+    """Download by torchvision into a temporary folder, then move the files into `data_dir`. Raises UsageError
+    if this fails."""
     import torchvision
 
     parent = data_dir
@@ -130,13 +154,22 @@ def _download(row: Row, data_dir: Path, splits: tuple[str, ...]) -> None:
                 if path.is_file() and not target.exists():
                     target.parent.mkdir(parents=True, exist_ok=True)
                     shutil.move(path, target)
-    except (OSError, RuntimeError, HTTPException) as error:  # torchvision reports failed mirrors as RuntimeError
-        reason = " ".join((str(error) or type(error).__name__).split())  # torchvision names each mirror and its error in a line
-        raise UsageError(f"--data-dir {data_dir}: {_wanted(row, splits)}; the download failed: {reason}") from None
+    except (
+        OSError,
+        RuntimeError,
+        HTTPException,
+    ) as error:  # torchvision reports failed mirrors as RuntimeError
+        reason = " ".join(
+            (str(error) or type(error).__name__).split()
+        )  # torchvision names each mirror and its error in a line
+        raise UsageError(
+            f"--data-dir {data_dir}: {_wanted(row, splits)}; the download failed: {reason}"
+        ) from None
 
 
 def _read_digits() -> dict[str, ImageSet]:
-    """scikit-learn's 1,797 digits of 8 x 8 pixels in 0..16, resized to 28: the first 1,500 train, the last 297 test."""
+    """scikit-learn's 1,797 digits of 8 x 8 pixels in 0..16, resized to 28: the first 1,500 train, the last
+    297 test."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -147,15 +180,23 @@ def _read_digits() -> dict[str, ImageSet]:
 
 
 def _read_folder(
-    root: Path, splits: tuple[str, ...], image_size: int | None, info: DataInfo | None, background: str | None, test_folder: str
+    root: Path,
+    splits: tuple[str, ...],
+    image_size: int | None,
+    info: DataInfo | None,
+    background: str | None,
+    test_folder: str,
 ) -> tuple[DataInfo, dict[str, ImageSet]]:
-    """Read root/train/CLASS/* and root/TEST_FOLDER/CLASS/*; the normalisation comes from `info` or from the training images."""
+    """Read root/train/CLASS/* and root/TEST_FOLDER/CLASS/*; the normalisation comes from `info` or from the
+    training images."""
     check_data_dir(root)
     size = image_size or (info.image_size if info else 32)
     if info and image_size not in (None, info.image_size):
         raise UsageError(f"--image-size {image_size}: the checkpoint was made for {info.image_size} pixels")
     if info and background not in (None, info.background or BACKGROUNDS[0]):
-        raise UsageError(f"--background {background}: the checkpoint was made with {info.background or BACKGROUNDS[0]}")
+        raise UsageError(
+            f"--background {background}: the checkpoint was made with {info.background or BACKGROUNDS[0]}"
+        )
     background = info.background if info else background
     wanted = splits if info else SPLITS
     folders = {"train": root / "train", "test": root / test_folder}
@@ -166,27 +207,47 @@ def _read_folder(
         if set(found) != set(names):
             odd = sorted(set(found) ^ set(names))
             expected = "those of the checkpoint" if info else f"those of {root / 'train'}"
-            raise UsageError(f"{folders[split]}: its classes differ from {expected}: {', '.join(odd)} only on one side")
-    channels = info.channels if info else 1 if all(is_gray(path) for paths in files[wanted[0]].values() for path in paths) else 3
+            raise UsageError(
+                f"{folders[split]}: its classes differ from {expected}: {', '.join(odd)} only on one side"
+            )
+    channels = (
+        info.channels
+        if info
+        else 1
+        if all(is_gray(path) for paths in files[wanted[0]].values() for path in paths)
+        else 3
+    )
     sets = {
-        split: ImageSet(*read_pictures([found[name] for name in names], channels, size, background=background))
+        split: ImageSet(
+            *read_pictures([found[name] for name in names], channels, size, background=background)
+        )
         for split, found in files.items()
     }
     if info is None:
         values = sets["train"].images.double() / 255
         mean, std = values.mean((0, 2, 3)), values.std((0, 2, 3)).clamp(min=1e-3)
-        info = DataInfo("folder", channels, size, len(names), names, tuple(mean.tolist()), tuple(std.tolist()), background)
+        info = DataInfo(
+            "folder", channels, size, len(names), names, tuple(mean.tolist()), tuple(std.tolist()), background
+        )
     return info, sets
 
 
 def _check_test_folder(root: Path, test_folder: str, wanted: tuple[str, ...]) -> None:
     """Raise UsageError if the folder of the test pictures is no folder of its own under `root`."""
     path = root / test_folder
-    if not test_folder.strip() or Path(test_folder).is_absolute() or ".." in Path(test_folder).parts or path == root:
+    if (
+        not test_folder.strip()
+        or Path(test_folder).is_absolute()
+        or ".." in Path(test_folder).parts
+        or path == root
+    ):
         raise UsageError(f"--test-folder {test_folder!r}: expected the name of a folder under {root}")
     if path.resolve() == (root / "train").resolve():
         raise UsageError(f"--test-folder {test_folder}: is the folder of the training pictures")
     others = [name for name in ("test", "val", "valid", "validation") if (root / name).is_dir()]
     if "test" in wanted and not path.is_dir() and others:
         hint = f"found {root / others[0]}, which --test-folder {others[0]} names"
-        raise UsageError(f"{path}: no such folder, expected PATH/train/CLASS/* and PATH/{test_folder}/CLASS/* for --data folder; {hint}")
+        raise UsageError(
+            f"{path}: no such folder, expected PATH/train/CLASS/* and PATH/{test_folder}/CLASS/* for --data "
+            f"folder; {hint}"
+        )

@@ -19,10 +19,17 @@ class Layout:
 
 
 def _idx_layouts(folder: str, md5s: dict[str, tuple[str, str]]) -> tuple[Layout, ...]:
-    """Layouts of the unpacked files and of the gzipped ones, in this order. md5s: file name -> (MD5 unpacked, MD5 gzipped)."""
+    """Layouts of the unpacked files and of the gzipped ones, in this order. md5s: file name -> (MD5 unpacked,
+    MD5 gzipped)."""
     splits = {"train": list(md5s)[:2], "test": list(md5s)[2:]}
     return tuple(
-        Layout(read_idx, {split: tuple((f"{folder}/raw/{name}{end}", md5s[name][i]) for name in names) for split, names in splits.items()})
+        Layout(
+            read_idx,
+            {
+                split: tuple((f"{folder}/raw/{name}{end}", md5s[name][i]) for name in names)
+                for split, names in splits.items()
+            },
+        )
         for i, end in enumerate(("", ".gz"))
     )
 
@@ -94,7 +101,18 @@ FASHION_LAYOUTS = _idx_layouts(
 
 DIGIT_NAMES = tuple("0123456789")
 CIFAR10_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-FASHION_NAMES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+FASHION_NAMES = (
+    "t-shirt",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
 # The 100 fine labels in the order of the official files, which is alphabetical.
 CIFAR100_NAMES = tuple(
     """
@@ -111,7 +129,8 @@ CIFAR100_NAMES = tuple(
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table of sets: its info, where its files lie, and the torchvision class that downloads them.
+    """One line of the table of sets: its info, where its files lie, and the torchvision class that downloads
+    them.
 
     flip: whether the mirror image of an image belongs to the same class.
     """
@@ -122,18 +141,36 @@ class Row:
     flip: bool = False
 
 
-def _info(name: str, channels: int, size: int, class_names: tuple[str, ...], mean: tuple, std: tuple) -> DataInfo:
+def _info(
+    name: str, channels: int, size: int, class_names: tuple[str, ...], mean: tuple, std: tuple
+) -> DataInfo:
     return DataInfo(name, channels, size, len(class_names), class_names, mean, std)
 
 
 DATASETS = {
     row.info.name: row
     for row in (
-        Row(_info("cifar10", 3, 32, CIFAR10_NAMES, (0.491, 0.482, 0.447), (0.202, 0.199, 0.201)), CIFAR10_LAYOUTS, "CIFAR10", True),
-        Row(_info("cifar100", 3, 32, CIFAR100_NAMES, (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)), CIFAR100_LAYOUTS, "CIFAR100", True),
-        Row(_info("svhn", 3, 32, DIGIT_NAMES, (0.437, 0.444, 0.473), (0.198, 0.201, 0.197)), SVHN_LAYOUTS, "SVHN"),
+        Row(
+            _info("cifar10", 3, 32, CIFAR10_NAMES, (0.491, 0.482, 0.447), (0.202, 0.199, 0.201)),
+            CIFAR10_LAYOUTS,
+            "CIFAR10",
+            True,
+        ),
+        Row(
+            _info("cifar100", 3, 32, CIFAR100_NAMES, (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)),
+            CIFAR100_LAYOUTS,
+            "CIFAR100",
+            True,
+        ),
+        Row(
+            _info("svhn", 3, 32, DIGIT_NAMES, (0.437, 0.444, 0.473), (0.198, 0.201, 0.197)),
+            SVHN_LAYOUTS,
+            "SVHN",
+        ),
         Row(_info("mnist", 1, 28, DIGIT_NAMES, (0.131,), (0.308,)), MNIST_LAYOUTS, "MNIST"),
-        Row(_info("fashion", 1, 28, FASHION_NAMES, (0.286,), (0.353,)), FASHION_LAYOUTS, "FashionMNIST", True),
+        Row(
+            _info("fashion", 1, 28, FASHION_NAMES, (0.286,), (0.353,)), FASHION_LAYOUTS, "FashionMNIST", True
+        ),
         Row(_info("digits", 1, 28, DIGIT_NAMES, (0.305,), (0.323,))),
     )
 }

@@ -20,15 +20,26 @@ from torch import Tensor
 
 from utils import FailedRun, UsageError, tell
 
-NO_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EACCES, errno.EPERM, errno.EISDIR)
+NO_FLUSH = (
+    errno.EINVAL,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.EBADF,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EISDIR,
+)
 NO_LOCK = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
-TRIES = 8  # of a rename that Windows refuses, as it does while another process reads the file; 1.4 seconds in all
+TRIES = (
+    8  # of a rename that Windows refuses, as it does while another process reads the file; 1.4 seconds in all
+)
 
 MAX_BYTES = 4 << 30  # of what a file decompresses to, or claims to hold; beyond it the file is refused
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
-    """Call write(temporary path), then rename it to `path`: readers see the old file or the new one, never half."""
+    """Call write(temporary path), then rename it to `path`: readers see the old file or the new one, never
+    half."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
@@ -54,7 +65,8 @@ def replace_file(source: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def _flushing() -> Iterator[None]:
-    """Pass over the errors by which a file system says that it cannot flush; errors of the disk are raised."""
+    """Pass over the errors by which a file system says that it cannot flush; errors of the disk are
+    raised."""
     try:
         yield
     except OSError as error:
@@ -76,8 +88,8 @@ def _flush_folder(folder: Path) -> None:
 def locked(folder: Path) -> Iterator[None]:
     """Lock `folder` for this process during the block.
 
-    Raises UsageError if another process holds the lock. The system releases the lock of a process that dies. A file system without locks
-    gets a warning.
+    Raises UsageError if another process holds the lock. The system releases the lock of a process that dies.
+    A file system without locks gets a warning.
     """
     busy = UsageError(f"{folder}: another process is writing there, expected this command to be alone")
     try:
@@ -95,7 +107,10 @@ def locked(folder: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno not in NO_LOCK:
                 raise
-            tell(f"warning: {folder}: this file system has no locks ({error.strerror}); two commands must not write there at once")
+            tell(
+                f"warning: {folder}: this file system has no locks ({error.strerror}); two commands must "
+                "not write there at once"
+            )
         yield
     finally:
         os.close(handle)
@@ -117,7 +132,8 @@ def _locked_file(path: Path, busy: UsageError) -> Iterator[None]:
 
 
 def write_tensors(path: Path, write: Callable[[Path], None]) -> None:
-    """write_atomic for torch and safetensors, which report a full disk by errors of their own. Raises FailedRun for these."""
+    """write_atomic for torch and safetensors, which report a full disk by errors of their own. Raises
+    FailedRun for these."""
     try:
         write_atomic(path, write)
     except (RuntimeError, SafetensorError) as error:
@@ -126,7 +142,9 @@ def write_tensors(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_json(path: Path, value) -> None:
     """Write `value` as indented JSON, atomically."""
-    write_atomic(path, lambda temporary: temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8"))
+    write_atomic(
+        path, lambda temporary: temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    )
 
 
 def file_hash(path: str | Path, algorithm: str = "sha256") -> str:
@@ -139,12 +157,14 @@ def file_hash(path: str | Path, algorithm: str = "sha256") -> str:
 
 
 def short_hash(text: str, digits: int = 16) -> str:
-    """The first hex digits of the SHA-256 of a text, such as settings in JSON, which name what was made with them."""
+    """The first hex digits of the SHA-256 of a text, such as settings in JSON, which name what was made with
+    them."""
     return hashlib.sha256(text.encode()).hexdigest()[:digits]
 
 
 def check_archive(path: Path) -> None:
-    """Raise UsageError if a zip archive, as those of torch and numpy are, decompresses to more than MAX_BYTES and its own size."""
+    """Raise UsageError if a zip archive, as those of torch and numpy are, decompresses to more than MAX_BYTES
+    and its own size."""
     with zipfile.ZipFile(path) as archive:
         claimed = sum(member.file_size for member in archive.infolist())
     if claimed > max(MAX_BYTES, path.stat().st_size):
@@ -153,16 +173,20 @@ def check_archive(path: Path) -> None:
 
 
 def read_plain(path: str | Path, expected: str, allowed: Sequence = ()) -> object:
-    """Read a file of torch.save that holds tensors and plain values. Other pickled code is refused, never executed.
+    """Read a file of torch.save that holds tensors and plain values. Other pickled code is refused, never
+    executed.
 
-    expected: what the file should hold, for the error message. allowed: further types, or (type, full name), that the file may hold.
-    Raises UsageError if the file is missing, a folder, truncated, or holds anything else.
+    expected: what the file should hold, for the error message. allowed: further types, or (type, full name),
+    that the file may hold. Raises UsageError if the file is missing, a folder, truncated, or holds anything
+    else.
     """
     path = Path(path)
     if path.is_dir():
         raise UsageError(f"{path}: is a folder, expected {expected}")
     if not path.is_file():
-        raise UsageError(f"{path}: no such file{' of the regular kind' if path.exists() else ''}, expected {expected}")
+        raise UsageError(
+            f"{path}: no such file{' of the regular kind' if path.exists() else ''}, expected {expected}"
+        )
     try:
         if zipfile.is_zipfile(path):
             check_archive(path)
@@ -173,7 +197,11 @@ def read_plain(path: str | Path, expected: str, allowed: Sequence = ()) -> objec
         raise
     except Exception as error:  # a damaged file may raise any error; no code of it has been run
         code = re.search(r"GLOBAL (\S+)", str(error))
-        found = f"pickled code ({code[1]}), not executed" if code else f"{path.stat().st_size} bytes of another kind, or truncated"
+        found = (
+            f"pickled code ({code[1]}), not executed"
+            if code
+            else f"{path.stat().st_size} bytes of another kind, or truncated"
+        )
         raise UsageError(f"{path}: expected {expected} of tensors and plain values, found {found}") from None
 
 
@@ -188,7 +216,8 @@ def read_checkpoint(path: str | Path) -> dict:
 
 
 def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of a safetensors file. Raises UsageError if it is missing, damaged, or something else."""
+    """The tensors and the metadata of a safetensors file. Raises UsageError if it is missing, damaged, or
+    something else."""
     path = Path(path)
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "no such file"
@@ -198,7 +227,8 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118  no mapping
     except SafetensorError as error:
         raise UsageError(
-            f"{path}: expected safetensors, found {path.stat().st_size} bytes of another kind, or truncated ({error})"
+            f"{path}: expected safetensors, found {path.stat().st_size} bytes of another kind, or truncated "
+            f"({error})"
         ) from None
 
 
@@ -217,7 +247,9 @@ def make_folder(folder: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UsageError(f"{folder}: cannot be written ({error.strerror}), expected a folder for the results") from None
+        raise UsageError(
+            f"{folder}: cannot be written ({error.strerror}), expected a folder for the results"
+        ) from None
 
 
 def save_picture(path: Path, image: Tensor) -> None:

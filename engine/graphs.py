@@ -12,22 +12,29 @@ from utils import FailedRun
 Losses = dict[str, Tensor]
 
 
-GRAPHED: weakref.WeakSet = weakref.WeakSet()  # all of them; their recordings must be freed before the process group is destroyed
+GRAPHED: weakref.WeakSet = (
+    weakref.WeakSet()
+)  # all of them; their recordings must be freed before the process group is destroyed
 
 
 class Graphed:
     """A step that runs eagerly for its first calls, and is then recorded once and replayed.
 
-    step(*tensors, **settings) -> {name: tensor}. There is one recording for each combination of the tensors' shapes and types and of the
-    (hashable) settings. The first WARMUP calls of a combination are ordinary steps. They settle what happens only once: allocation of the
-    optimiser's state and choice of kernels. Recording computes nothing, so that each call takes exactly one step. Whatever the step reads
-    besides its tensors must keep its place in memory.
-    record(work) -> (result of work, replay). replay() repeats the work on the same memory.
+    step(*tensors, **settings) -> {name: tensor}. There is one recording for each combination of the tensors'
+    shapes and types and of the (hashable) settings. The first WARMUP calls of a combination are ordinary
+    steps. They settle what happens only once: allocation of the optimiser's state and choice of kernels.
+    Recording computes nothing, so that each call takes exactly one step. Whatever the step reads besides its
+    tensors must keep its place in memory. record(work) -> (result of work, replay). replay() repeats the work
+    on the same memory.
     """
 
     WARMUP = 3
 
-    def __init__(self, step: Callable[..., Losses], record: Callable[[Callable[[], Losses]], tuple[Losses, Callable[[], None]]]):
+    def __init__(
+        self,
+        step: Callable[..., Losses],
+        record: Callable[[Callable[[], Losses]], tuple[Losses, Callable[[], None]]],
+    ):
         self.step, self.record = step, record
         GRAPHED.add(self)
         self.calls: Counter[Hashable] = Counter()
@@ -45,11 +52,16 @@ class Graphed:
         for buffer, value in zip(buffers, inputs, strict=True):
             buffer.copy_(value)
         replay()
-        return {name: value.clone() for name, value in outputs.items()}  # another recording may reuse their memory
+        return {
+            name: value.clone() for name, value in outputs.items()
+        }  # another recording may reuse their memory
 
 
-def record_graph(work: Callable[[], Losses], memory: tuple, rng: torch.Generator | None) -> tuple[Losses, Callable[[], None]]:
-    """Capture `work` as a CUDA graph on the current stream, which must not be the default one; `memory` is a graph pool."""
+def record_graph(
+    work: Callable[[], Losses], memory: tuple, rng: torch.Generator | None
+) -> tuple[Losses, Callable[[], None]]:
+    """Capture `work` as a CUDA graph on the current stream, which must not be the default one; `memory` is a
+    graph pool."""
     graph = torch.cuda.CUDAGraph()
     if rng is not None:
         graph.register_generator_state(rng)
@@ -60,12 +72,15 @@ def record_graph(work: Callable[[], Losses], memory: tuple, rng: torch.Generator
         if out_of_memory := _find_out_of_memory(error):
             raise out_of_memory from None
         reason = str(error).splitlines()[0]
-        raise FailedRun(f"the step could not be captured as a CUDA graph ({reason}); --no-graphs runs it as it is") from error
+        raise FailedRun(
+            f"the step could not be captured as a CUDA graph ({reason}); --no-graphs runs it as it is"
+        ) from error
     return outputs, graph.replay
 
 
 def _find_out_of_memory(error: BaseException | None) -> torch.OutOfMemoryError | None:
-    """The OutOfMemoryError that caused `error`, or None. A capture that runs out of memory ends with an error of its own."""
+    """The OutOfMemoryError that caused `error`, or None. A capture that runs out of memory ends with an error
+    of its own."""
     while error is not None and not isinstance(error, torch.OutOfMemoryError):
         error = error.__cause__ or error.__context__
     return error

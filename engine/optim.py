@@ -9,16 +9,23 @@ def fused(parameters: list[nn.Parameter]) -> dict[str, bool]:
     return {"fused": True} if parameters[0].is_cuda else {}
 
 
-def make_sgd(parameters: list[nn.Parameter], lr: float, momentum: float = 0.9, weight_decay: float = 5e-4) -> torch.optim.SGD:
-    """SGD, by default with the settings of stage 3. On CUDA the learning rate is on the device, where a CUDA graph reads it."""
+def make_sgd(
+    parameters: list[nn.Parameter], lr: float, momentum: float = 0.9, weight_decay: float = 5e-4
+) -> torch.optim.SGD:
+    """SGD, by default with the settings of stage 3. On CUDA the learning rate is on the device, where a CUDA
+    graph reads it."""
     rate = torch.tensor(lr, device=parameters[0].device) if parameters[0].is_cuda else lr
-    return torch.optim.SGD(parameters, lr=rate, momentum=momentum, weight_decay=weight_decay, **fused(parameters))
+    return torch.optim.SGD(
+        parameters, lr=rate, momentum=momentum, weight_decay=weight_decay, **fused(parameters)
+    )
 
 
 ADAM_BETAS = (0.0, 0.9)  # of GANs with a gradient penalty (arXiv:1704.00028)
 
 
-def make_adam(parameters: list[nn.Parameter], lr: float, betas: tuple[float, float] = ADAM_BETAS) -> torch.optim.Adam:
+def make_adam(
+    parameters: list[nn.Parameter], lr: float, betas: tuple[float, float] = ADAM_BETAS
+) -> torch.optim.Adam:
     """Adam. On CUDA the learning rate and step count are on the device, where a CUDA graph reads them."""
     if not parameters[0].is_cuda:
         return torch.optim.Adam(parameters, lr=lr, betas=betas)
@@ -36,16 +43,22 @@ def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """Load a state dict, but keep this optimiser's learning rate and its settings foreach, fused and capturable.
+    """Load a state dict, but keep this optimiser's learning rate and its settings foreach, fused and
+    capturable.
 
     These depend on the device, and the checkpoint may come from another one.
     """
     own = {name: optimizer.param_groups[0].get(name) for name in ("foreach", "fused", "capturable", "lr")}
-    groups = [group | {name: value for name, value in own.items() if name in group} for group in state["param_groups"]]
+    groups = [
+        group | {name: value for name, value in own.items() if name in group}
+        for group in state["param_groups"]
+    ]
     optimizer.load_state_dict(state | {"param_groups": groups})
     for parameter, values in optimizer.state.items():
         for name, value in values.items():
-            if torch.is_tensor(value) and value.shape == parameter.shape:  # give it the memory layout of the parameter
+            if (
+                torch.is_tensor(value) and value.shape == parameter.shape
+            ):  # give it the memory layout of the parameter
                 values[name] = torch.empty_like(parameter).copy_(value)
 
 
@@ -53,8 +66,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
 def follow(average: nn.Module, module: nn.Module, steps: Tensor, ema: float) -> None:
     """Update the exponential moving average of a module's weights by one step; buffers are copied.
 
-    steps (): number of earlier updates, increased by one. Update t uses the decay min(ema, (1 + t) / (10 + t)), so that the weights of the
-    first steps are soon forgotten.
+    steps (): number of earlier updates, increased by one. Update t uses the decay min(ema, (1 + t) / (10 +
+    t)), so that the weights of the first steps are soon forgotten.
     """
     share = 1 - ((1 + steps) / (10 + steps)).clamp(max=ema)
     steps += 1

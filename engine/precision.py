@@ -14,8 +14,9 @@ import torch.nn.functional as F
 def multiplies_bf16(device: torch.device) -> bool:
     """Whether the device has instructions for bf16 products.
 
-    The answer comes from the device's own description, so it is always the same on one machine. CUDA: compute capability 8.0 (Ampere) or
-    later, or ROCm. CPU: AVX512-BF16, AMX or Arm's BF16 in Linux's /proc/cpuinfo or macOS's sysctl; False on other systems.
+    The answer comes from the device's own description, so it is always the same on one machine. CUDA: compute
+    capability 8.0 (Ampere) or later, or ROCm. CPU: AVX512-BF16, AMX or Arm's BF16 in Linux's /proc/cpuinfo or
+    macOS's sysctl; False on other systems.
     """
     if device.type == "cuda":
         return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
@@ -59,11 +60,14 @@ def emulation_factor(device: torch.device) -> float:
 def allow_tf32(on: bool) -> None:
     """Turn TF32 on or off for float32 matrix products and convolutions on CUDA.
 
-    torch 2.9 and later have two sets of names for this setting, and reading the older set raises an error while the two disagree.
+    torch 2.9 and later have two sets of names for this setting, and reading the older set raises an error
+    while the two disagree.
     """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some releases of torch warn about the older names
         matmul.allow_tf32 = cudnn.allow_tf32 = on
     if hasattr(matmul, "fp32_precision"):
-        matmul.fp32_precision = cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = "tf32" if on else "ieee"
+        matmul.fp32_precision = cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = (
+            "tf32" if on else "ieee"
+        )

@@ -13,13 +13,20 @@ LINE_SECONDS = 30  # least time between two lines
 class Progress:
     """Progress of a loop of `total` steps, of which `done` are complete, shown on stderr unless `hidden`.
 
-    On a terminal it is a bar. Elsewhere read() prints a line, at most one every LINE_SECONDS, so that a log file shows that the loop runs.
+    On a terminal it is a bar. Elsewhere read() prints a line, at most one every LINE_SECONDS, so that a log
+    file shows that the loop runs.
     """
 
     def __init__(self, total: int, done: int = 0, title: str = "", leave: bool = True, hidden: bool = False):
         on_terminal = sys.stderr.isatty()
         self.bar = tqdm(
-            total=total, initial=done, desc=title, unit="step", leave=leave, disable=hidden or not on_terminal, dynamic_ncols=True
+            total=total,
+            initial=done,
+            desc=title,
+            unit="step",
+            leave=leave,
+            disable=hidden or not on_terminal,
+            dynamic_ncols=True,
         )
         self.total, self.done, self.first, self.title = total, done, done, title
         self.lines = not (hidden or on_terminal)
@@ -38,7 +45,10 @@ class Progress:
 
     def read(self, title: str = "", values: dict[str, float] | None = None) -> None:
         """Show the position of the loop and the `values` of its losses."""
-        self.title, shown = title or self.title, {name: f"{value:.3f}" for name, value in (values or {}).items()}
+        self.title, shown = (
+            title or self.title,
+            {name: f"{value:.3f}" for name, value in (values or {}).items()},
+        )
         if not self.bar.disable:
             self.bar.set_description(self.title, refresh=False)
             self.bar.set_postfix(shown)
@@ -47,4 +57,7 @@ class Progress:
             self.last = now
             left = (now - self.start) / max(1, self.done - self.first) * (self.total - self.done)
             losses = "".join(f"  {name} {value}" for name, value in shown.items())
-            tell(f"{self.title}: step {self.done:,} of {self.total:,}, {now - self.start:,.0f} s, about {left:,.0f} s left{losses}")
+            tell(
+                f"{self.title}: step {self.done:,} of {self.total:,}, {now - self.start:,.0f} s, about "
+                f"{left:,.0f} s left{losses}"
+            )

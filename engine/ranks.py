@@ -12,13 +12,18 @@ from utils import AT_END
 
 
 def join_job(rank: int, device: torch.device) -> None:
-    """Join the process group of the job that torchrun started. Ranks other than the first no longer print to stdout."""
+    """Join the process group of the job that torchrun started. Ranks other than the first no longer print to
+    stdout."""
     if not dist.is_initialized():
-        # an evaluation on one rank may take hours while the others wait; torchrun ends the job when a process dies
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(days=7))
+        # an evaluation on one rank may take hours while the others wait; torchrun ends the job when a process
+        # dies
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(days=7)
+        )
         AT_END.append(leave_job)
         if device.type == "cpu":
-            dist.barrier()  # a rank that stops at once, at bad input, must not break the joining of the others
+            # a rank that stops at once, at bad input, must not break the joining of the others
+            dist.barrier()
     if rank > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  for the life of the process
 
@@ -26,7 +31,8 @@ def join_job(rank: int, device: torch.device) -> None:
 def leave_job() -> None:
     """Leave the process group. CUDA graphs that hold NCCL calls are freed first, since NCCL waits for them.
 
-    A group of gloo ends with the process: torch 2.6 may wait for ever to destroy one whose other processes have left.
+    A group of gloo ends with the process: torch 2.6 may wait for ever to destroy one whose other processes
+    have left.
     """
     for graphed in list(GRAPHED):
         graphed.recorded.clear()

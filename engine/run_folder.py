@@ -27,11 +27,12 @@ from utils import FailedRun, UsageError, handle_stops, raise_stopped, tell
 class RunFolder:
     """results/TAG with args.json, metrics.jsonl, TensorBoard events, outputs/, last.pth and best.pth.
 
-    flags: all flags, name -> value. inputs: other values that must be the same when the run is continued; error messages use their names.
-    parts: objects whose state_dict() holds everything that the next step depends on, except the state of the random numbers. header: plain
-    values to store in each checkpoint. steps_per_epoch: one number, or one for each epoch. unit: what is counted as an epoch, such as
-    "task". free: flags that may differ when the run is continued. With several ranks all take part, and the first one writes.
-    Raises UsageError, before anything is written, if the folder holds a run with other settings.
+    flags: all flags, name -> value. inputs: other values that must be the same when the run is continued;
+    error messages use their names. parts: objects whose state_dict() holds everything that the next step
+    depends on, except the state of the random numbers. header: plain values to store in each checkpoint.
+    steps_per_epoch: one number, or one for each epoch. unit: what is counted as an epoch, such as "task".
+    free: flags that may differ when the run is continued. With several ranks all take part, and the first one
+    writes. Raises UsageError, before anything is written, if the folder holds a run with other settings.
     """
 
     def __init__(
@@ -51,13 +52,19 @@ class RunFolder:
         self.log = MetricLog(folder, unit)
         self.evaluation = {name: flags[name] for name in EVALUATION_FLAGS if name in flags}
         self.unit = unit
-        self.lengths = [steps_per_epoch] * flags["epochs"] if isinstance(steps_per_epoch, int) else list(steps_per_epoch)
+        self.lengths = (
+            [steps_per_epoch] * flags["epochs"] if isinstance(steps_per_epoch, int) else list(steps_per_epoch)
+        )
         self.num_epochs = len(self.lengths)
         self.meter = LossMeter(runtime)
         self.position = START
         self.seconds = 0.0  # of training, over all starts
-        self._clock: float | None = None  # start of the time that is not yet added to `seconds`; None outside of training
-        self.best: dict | None = None  # {"epoch", "name", "value", "evaluation"} of best.pth, on a held-out split only
+        self._clock: float | None = (
+            None  # start of the time that is not yet added to `seconds`; None outside of training
+        )
+        self.best: dict | None = (
+            None  # {"epoch", "name", "value", "evaluation"} of best.pth, on a held-out split only
+        )
         self._stop_signal: int | None = None
         self._stop_at_once = False
         if (folder / "last.pth").exists():
@@ -72,14 +79,20 @@ class RunFolder:
         try:
             for part in self.parts:
                 part.load_state_dict(state)
-            self.position, self.best, self.seconds = Position(**state["position"]), state["best"], state["seconds"]
+            self.position, self.best, self.seconds = (
+                Position(**state["position"]),
+                state["best"],
+                state["seconds"],
+            )
             self.meter.load_state_dict(state["meter"], self.runtime.device)
             load_rng(state, self.runtime, self.runtime.own_seed(self.flags["seed"], *self.position))
         except UsageError as error:
             raise UsageError(f"{self.folder / 'last.pth'}: {error}; use another --tag") from None
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             reason = str(error).splitlines()[0]
-            raise UsageError(f"{self.folder / 'last.pth'}: not a checkpoint of this run ({reason}); use another --tag") from None
+            raise UsageError(
+                f"{self.folder / 'last.pth'}: not a checkpoint of this run ({reason}); use another --tag"
+            ) from None
         self.log.read(self.position.epoch)
 
     @property
@@ -92,25 +105,33 @@ class RunFolder:
     ) -> Iterator[tuple[int, dict[str, float]]]:
         """Drive the training loop `steps`; yield (epoch, mean losses) after the last step of each epoch.
 
-        epoch counts from 1. last.pth is saved every save_interval steps (0 = not inside an epoch) and at the end of each epoch.
-        After SIGINT or SIGTERM the current step is finished (with several ranks: the steps up to the next reading of the losses), last.pth
-        is saved and Stopped is raised. The losses are read every print_freq steps. Raises FailedRun if one is not finite, and keeps the
-        last good checkpoint. first_lines: what the run found, printed on stderr before its first step.
+        epoch counts from 1. last.pth is saved every save_interval steps (0 = not inside an epoch) and at the
+        end of each epoch. After SIGINT or SIGTERM the current step is finished (with several ranks: the steps
+        up to the next reading of the losses), last.pth is saved and Stopped is raised. The losses are read
+        every print_freq steps. Raises FailedRun if one is not finite, and keeps the last good checkpoint.
+        first_lines: what the run found, printed on stderr before its first step.
         """
         if self.position.epoch >= self.num_epochs:
             if self.position.epoch > self.num_epochs:
-                tell(f"warning: {self.folder} has {self.position.epoch} {self.unit}s, found {self.num_epochs}: nothing is left to do")
+                tell(
+                    f"warning: {self.folder} has {self.position.epoch} {self.unit}s, found "
+                    f"{self.num_epochs}: nothing is left to do"
+                )
             return
         done = sum(self.lengths[: self.position.epoch]) + self.position.step
         total, hidden = sum(self.lengths), not self.runtime.is_main
-        steps_line = f"steps: {total:,} in all, {self.num_epochs:,} {self.unit}s" + (f"; {done:,} done" if done else "")
+        steps_line = f"steps: {total:,} in all, {self.num_epochs:,} {self.unit}s" + (
+            f"; {done:,} done" if done else ""
+        )
         lines = [*first_lines, steps_line, f"steps run on: {self.runtime.describe()}"]
         with (
             handle_stops(self._on_signal),
             claimed(self.folder, self.args, self.runtime, lines),
             Progress(total, done, hidden=hidden) as bar,
         ):
-            if self.position.step == self.lengths[self.position.epoch]:  # stopped after the epoch's last step, before close_epoch
+            if (
+                self.position.step == self.lengths[self.position.epoch]
+            ):  # stopped after the epoch's last step, before close_epoch
                 yield self.position.epoch + 1, self._means()
             self._clock = time.perf_counter()
             for at in steps:
@@ -141,18 +162,26 @@ class RunFolder:
             self.seconds, self._clock = self.seconds + now - self._clock, now if goes_on else None
 
     def _agreed_stop(self) -> int | None:
-        """The stop signal that any rank received, or None; the same on all ranks, so that they save the same step."""
+        """The stop signal that any rank received, or None; the same on all ranks, so that they save the same
+        step."""
         return self.runtime.any_rank(self._stop_signal)
 
-    def close_epoch(self, epoch: int, values: dict[str, float], pictures: Tensor | None, choose_by: str | None) -> None:
+    def close_epoch(
+        self, epoch: int, values: dict[str, float], pictures: Tensor | None, choose_by: str | None
+    ) -> None:
         """Write the epoch's line, picture and checkpoints.
 
-        values: what to log. pictures: (C, H, W) in [-1, 1], or None. choose_by: the name in `values` whose highest value chooses best.pth;
-        it must come from held-out training images.
+        values: what to log. pictures: (C, H, W) in [-1, 1], or None. choose_by: the name in `values` whose
+        highest value chooses best.pth; it must come from held-out training images.
         """
         for part in self.parts:  # before anything of the epoch is written
             self._check_finite(part.state_dict(), epoch - 1, self.lengths[epoch - 1])
-        line = {self.unit: epoch, "step": sum(self.lengths[:epoch]), "seconds": round(self.seconds, 1), **values}
+        line = {
+            self.unit: epoch,
+            "step": sum(self.lengths[:epoch]),
+            "seconds": round(self.seconds, 1),
+            **values,
+        }
         score = values.get(choose_by) if choose_by else None
         comparable = self.best is not None and self.best["evaluation"] == self.evaluation
         better = score is not None and (not comparable or score > self.best["value"])
@@ -166,11 +195,14 @@ class RunFolder:
         if better:
             self.save("best.pth")
         self.save()
-        tqdm.write(f"{self.unit} {epoch}/{self.num_epochs}  " + "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
+        tqdm.write(
+            f"{self.unit} {epoch}/{self.num_epochs}  " + "  ".join(f"{k} {v:.4f}" for k, v in values.items())
+        )
         sys.stdout.flush()  # so that a pipe shows it at once too
 
     def save(self, name: str = "last.pth") -> None:
-        """Write a checkpoint of the current step. Raises FailedRun if a loss or weight is not finite or the disk is full."""
+        """Write a checkpoint of the current step. Raises FailedRun if a loss or weight is not finite or the
+        disk is full."""
         self._means()
         self._lap()
         state = dict(self.header)
@@ -192,7 +224,9 @@ class RunFolder:
         try:
             write_atomic(self.folder / name, lambda path: torch.save(state, path))
         except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
-            raise FailedRun(f"{self.folder / name}: could not be written ({str(error).splitlines()[0]}); {self._kept()}") from None
+            raise FailedRun(
+                f"{self.folder / name}: could not be written ({str(error).splitlines()[0]}); {self._kept()}"
+            ) from None
 
     def _check_finite(self, state: dict, epoch: int, step: int) -> None:
         if bad := not_finite(state):
@@ -200,7 +234,8 @@ class RunFolder:
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Save, then run a long block that changes no state, such as an evaluation; a stop signal ends it at once."""
+        """Save, then run a long block that changes no state, such as an evaluation; a stop signal ends it at
+        once."""
         self.save()
         self._stop_at_once = True
         try:
@@ -223,12 +258,15 @@ class RunFolder:
 
     def _kept(self) -> str:
         last = self.folder / "last.pth"
-        return f"{last} is the last good checkpoint" if last.exists() else "no checkpoint had been written yet"
+        return (
+            f"{last} is the last good checkpoint" if last.exists() else "no checkpoint had been written yet"
+        )
 
 
 @contextlib.contextmanager
 def claimed(folder: Path, args: ArgsFile, runtime: Runtime, lines: Sequence[str]) -> Iterator[None]:
-    """Lock `folder`, record this start in args.json, delete the temporary files of killed processes, and print `lines` on stderr.
+    """Lock `folder`, record this start in args.json, delete the temporary files of killed processes, and
+    print `lines` on stderr.
 
     Raises UsageError if another process holds the folder.
     """
@@ -249,7 +287,8 @@ def claimed(folder: Path, args: ArgsFile, runtime: Runtime, lines: Sequence[str]
 
 
 def load_rng(state: dict, runtime: Runtime, seed: int) -> None:
-    """Restore this rank's random-number state; a rank that the saved job did not have is seeded with `seed`."""
+    """Restore this rank's random-number state; a rank that the saved job did not have is seeded with
+    `seed`."""
     streams = [state["rng"], *state.get("rng_of_ranks", [])]
     if runtime.rank < len(streams):
         set_rng_state(streams[runtime.rank], runtime.device)

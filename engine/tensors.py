@@ -10,15 +10,17 @@ from torch import Tensor, nn
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """Copy `values` from the host to `device`; from pinned memory on CUDA, so that the host does not wait for the device's work."""
+    """Copy `values` from the host to `device`; from pinned memory on CUDA, so that the host does not wait for
+    the device's work."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 def to_host(state: Any, chunk_bytes: int = 2**26) -> Any:
-    """Nested dicts, lists and tuples with their CUDA tensors copied to the CPU; other values are left as they are.
+    """Nested dicts, lists and tuples with their CUDA tensors copied to the CPU; other values are left as they
+    are.
 
-    Tensors of one type are copied together, in chunks of at most `chunk_bytes` or one larger tensor, so that the host waits only a few
-    times.
+    Tensors of one type are copied together, in chunks of at most `chunk_bytes` or one larger tensor, so that
+    the host waits only a few times.
     """
     found = {id(tensor): tensor for tensor in _cuda_tensors(state)}
     copies: dict[int, Tensor] = {}

@@ -1,4 +1,5 @@
-"""Lines of tables and figures from rows of validate.py: one labelled line for several trainings of a generator."""
+"""Lines of tables and figures from rows of validate.py: one labelled line for several trainings of a
+generator."""
 
 import json
 import sys
@@ -10,7 +11,14 @@ from statistics import mean, stdev
 from benchmarks.compare import ASIDE, identity, read_rows
 from scoring.results import TRAININGS, plus_minus, source_name, told_apart
 
-PLACE = ("dataset", "split", "val_size", "classifier", "ipc", "budget")  # budget last: a line of the table holds both budgets
+PLACE = (
+    "dataset",
+    "split",
+    "val_size",
+    "classifier",
+    "ipc",
+    "budget",
+)  # budget last: a line of the table holds both budgets
 SIZES = ("match_bytes", "generator_parameters")  # settings in which the points of a series over bytes differ
 
 
@@ -18,8 +26,8 @@ SIZES = ("match_bytes", "generator_parameters")  # settings in which the points 
 class Line:
     """A row, or the rows of several trainings of a generator (or several sets of a file) together.
 
-    numbers: places of the rows in the record. label: what was trained on, and the settings that distinguish it from other lines of its
-    place. series: the label without the settings in SIZES.
+    numbers: places of the rows in the record. label: what was trained on, and the settings that distinguish
+    it from other lines of its place. series: the label without the settings in SIZES.
     """
 
     rows: list[dict]
@@ -77,7 +85,10 @@ def unique(rows: list[dict]) -> list[dict]:
         if key not in best or full(row) > full(best[key]):
             best[key] = row
     if len(best) < len(rows):
-        print(f"rows that stand again: {len(rows) - len(best)}; of each the one with most classifiers is used", file=sys.stderr)
+        print(
+            f"rows that stand again: {len(rows) - len(best)}; of each the one with most classifiers is used",
+            file=sys.stderr,
+        )
     return list(best.values())
 
 
@@ -100,13 +111,17 @@ def images_of(rows: list[dict]) -> str:
 def lines_of(rows: list[dict]) -> list[Line]:
     """Join rows to lines, best first within a place.
 
-    If lines of one place, in either budget, have the same label, the settings in which they differ are added to it.
+    If lines of one place, in either budget, have the same label, the settings in which they differ are added
+    to it.
     """
     groups: dict[str, list[int]] = {}
     rows = [row | {"file": row["group"]} if row.get("group") else row for row in told_apart(rows)]
     for number, row in enumerate(rows):
         groups.setdefault(identity(row), []).append(number)
-    lines = [Line([rows[i] for i in numbers], numbers, images_of([rows[i] for i in numbers])) for numbers in groups.values()]
+    lines = [
+        Line([rows[i] for i in numbers], numbers, images_of([rows[i] for i in numbers]))
+        for numbers in groups.values()
+    ]
     settings = dict.fromkeys(name for row in rows for name in row if name not in (*ASIDE, *PLACE, *SIZES))
     for name in (*settings, *SIZES):
         if name == SIZES[0]:
@@ -123,7 +138,9 @@ def lines_of(rows: list[dict]) -> list[Line]:
         if len(line.rows) > 1:
             several = f", {len(line.rows)} " + ("trainings" if line["source"] == "generator" else "sets")
             line.label, line.series = line.label + several, line.series + several
-    classifiers, budgets = (list(dict.fromkeys(row.get(name) for row in rows)) for name in ("classifier", "budget"))
+    classifiers, budgets = (
+        list(dict.fromkeys(row.get(name) for row in rows)) for name in ("classifier", "budget")
+    )
 
     def order(line: Line) -> tuple:
         place = classifiers.index(line["classifier"]), line["ipc"] or 0, budgets.index(line["budget"])
@@ -149,7 +166,8 @@ def grouped(lines: Iterable[Line], *names: str) -> dict[str, list[Line]]:
 def once(lines: Iterable[Line]) -> list[tuple[str, Line]]:
     """(name of the budget to append to a label, line) for each line to draw.
 
-    The budget makes a difference only to generated images; other lines are taken once, and nothing is appended.
+    The budget makes a difference only to generated images; other lines are taken once, and nothing is
+    appended.
     """
     found = {}
     for line in lines:
@@ -160,7 +178,9 @@ def once(lines: Iterable[Line]) -> list[tuple[str, Line]]:
 
 def table(lines: list[Line], record: str | None = None) -> list[str]:
     """The lines as Markdown; one line of the table holds both budgets."""
-    heads = ["data", "classifier", "images", "stream", "fixed", "ipc", "stored MB", "bits per class", "n"] + ["record, rows"] * bool(record)
+    heads = ["data", "classifier", "images", "stream", "fixed", "ipc", "stored MB", "bits per class", "n"] + [
+        "record, rows"
+    ] * bool(record)
     shared: dict[tuple, dict[str, Line]] = {}
     for line in lines:
         shared.setdefault((line.label, *line.at(*PLACE[:-1])), {})[line["budget"] or "stream"] = line
@@ -168,11 +188,27 @@ def table(lines: list[Line], record: str | None = None) -> list[str]:
     for budgets in shared.values():
         ordered = [budgets[name] for name in ("stream", "fixed") if name in budgets]
         line = ordered[0]
-        accuracies = [plus_minus(budgets[name].mean, budgets[name].std) if name in budgets else "" for name in ("stream", "fixed")]
+        accuracies = [
+            plus_minus(budgets[name].mean, budgets[name].std) if name in budgets else ""
+            for name in ("stream", "fixed")
+        ]
         stored = "" if line.num_bytes is None else f"{line.num_bytes / 1e6:,.3f}"
         bits = "" if line["bits_per_class"] is None else f"{line['bits_per_class']:,.0f}"
         counts = " / ".join(dict.fromkeys(line.n for line in ordered))
-        cells = [place_of(line), line["classifier"], line.label, *accuracies, line["ipc"], stored, bits, counts]
-        cells += [f"[record]({record}) {', '.join(str(i) for line in ordered for i in line.numbers)}"] if record else []
+        cells = [
+            place_of(line),
+            line["classifier"],
+            line.label,
+            *accuracies,
+            line["ipc"],
+            stored,
+            bits,
+            counts,
+        ]
+        cells += (
+            [f"[record]({record}) {', '.join(str(i) for line in ordered for i in line.numbers)}"]
+            if record
+            else []
+        )
         found.append("| " + " | ".join(map(str, cells)) + " |")
     return found

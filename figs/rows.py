@@ -1,4 +1,5 @@
-"""Rows of continual-learning runs: what runs that differ only in their seed come to, from their results.json alone."""
+"""Rows of continual-learning runs: what runs that differ only in their seed come to, from their results.json
+alone."""
 
 import functools
 import json
@@ -17,12 +18,34 @@ from replay.metrics import SETTINGS
 from replay.options import EFFECTS, tables_of
 from utils import UsageError
 
-OWN = ("tag", "seed", "results_dir", "data_dir", "save_interval", "print_freq", "device")  # flags in which runs of one row may differ
-SHARED = ("method", "data", "split", "track", "num_tasks", "classes", "memory_bytes", "steps", "commit", "torch", "device", "generator")
+OWN = (
+    "tag",
+    "seed",
+    "results_dir",
+    "data_dir",
+    "save_interval",
+    "print_freq",
+    "device",
+)  # flags in which runs of one row may differ
+SHARED = (
+    "method",
+    "data",
+    "split",
+    "track",
+    "num_tasks",
+    "classes",
+    "memory_bytes",
+    "steps",
+    "commit",
+    "torch",
+    "device",
+    "generator",
+)
 
 
 def read_runs(folders: list[str]) -> list[dict]:
-    """The results of each finished run, with its folder. Raises UsageError if there is none, or if one is not what continual.py writes."""
+    """The results of each finished run, with its folder. Raises UsageError if there is none, or if one is not
+    what continual.py writes."""
     runs = []
     for folder in map(Path, folders):
         path = folder / "results.json"
@@ -32,34 +55,50 @@ def read_runs(folders: list[str]) -> list[dict]:
                 check(results)
                 runs.append(results | {"folder": folder})
             else:
-                print(f"{folder}: {results['tasks_done']} of {results['num_tasks']} tasks are done, left out", file=sys.stderr)
+                print(
+                    f"{folder}: {results['tasks_done']} of {results['num_tasks']} tasks are done, left out",
+                    file=sys.stderr,
+                )
         except FileNotFoundError:
             print(f"{folder}: no results.json, left out", file=sys.stderr)
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-            raise UsageError(f"{path}: expected the results of continual.py, found something else ({error!r})") from None
+            raise UsageError(
+                f"{path}: expected the results of continual.py, found something else ({error!r})"
+            ) from None
     if not runs:
         raise UsageError(f"{' '.join(folders)}: no finished run of continual.py there")
     return runs
 
 
 def check(results: dict) -> None:
-    """Raise ValueError, KeyError or TypeError unless a finished run's results hold what its row is made of."""
+    """Raise ValueError, KeyError or TypeError unless a finished run's results hold what its row is made
+    of."""
     METHODS[results["method"]], results["flags"]["lr"], results["num_bytes"]["total"]
-    numbers = [results["seconds"], results["buffer_images"], results["images_generated"], *results["num_bytes"].values()]
+    numbers = [
+        results["seconds"],
+        results["buffer_images"],
+        results["images_generated"],
+        *results["num_bytes"].values(),
+    ]
     if "ensemble" in results["networks"] and len(results["networks"]) < 2:
         raise ValueError("an ensemble of no network")
     singles = [value for name, value in results["networks"].items() if name != "ensemble"]
     shapes = {np.shape(value[setting]["acc"]) for value in singles for setting in SETTINGS}
     steps = 1 if METHODS[results["method"]].at_once else results["num_tasks"]
     if shapes != {(steps, results["num_tasks"])}:
-        raise ValueError(f"matrices of accuracies {sorted(shapes)}, expected {steps} x {results['num_tasks']}")
-    numbers += [number for value in singles for setting in SETTINGS for number in np.ravel(value[setting]["acc"])]
+        raise ValueError(
+            f"matrices of accuracies {sorted(shapes)}, expected {steps} x {results['num_tasks']}"
+        )
+    numbers += [
+        number for value in singles for setting in SETTINGS for number in np.ravel(value[setting]["acc"])
+    ]
     if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
         raise ValueError("a number that is not finite, or none")
 
 
 def label_of(run: dict) -> str:
-    """The name of a run's row: that of the folder, without data set, bytes and seed if they are part of it."""
+    """The name of a run's row: that of the folder, without data set, bytes and seed if they are part of
+    it."""
     return re.sub(rf"^{re.escape(run['data'])}_(\d+_)?|_{run['seed']}$", "", run["folder"].name)
 
 
@@ -85,16 +124,25 @@ def row_of(runs: list[dict]) -> dict:
         return None if None in values else values
 
     def matrix(setting: str) -> list[list[float]]:
-        singles = [run["networks"][name][setting]["acc"] for run in runs for name in run["networks"] if name != "ensemble"]
+        singles = [
+            run["networks"][name][setting]["acc"]
+            for run in runs
+            for name in run["networks"]
+            if name != "ensemble"
+        ]
         return np.mean(singles, 0).round(3).tolist()
 
     seeds = [run["seed"] for run in runs]
     if len(set(seeds)) < len(seeds):
         raise UsageError(
-            f"{runs[0]['folder']}: seed {max(seeds, key=seeds.count)} stands more than once in its row, expected each run once"
+            f"{runs[0]['folder']}: seed {max(seeds, key=seeds.count)} stands more than once in its row, "
+            "expected each run once"
         )
     accs, by_task, lost = of("average_accuracy"), of("average_accuracy", "task-il"), of("forgetting")
-    row = {name: runs[0][name] for name in SHARED} | {"label": label_of(runs[0]), "lr": runs[0]["flags"]["lr"]}
+    row = {name: runs[0][name] for name in SHARED} | {
+        "label": label_of(runs[0]),
+        "lr": runs[0]["flags"]["lr"],
+    }
     row["commits"] = sorted({run["commit"] for run in runs})
     row |= {"networks": [name for name in runs[0]["networks"] if name != "ensemble"], "seeds": seeds}
     row |= {"n": len(runs), "accs": accs, "mean": mean(accs), "std": spread(accs)}
@@ -102,11 +150,19 @@ def row_of(runs: list[dict]) -> dict:
     row |= {"forgetting_mean": lost and mean(lost), "forgetting_std": lost and spread(lost)}
     incremental = of("average_incremental_accuracy")
     row |= {"average_incremental_accuracy": incremental and mean(incremental)}
-    ensembles = [run["networks"]["ensemble"]["class-il"]["average_accuracy"] for run in runs if "ensemble" in run["networks"]]
+    ensembles = [
+        run["networks"]["ensemble"]["class-il"]["average_accuracy"]
+        for run in runs
+        if "ensemble" in run["networks"]
+    ]
     row |= {"ensemble_mean": mean(ensembles) if ensembles else None}
     row |= {"num_bytes": {k: mean(run["num_bytes"].get(k, 0) for run in runs) for k in runs[0]["num_bytes"]}}
-    row |= {name: mean(run[name] for run in runs) for name in ("buffer_images", "images_generated", "seconds")}
-    row |= {name: by_kind([run.get(name) or {} for run in runs]) for name in ("distance_ratio", "near_copies")}
+    row |= {
+        name: mean(run[name] for run in runs) for name in ("buffer_images", "images_generated", "seconds")
+    }
+    row |= {
+        name: by_kind([run.get(name) or {} for run in runs]) for name in ("distance_ratio", "near_copies")
+    }
     return row | {"acc": matrix("class-il"), "acc_task_il": matrix("task-il")}
 
 
@@ -122,11 +178,21 @@ def settings_of(run: dict) -> dict:
     Those at their default, which an older run may lack, and those without an effect are left out.
     """
     given, defaults = run["flags"], default_flags()
-    idle = {flag for effect in EFFECTS if not effect.applies(Namespace(**defaults | given)) for flag in effect.flags}
+    idle = {
+        flag
+        for effect in EFFECTS
+        if not effect.applies(Namespace(**defaults | given))
+        for flag in effect.flags
+    }
     aside = idle | set(OWN)
-    settings = {name: value for name, value in given.items() if name not in aside and value is not None and value != defaults.get(name)}
+    settings = {
+        name: value
+        for name, value in given.items()
+        if name not in aside and value is not None and value != defaults.get(name)
+    }
     if METHODS[run["method"]].memory == "generator":
-        # runs older than --class-tables have tables of all classes, and those older than --distilled-share 100 steps of matching
+        # runs older than --class-tables have tables of all classes, and those older than --distilled-share
+        # 100 steps of matching
         tables = given.get("class_tables", "all")
         settings["class_tables"] = tables_of(run["method"], given["layout"], tables, given["oracle"])
         if given["match_steps"] is None and run["method"] == "dim" and "distilled_share" not in given:
@@ -143,11 +209,14 @@ def rows_of(runs: list[dict]) -> list[dict]:
 
 
 def front_of(rows: list[dict]) -> dict[tuple[str, str], dict[int | None, int]]:
-    """{(data, name): {budget in bytes: number of the row}}, of several rows of one budget the one with the most seeds.
+    """{(data, name): {budget in bytes: number of the row}}, of several rows of one budget the one with the
+    most seeds.
 
     Names are without the quality of stored images, which goes with the budget.
     """
     front: dict[tuple[str, str], dict[int | None, int]] = {}
     for number, row in sorted(enumerate(rows), key=lambda pair: pair[1]["n"]):
-        front.setdefault((row["data"], re.sub(r"_scan\d+", "_scan", row["label"])), {})[row["memory_bytes"]] = number
+        front.setdefault((row["data"], re.sub(r"_scan\d+", "_scan", row["label"])), {})[
+            row["memory_bytes"]
+        ] = number
     return front

@@ -1,4 +1,5 @@
-"""ConvNet-D of the dataset-distillation literature (Gidaris & Komodakis 2018; Zhao et al. 2021, arXiv:2006.05929)."""
+"""ConvNet-D of the dataset-distillation literature (Gidaris & Komodakis 2018; Zhao et al. 2021,
+arXiv:2006.05929)."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -7,7 +8,8 @@ from models.layers import average_pool
 
 
 class ConvNet(nn.Module):
-    """`depth` blocks of 3x3 conv, InstanceNorm (as GroupNorm(C, C)), ReLU and 2x2 average pool, then a linear layer.
+    """`depth` blocks of 3x3 conv, InstanceNorm (as GroupNorm(C, C)), ReLU and 2x2 average pool, then a linear
+    layer.
 
     28-pixel input is padded to 32 by the first conv.
     """

@@ -36,7 +36,8 @@ class Transition(nn.Module):
 
 
 class DenseNet(Staged):
-    """3x3 stem to 2 x growth, four dense blocks of 6, 12, 24 and 16 layers, global average pool, linear. `width` is the growth."""
+    """3x3 stem to 2 x growth, four dense blocks of 6, 12, 24 and 16 layers, global average pool, linear.
+    `width` is the growth."""
 
     BLOCKS = (6, 12, 24, 16)
 

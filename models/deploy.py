@@ -1,6 +1,8 @@
-"""Deployed generators: several that share a byte budget or divide the classes, one whose images a teacher filters, one with stored latents.
+"""Deployed generators: several that share a byte budget or divide the classes, one whose images a teacher
+filters, one with stored latents.
 
-Each has a generator's method sample(y) -> images. OwnClasses renames the classes of a generator that knows some of them alone.
+Each has a generator's method sample(y) -> images. OwnClasses renames the classes of a generator that knows
+some of them alone.
 """
 
 from collections.abc import Sequence
@@ -16,29 +18,36 @@ from models.gan import GAN
 
 LATENT_LR, LATENT_BETAS = 0.03, (0.9, 0.9)  # of the Adam that optimises latents
 
-# Batch sizes to which a varying number of images is padded, since cuDNN benchmarks its kernels anew for each size that it meets.
+# Batch sizes to which a varying number of images is padded, since cuDNN benchmarks its kernels anew for each
+# size that it meets.
 SIZES = (16, 32, 64)  # and multiples of the last
 
 
 def padded_size(n: int) -> int:
-    """The batch size in which `n` images are generated: the next of SIZES or the next multiple of the last."""
+    """The batch size in which `n` images are generated: the next of SIZES or the next multiple of the
+    last."""
     return next((size for size in SIZES if n <= size), -(-n // SIZES[-1]) * SIZES[-1])
 
 
 def sample_padded(generator: nn.Module, y: Tensor, rng: torch.Generator | None) -> Tensor:
-    """generator.sample(y, rng); on CUDA it is computed in a batch of padded_size(len(y)), with the same random numbers.
+    """generator.sample(y, rng); on CUDA it is computed in a batch of padded_size(len(y)), with the same
+    random numbers.
 
-    In training mode the batch is not padded, since the additional rows would count in the BatchNorm statistics. Nor is it padded for
-    generators without z_dim, which sample in another way.
+    In training mode the batch is not padded, since the additional rows would count in the BatchNorm
+    statistics. Nor is it padded for generators without z_dim, which sample in another way.
     """
     if not y.is_cuda or generator.training or not hasattr(generator, "z_dim"):
         return generator.sample(y, rng)
-    z, more = torch.randn(len(y), generator.z_dim, device=y.device, generator=rng), padded_size(len(y)) - len(y)
+    z, more = (
+        torch.randn(len(y), generator.z_dim, device=y.device, generator=rng),
+        padded_size(len(y)) - len(y),
+    )
     return generator(F.pad(z, (0, 0, 0, more)), torch.cat([y, y[-1:].expand(more)]))[: len(y)]
 
 
 class Several(nn.Module):
-    """Generators of the same classes. The labels asked for are divided among them at random, in equal numbers."""
+    """Generators of the same classes. The labels asked for are divided among them at random, in equal
+    numbers."""
 
     def __init__(self, generators: Sequence[nn.Module]):
         super().__init__()
@@ -48,12 +57,19 @@ class Several(nn.Module):
     def sample(self, y: Tensor, rng: torch.Generator | None = None) -> Tensor:
         """One image (B, C, H, W) for each label of y (B,)."""
         parts = torch.randperm(len(y), device=y.device, generator=rng).tensor_split(len(self.generators))
-        images = torch.cat([sample_padded(g, y[part], rng) for g, part in zip(self.generators, parts, strict=True) if len(part)])
+        images = torch.cat(
+            [
+                sample_padded(g, y[part], rng)
+                for g, part in zip(self.generators, parts, strict=True)
+                if len(part)
+            ]
+        )
         return torch.empty_like(images).index_copy_(0, torch.cat(parts), images)
 
 
 class ByClass(nn.Module):
-    """Generators of different classes; each label goes to the generator of its class. classes: the labels of each generator."""
+    """Generators of different classes; each label goes to the generator of its class. classes: the labels of
+    each generator."""
 
     fixed_sizes = False  # how many labels go to each is read from the device, which no CUDA graph can hold
 
@@ -70,21 +86,39 @@ class ByClass(nn.Module):
         """One image (B, C, H, W) for each label of y (B,)."""
         places = [torch.where(self.owner[y] == number)[0] for number in range(len(self.generators))]
         if sum(map(len, places)) < len(y):
-            raise ValueError(f"labels {sorted(set(y[self.owner[y] < 0].tolist()))}: none of the generators makes these classes")
-        images = torch.cat([sample_padded(g, y[place], rng) for g, place in zip(self.generators, places, strict=True) if len(place)])
+            raise ValueError(
+                f"labels {sorted(set(y[self.owner[y] < 0].tolist()))}: none of the generators makes these "
+                "classes"
+            )
+        images = torch.cat(
+            [
+                sample_padded(g, y[place], rng)
+                for g, place in zip(self.generators, places, strict=True)
+                if len(place)
+            ]
+        )
         return torch.empty_like(images).index_copy_(0, torch.cat(places), images)
 
 
 class OwnClasses(nn.Module):
-    """A generator that has tables for its own `classes` alone, asked for by their labels among the `num_classes` of the set.
+    """A generator that has tables for its own `classes` alone, asked for by their labels among the
+    `num_classes` of the set.
 
-    Raises ValueError if it is asked for another class; on CUDA, where that would wait for the device, its lookup fails there.
+    Raises ValueError if it is asked for another class; on CUDA, where that would wait for the device, its
+    lookup fails there.
     """
 
     def __init__(self, generator: nn.Module, classes: Sequence[int], num_classes: int):
         super().__init__()
-        self.generator, self.num_classes, self.z_dim, self.classes = generator, num_classes, generator.z_dim, list(classes)
-        row_of = torch.full((num_classes,), generator.num_classes)  # of other classes: a row that no table has
+        self.generator, self.num_classes, self.z_dim, self.classes = (
+            generator,
+            num_classes,
+            generator.z_dim,
+            list(classes),
+        )
+        row_of = torch.full(
+            (num_classes,), generator.num_classes
+        )  # of other classes: a row that no table has
         row_of[self.classes] = torch.arange(len(self.classes))
         self.register_buffer("row_of", row_of, persistent=False)
 
@@ -102,10 +136,12 @@ class OwnClasses(nn.Module):
 
 
 class Filtered(nn.Module):
-    """A generator whose images are drawn again until a teacher gives their class a probability of `threshold` or more.
+    """A generator whose images are drawn again until a teacher gives their class a probability of `threshold`
+    or more.
 
-    An image is drawn again at most `redraws` times. If none of them passes, the one of which the teacher was surest is kept, so that the
-    number of images of each class stays as asked for. teacher: a classifier of images in [-1, 1]. For eval mode only.
+    An image is drawn again at most `redraws` times. If none of them passes, the one of which the teacher was
+    surest is kept, so that the number of images of each class stays as asked for. teacher: a classifier of
+    images in [-1, 1]. For eval mode only.
     """
 
     def __init__(self, generator: nn.Module, teacher: nn.Module, threshold: float, redraws: int = 10):
@@ -139,12 +175,15 @@ class Filtered(nn.Module):
 class Latents(nn.Module):
     """A frozen generator whose latents, some of each class, are the parameters; it samples from these alone.
 
-    In the place of pixels: Zhao & Bilen 2022 (IT-GAN, arXiv:2204.07513), Cazenavette et al. 2023 (GLaD, arXiv:2305.01649). generator: takes
-    (z, y), and stays in eval mode. values: (R, n, z_dim), n of each of the R `classes`, None = all. Its one-hot code overwrites the first
-    `overwritten` entries of each, which are not stored.
+    In the place of pixels: Zhao & Bilen 2022 (IT-GAN, arXiv:2204.07513), Cazenavette et al. 2023 (GLaD,
+    arXiv:2305.01649). generator: takes (z, y), and stays in eval mode. values: (R, n, z_dim), n of each of
+    the R `classes`, None = all. Its one-hot code overwrites the first `overwritten` entries of each, which
+    are not stored.
     """
 
-    def __init__(self, generator: nn.Module, values: Tensor, overwritten: int, classes: Sequence[int] | None = None):
+    def __init__(
+        self, generator: nn.Module, values: Tensor, overwritten: int, classes: Sequence[int] | None = None
+    ):
         super().__init__()
         self.held = [generator.eval()]  # in a list, so that its weights are not among the parameters
         self.num_classes, self.overwritten = generator.num_classes, overwritten
@@ -155,7 +194,15 @@ class Latents(nn.Module):
         self.register_buffer("row_of", row_of, persistent=False)
 
     @classmethod
-    def drawn(cls, generator: nn.Module, n: int, seed: int, device: torch.device, overwritten: int, classes: Sequence[int] | None = None):
+    def drawn(
+        cls,
+        generator: nn.Module,
+        n: int,
+        seed: int,
+        device: torch.device,
+        overwritten: int,
+        classes: Sequence[int] | None = None,
+    ):
         """With `n` random latents of each class."""
         size = len(range(generator.num_classes) if classes is None else classes), n, generator.z_dim
         values = torch.randn(size, generator=torch.Generator().manual_seed(derive_seed(seed, "latents", n)))
@@ -172,14 +219,18 @@ class Latents(nn.Module):
         return super()._apply(fn, recurse)
 
     def sample(self, y: Tensor, rng: torch.Generator | None = None) -> Tensor:
-        """One image (B, C, H, W) for each label of y (B,): those of a class at random, each again only after all others."""
+        """One image (B, C, H, W) for each label of y (B,): those of a class at random, each again only after
+        all others."""
         rows, (r, n, _) = self.row_of[y], self.values.shape
         order = torch.rand(r, n, device=y.device, generator=rng).argsort(1)
-        number = (F.one_hot(rows, r).cumsum(0) - 1).gather(1, rows[:, None]).squeeze(1) % n  # of an image in its class
+        number = (F.one_hot(rows, r).cumsum(0) - 1).gather(1, rows[:, None]).squeeze(
+            1
+        ) % n  # of an image in its class
         return self._made(self.values[rows, order[rows, number]], y)
 
     def _made(self, z: Tensor, y: Tensor, batch_size: int = 500) -> Tensor:
-        """The images of latents z (B, z_dim) and labels y (B,), in batches, which are padded on CUDA as in sample_padded."""
+        """The images of latents z (B, z_dim) and labels y (B,), in batches, which are padded on CUDA as in
+        sample_padded."""
         more = padded_size(len(y)) - len(y) if y.is_cuda else 0
         if more:
             z, y = F.pad(z, (0, 0, 0, more)), torch.cat([y, y[-1:].expand(more)])
@@ -195,7 +246,8 @@ class Latents(nn.Module):
         return self.values.detach()[..., self.overwritten :].half()
 
     def images(self, runtime: Runtime) -> tuple[Tensor, Tensor]:
-        """The images of all latents as they are stored, uint8 (N, C, H, W) sorted by class, and their labels (N,)."""
+        """The images of all latents as they are stored, uint8 (N, C, H, W) sorted by class, and their labels
+        (N,)."""
         labels = torch.tensor(self.classes, device=runtime.device).repeat_interleave(self.values.shape[1])
         with torch.no_grad(), runtime.autocast():
             latents = F.pad(self.stored().float(), (self.overwritten, 0)).flatten(0, 1)

@@ -1,4 +1,5 @@
-"""DiM's conditional generator and its discriminator (Wang et al. 2023, arXiv:2303.04707), and the pair in training."""
+"""DiM's conditional generator and its discriminator (Wang et al. 2023, arXiv:2303.04707), and the pair in
+training."""
 
 import copy
 
@@ -24,14 +25,24 @@ class Generator(nn.Module):
     z: (B, z_dim) standard normals, whose first num_classes entries are overwritten by one-hot(y); y: (B,).
     """
 
-    def __init__(self, num_classes: int, channels: int = 3, image_size: int = 32, width: int = 196, z_dim: int = 100):
+    def __init__(
+        self, num_classes: int, channels: int = 3, image_size: int = 32, width: int = 196, z_dim: int = 100
+    ):
         super().__init__()
         check_sizes(image_size, width)
         check_z_dim(z_dim, num_classes)
-        self.num_classes, self.channels, self.image_size, self.width, self.z_dim = num_classes, channels, image_size, width, z_dim
+        self.num_classes, self.channels, self.image_size, self.width, self.z_dim = (
+            num_classes,
+            channels,
+            image_size,
+            width,
+            z_dim,
+        )
         self.fc1 = nn.Linear(z_dim, width * 4 * 4)
         self.bn0 = nn.BatchNorm1d(width * 4 * 4)
-        self.conv1 = nn.ConvTranspose2d(width, width, 4 if image_size == 32 else 3, stride=2, padding=1)  # 4 -> 8 or 7
+        self.conv1 = nn.ConvTranspose2d(
+            width, width, 4 if image_size == 32 else 3, stride=2, padding=1
+        )  # 4 -> 8 or 7
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         self.bn2 = nn.BatchNorm2d(width)
@@ -75,12 +86,16 @@ class Discriminator(nn.Module):
         side = image_size
         for i, stride in enumerate(self.STRIDES, start=1):
             side = (side - 1) // stride + 1
-            self.add_module(f"conv{i}", nn.Conv2d(channels if i == 1 else width, width, 3, stride=stride, padding=1))
+            self.add_module(
+                f"conv{i}", nn.Conv2d(channels if i == 1 else width, width, 3, stride=stride, padding=1)
+            )
             self.add_module(f"ln{i}", nn.LayerNorm((width, side, side)))
         self.fc1 = nn.Linear(width, 1)
         self.fc10 = nn.Linear(width, num_classes)
 
-    def forward(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:  # y: used by other discriminators
+    def forward(
+        self, x: Tensor, y: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:  # y: used by other discriminators
         for i in range(1, len(self.STRIDES) + 1):
             x = F.leaky_relu(getattr(self, f"ln{i}")(getattr(self, f"conv{i}")(x)), 0.01)
         x = F.max_pool2d(x, 4).flatten(1)  # (B, width)
@@ -98,15 +113,19 @@ def check_sizes(image_size: int, width: int) -> None:
 def check_z_dim(z_dim: int, num_classes: int) -> None:
     """Raise UsageError unless the latent has room for the one-hot class and at least one random number."""
     if z_dim <= num_classes:
-        raise UsageError(f"--z-dim {z_dim}: expected more than the {num_classes} classes, whose one-hot code it holds")
+        raise UsageError(
+            f"--z-dim {z_dim}: expected more than the {num_classes} classes, whose one-hot code it holds"
+        )
 
 
 class GAN:
-    """A generator and a discriminator in training, on their device, with their Adam optimisers and the generator's moving average.
+    """A generator and a discriminator in training, on their device, with their Adam optimisers and the
+    generator's moving average.
 
-    discriminator: None for a generator that is trained by matching alone. lr, lr_d: learning rates of the generator and the discriminator
-    (default: the same). betas: of the generator's Adam. ema: decay of the moving average per step, 0 = no average. Step t uses
-    min(ema, (1 + t) / (10 + t)), so that the weights of the first steps are soon forgotten.
+    discriminator: None for a generator that is trained by matching alone. lr, lr_d: learning rates of the
+    generator and the discriminator (default: the same). betas: of the generator's Adam. ema: decay of the
+    moving average per step, 0 = no average. Step t uses min(ema, (1 + t) / (10 + t)), so that the weights of
+    the first steps are soon forgotten.
     """
 
     def __init__(
@@ -123,7 +142,9 @@ class GAN:
         self.ema_steps = torch.zeros((), device=next(generator.parameters()).device)
         self.rates = {"optim_g": lr, "optim_d": lr_d or lr}
         self.optim_g = make_adam(list(generator.parameters()), lr, betas)
-        self.optim_d = None if discriminator is None else make_adam(list(discriminator.parameters()), lr_d or lr)
+        self.optim_d = (
+            None if discriminator is None else make_adam(list(discriminator.parameters()), lr_d or lr)
+        )
 
     def train(self) -> "GAN":
         """Put the players in train mode, and return the pair."""
@@ -134,7 +155,9 @@ class GAN:
     @property
     def players(self) -> dict[str, nn.Module]:
         """Generator and discriminator, by name; the latter only if there is one."""
-        return {"generator": self.generator} | ({} if self.discriminator is None else {"discriminator": self.discriminator})
+        return {"generator": self.generator} | (
+            {} if self.discriminator is None else {"discriminator": self.discriminator}
+        )
 
     @property
     def deployed(self) -> nn.Module:
@@ -177,12 +200,18 @@ class GAN:
 
 @torch.no_grad()
 def estimate_statistics(
-    generator: nn.Module, batches: int, batch_size: int, seed: int, runtime: Runtime, classes: Tensor | None = None
+    generator: nn.Module,
+    batches: int,
+    batch_size: int,
+    seed: int,
+    runtime: Runtime,
+    classes: Tensor | None = None,
 ) -> None:
     """Set the generator's BatchNorm statistics to their means over `batches` batches of generated images.
 
-    Labels are drawn uniformly, from `classes` if given. Averaged weights have other statistics than the weights they were averaged from
-    (Izmailov et al. 2018, arXiv:1803.05407, 3.3). The state of the surrounding random numbers is restored.
+    Labels are drawn uniformly, from `classes` if given. Averaged weights have other statistics than the
+    weights they were averaged from (Izmailov et al. 2018, arXiv:1803.05407, 3.3). The state of the
+    surrounding random numbers is restored.
     """
     norms = [m for m in generator.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     device = next(generator.parameters()).device
@@ -193,7 +222,9 @@ def estimate_statistics(
     with seeded(device, seed, "statistics"), runtime.autocast():
         for i in range(batches):
             for norm in norms:
-                norm.momentum = 1 / (i + 1)  # a plain mean over the batches; None does the same, but reads a count from the device
+                norm.momentum = 1 / (
+                    i + 1
+                )  # a plain mean over the batches; None does the same, but reads a count from the device
             generator.sample(uniform_labels(generator.num_classes, batch_size, device, classes))
     generator.train(was_training)
     for norm, momentum in zip(norms, momenta, strict=True):
@@ -215,10 +246,11 @@ def discriminator_step(
     diffaug: tuple[str, ...] = (),
     classes: Tensor | None = None,
 ) -> Tensor:
-    """Update the discriminator once, on real images (B, C, H, W) of labels y and as many fake ones, and return its loss.
+    """Update the discriminator once, on real images (B, C, H, W) of labels y and as many fake ones, and
+    return its loss.
 
-    The labels of the fake images are drawn uniformly, from `classes` if given. diffaug: operations for differentiable_augment.
-    With class logits, and the penalty GP taken in float32:
+    The labels of the fake images are drawn uniformly, from `classes` if given. diffaug: operations for
+    differentiable_augment. With class logits, and the penalty GP taken in float32:
         loss_d = E[D(fake)] - E[D(real)] + CE(fake) + CE(real) + gp_weight * GP
     Without class logits:
         loss_d = E[relu(1 - D(real, y))] + E[relu(1 + D(fake, y))]
@@ -243,12 +275,14 @@ def discriminator_step(
 
 
 def rate_factor(lr_decay: str, done: int, total: int) -> float:
-    """Factor of the learning rate after `done` of `total` steps: 1, or with "linear" decay a line from 1 to 0."""
+    """Factor of the learning rate after `done` of `total` steps: 1, or with "linear" decay a line from 1 to
+    0."""
     return 1.0 if lr_decay == "none" else 1 - done / total
 
 
 def length_of_decay(lr_decay: str, epochs: int) -> dict[str, int]:
-    """The inputs that must be the same when a run is continued because its learning rates depend on them (see RunFolder)."""
+    """The inputs that must be the same when a run is continued because its learning rates depend on them (see
+    RunFolder)."""
     return {} if lr_decay == "none" else {"decay over --epochs": epochs}
 
 
@@ -258,7 +292,8 @@ def parse_diffaug(diffaug: str) -> tuple[str, ...]:
 
 
 def differentiable_augment(images: Tensor, operations: tuple[str, ...]) -> Tensor:
-    """DiffAugment (Zhao et al. 2020, arXiv:2006.10738): `operations`, drawn for each of the images (B, C, H, W) in [-1, 1].
+    """DiffAugment (Zhao et al. 2020, arXiv:2006.10738): `operations`, drawn for each of the images (B, C, H,
+    W) in [-1, 1].
 
     It is applied to real and fake images alike, in the steps of both players; gradients pass through it.
     """
@@ -270,7 +305,8 @@ def differentiable_augment(images: Tensor, operations: tuple[str, ...]) -> Tenso
 
 @torch.no_grad()
 def sample_grid(generator: nn.Module, seed: int, rows: int = 10) -> Tensor:
-    """A picture (C, H, W) in [-1, 1] with a column for each of the first ten classes and a row for each latent.
+    """A picture (C, H, W) in [-1, 1] with a column for each of the first ten classes and a row for each
+    latent.
 
     The latents depend on `seed` alone, so they are the same at every call.
     """

@@ -23,11 +23,16 @@ class _HalveOnCPU(torch.autograd.Function):
 def average_pool(x: Tensor) -> Tensor:
     """2x2 average pooling of stride 2, (B, C, H, W) -> (B, C, H // 2, W // 2).
 
-    On a CPU, torch's pooling takes a quarter of a ConvNet's step. Contiguous float32 images of even size are pooled there by sums of
-    strided views, in a third of the time; the result is equal up to rounding and can be differentiated twice. All others use torch's
-    pooling.
+    On a CPU, torch's pooling takes a quarter of a ConvNet's step. Contiguous float32 images of even size are
+    pooled there by sums of strided views, in a third of the time; the result is equal up to rounding and can
+    be differentiated twice. All others use torch's pooling.
     """
-    own = x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous() and x.shape[-1] % 2 == x.shape[-2] % 2 == 0
+    own = (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and x.is_contiguous()
+        and x.shape[-1] % 2 == x.shape[-2] % 2 == 0
+    )
     return _HalveOnCPU.apply(x) if own and not torch.compiler.is_compiling() else F.avg_pool2d(x, 2)
 
 

@@ -1,4 +1,5 @@
-"""The multilayer perceptron that the continual-learning literature uses on Split MNIST (Lopez-Paz & Ranzato 2017, arXiv:1706.08840)."""
+"""The multilayer perceptron that the continual-learning literature uses on Split MNIST (Lopez-Paz & Ranzato
+2017, arXiv:1706.08840)."""
 
 from itertools import pairwise
 

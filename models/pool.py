@@ -1,4 +1,5 @@
-"""The pool of stage 2: networks trained on real images, whose outputs for real and generated images are matched."""
+"""The pool of stage 2: networks trained on real images, whose outputs for real and generated images are
+matched."""
 
 from collections.abc import Iterator, Sequence
 
@@ -19,13 +20,14 @@ NetworkKey = tuple[int, str]  # the slot and the name of a network
 
 
 class Pool:
-    """Networks trained by SGD between generator steps, on real images, or on those of `generator` if one is given.
+    """Networks trained by SGD between generator steps, on real images, or on those of `generator` if one is
+    given.
 
     `size` of them are in use and take turns, one step each.
 
-    Each of them is drawn anew after a number of steps (see turn). With several, these times are spread evenly, so that the networks differ
-    in age, and each gets its share of the SGD steps. A network is built once and re-initialised in place, so that it keeps its place in
-    memory.
+    Each of them is drawn anew after a number of steps (see turn). With several, these times are spread
+    evenly, so that the networks differ in age, and each gets its share of the SGD steps. A network is built
+    once and re-initialised in place, so that it keeps its place in memory.
     """
 
     def __init__(
@@ -42,13 +44,18 @@ class Pool:
         self.names, self.size, self.generator = [network_name(name) for name in names], size, generator
         self.info, self.lr, self.strategy, self.seed, self.runtime = info, lr, strategy, seed, runtime
         self.networks: dict[NetworkKey, tuple[Classifier, torch.optim.SGD]] = {}
-        self.drawn: dict[int, tuple[str, int]] = {}  # slot -> the name of its network, and the epoch it was drawn for
+        self.drawn: dict[
+            int, tuple[str, int]
+        ] = {}  # slot -> the name of its network, and the epoch it was drawn for
         self.slot = 0  # the one in use
-        self.in_step = getattr(generator, "fixed_sizes", True)  # whether images are generated inside of the step that may be a graph
+        self.in_step = getattr(
+            generator, "fixed_sizes", True
+        )  # whether images are generated inside of the step that may be a graph
         self.update = runtime.graphed(self._update)
 
     def turn(self, step: int, age: int) -> None:
-        """Select the network for generator step number `step`, and if it is due, initialise it anew from (seed, drawing).
+        """Select the network for generator step number `step`, and if it is due, initialise it anew from
+        (seed, drawing).
 
         age: number of steps, those of the other networks included, after which a network is drawn anew.
         """
@@ -67,14 +74,20 @@ class Pool:
 
     def _use(self, slot: int, name: str, drawing: int) -> None:
         if (slot, name) not in self.networks:
-            with seeded(self.runtime.device, "any"):  # these weights are overwritten at once and must not advance the random numbers
+            with seeded(
+                self.runtime.device, "any"
+            ):  # these weights are overwritten at once and must not advance the random numbers
                 model = self.runtime.place(build_classifier(name, self.info)).train()
             parameters = list(model.parameters())
-            self.networks[slot, name] = model, torch.optim.SGD(parameters, self.lr, momentum=0.9, weight_decay=5e-4, **fused(parameters))
+            self.networks[slot, name] = (
+                model,
+                torch.optim.SGD(parameters, self.lr, momentum=0.9, weight_decay=5e-4, **fused(parameters)),
+            )
         self.drawn[slot] = name, drawing
 
     def untrained(self) -> "Pool":
-        """A pool of one network of the same kinds, which is drawn with a seed of its own and is not trained."""
+        """A pool of one network of the same kinds, which is drawn with a seed of its own and is not
+        trained."""
         return Pool(self.names, self.info, 0.0, "none", derive_seed(self.seed, "untrained"), self.runtime)
 
     @property
@@ -93,7 +106,8 @@ class Pool:
         return self.networks[self.key][1]
 
     def train_step(self, train: ImageSet, index: Tensor, choices: torch.Generator) -> None:
-        """One SGD step on the images of `train` at `index` (B,), or on generated ones of their labels; each is augmented on its own.
+        """One SGD step on the images of `train` at `index` (B,), or on generated ones of their labels; each
+        is augmented on its own.
 
         choices: the generator from which the operations are drawn on the host.
         """
@@ -124,7 +138,13 @@ class Pool:
         networks = []
         for slot, (name, drawing) in self.drawn.items():
             model, optim = self.networks[slot, name]
-            values = {"slot": slot, "name": name, "drawing": drawing, "model": model.state_dict(), "optim": optim.state_dict()}
+            values = {
+                "slot": slot,
+                "name": name,
+                "drawing": drawing,
+                "model": model.state_dict(),
+                "optim": optim.state_dict(),
+            }
             networks.append(values)
         return {"pool": networks}
 
@@ -137,8 +157,11 @@ class Pool:
             load_optimizer(optim, network["optim"])
 
 
-def shuffled_batches(num_images: int, batch_size: int, device: torch.device, seed: int, epoch: int, skip: int) -> Iterator[Tensor]:
-    """Endless whole batches of indices (B,) for the pool network of `epoch`, after the first `skip` of them."""
+def shuffled_batches(
+    num_images: int, batch_size: int, device: torch.device, seed: int, epoch: int, skip: int
+) -> Iterator[Tensor]:
+    """Endless whole batches of indices (B,) for the pool network of `epoch`, after the first `skip` of
+    them."""
     per_pass = num_images // batch_size
     first_pass, first_batch = divmod(skip, per_pass)
     number = first_pass

@@ -16,7 +16,8 @@ def make_norm(norm: str, width: int) -> nn.Module:
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convs and a shortcut. A stride of 2 halves the size, by strided convs or with `pool` by 2x2 average pooling."""
+    """Two 3x3 convs and a shortcut. A stride of 2 halves the size, by strided convs or with `pool` by 2x2
+    average pooling."""
 
     def __init__(self, in_width: int, width: int, stride: int, norm: str, pool: bool):
         super().__init__()
@@ -28,7 +29,11 @@ class BasicBlock(nn.Module):
         self.norm2 = make_norm(norm, width)
         self.shortcut = nn.Identity()
         if stride != 1 or in_width != width:
-            self.shortcut = nn.Sequential(nn.Conv2d(in_width, width, 1, stride=conv_stride, bias=False), self.halve, make_norm(norm, width))
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_width, width, 1, stride=conv_stride, bias=False),
+                self.halve,
+                make_norm(norm, width),
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.norm1(self.halve(self.conv1(x))))
@@ -54,10 +59,19 @@ class ResNet(Staged):
     """Four stages of `blocks` basic blocks at width, 2, 4 and 8 times width; global average pool; linear."""
 
     def __init__(
-        self, channels: int, image_size: int, num_classes: int, width: int, blocks: int, norm: str = "instance", pool: bool = False
+        self,
+        channels: int,
+        image_size: int,
+        num_classes: int,
+        width: int,
+        blocks: int,
+        norm: str = "instance",
+        pool: bool = False,
     ):
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(channels, width, 3, padding=1, bias=False), make_norm(norm, width), nn.ReLU())
+        self.stem = nn.Sequential(
+            nn.Conv2d(channels, width, 3, padding=1, bias=False), make_norm(norm, width), nn.ReLU()
+        )
         stages, in_width = [], width
         for i in range(4):
             out_width = width * 2**i

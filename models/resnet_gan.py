@@ -1,6 +1,8 @@
-"""A residual class-conditional generator and its projection discriminator (Miyato & Koyama 2018, arXiv:1802.05637).
+"""A residual class-conditional generator and its projection discriminator (Miyato & Koyama 2018,
+arXiv:1802.05637).
 
-The CIFAR networks of SNGAN (Miyato et al. 2018, arXiv:1802.05957), with the same number of channels in each block.
+The CIFAR networks of SNGAN (Miyato et al. 2018, arXiv:1802.05957), with the same number of channels in each
+block.
 """
 
 import math
@@ -16,7 +18,8 @@ from models.layers import average_pool
 
 
 class ConditionalBatchNorm2d(nn.Module):
-    """BatchNorm2d whose gain and bias depend on the image's class (de Vries et al. 2017, arXiv:1707.00683)."""
+    """BatchNorm2d whose gain and bias depend on the image's class (de Vries et al. 2017,
+    arXiv:1707.00683)."""
 
     def __init__(self, width: int, num_classes: int):
         super().__init__()
@@ -25,7 +28,9 @@ class ConditionalBatchNorm2d(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_classes, width))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.bn(x) * self.gain[y][:, :, None, None].to(x.dtype) + self.bias[y][:, :, None, None].to(x.dtype)
+        return self.bn(x) * self.gain[y][:, :, None, None].to(x.dtype) + self.bias[y][:, :, None, None].to(
+            x.dtype
+        )
 
 
 def upsample_conv(x: Tensor, conv: nn.Conv2d, side: int) -> Tensor:
@@ -46,13 +51,19 @@ def conv_pool(x: Tensor, conv: nn.Conv2d) -> Tensor:
 
 def spread_kernel(weight: Tensor) -> Tensor:
     """(..., 3, 3) -> (..., 4, 4): the sum of four copies of the kernel, one in each corner."""
-    return F.pad(weight, (0, 1, 0, 1)) + F.pad(weight, (1, 0, 0, 1)) + F.pad(weight, (0, 1, 1, 0)) + F.pad(weight, (1, 0, 1, 0))
+    return (
+        F.pad(weight, (0, 1, 0, 1))
+        + F.pad(weight, (1, 0, 0, 1))
+        + F.pad(weight, (0, 1, 1, 0))
+        + F.pad(weight, (1, 0, 1, 0))
+    )
 
 
 class UpBlock(nn.Module):
     """A residual block (B, width, h, w) -> (B, width, side, side).
 
-    Two 3x3 convs, each after conditional BatchNorm and ReLU, with nearest upsampling before the first one, and a shortcut.
+    Two 3x3 convs, each after conditional BatchNorm and ReLU, with nearest upsampling before the first one,
+    and a shortcut.
     """
 
     def __init__(self, width: int, side: int, num_classes: int):
@@ -67,23 +78,37 @@ class UpBlock(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         out = upsample_conv(F.relu(self.bn1(x, y)), self.conv1, self.side)
         out = self.conv2(F.relu(self.bn2(out, y)))
-        return out + F.interpolate(self.shortcut(x), size=self.side)  # a 1x1 conv before the upsampling gives the same as after it
+        return out + F.interpolate(
+            self.shortcut(x), size=self.side
+        )  # a 1x1 conv before the upsampling gives the same as after it
 
 
 class ResNetGenerator(nn.Module):
     """(z, y) -> images (B, channels, image_size, image_size) in [-1, 1].
 
-    z: (B, z_dim) standard normals, whose first num_classes entries are overwritten by one-hot(y) as in DiM's generator; y: (B,). The class
-    enters in two places: in z, so that classes differ from the first step on, and in the BatchNorms of the three blocks.
+    z: (B, z_dim) standard normals, whose first num_classes entries are overwritten by one-hot(y) as in DiM's
+    generator; y: (B,). The class enters in two places: in z, so that classes differ from the first step on,
+    and in the BatchNorms of the three blocks.
     """
 
-    def __init__(self, num_classes: int, channels: int = 3, image_size: int = 32, width: int = 224, z_dim: int = 100):
+    def __init__(
+        self, num_classes: int, channels: int = 3, image_size: int = 32, width: int = 224, z_dim: int = 100
+    ):
         super().__init__()
         check_sizes(image_size, width)
         check_z_dim(z_dim, num_classes)
-        self.num_classes, self.channels, self.image_size, self.width, self.z_dim = num_classes, channels, image_size, width, z_dim
+        self.num_classes, self.channels, self.image_size, self.width, self.z_dim = (
+            num_classes,
+            channels,
+            image_size,
+            width,
+            z_dim,
+        )
         self.fc1 = nn.Linear(z_dim, width * 4 * 4)
-        self.blocks = nn.ModuleList(UpBlock(width, side, num_classes) for side in (math.ceil(image_size / 4), image_size // 2, image_size))
+        self.blocks = nn.ModuleList(
+            UpBlock(width, side, num_classes)
+            for side in (math.ceil(image_size / 4), image_size // 2, image_size)
+        )
         self.bn = nn.BatchNorm2d(width)
         self.conv = nn.Conv2d(width, channels, 3, padding=1)
         initialise(self)
@@ -101,7 +126,8 @@ class ResNetGenerator(nn.Module):
 
 
 class DownBlock(nn.Module):
-    """A residual block of two 3x3 convs, each after ReLU, and a shortcut; with `halve`, 2x2 average pooling at the end.
+    """A residual block of two 3x3 convs, each after ReLU, and a shortcut; with `halve`, 2x2 average pooling
+    at the end.
 
     The first block takes images, so that it has no ReLU before its first conv.
     """
@@ -123,9 +149,9 @@ class DownBlock(nn.Module):
 class ResNetDiscriminator(nn.Module):
     """Images x (B, C, H, W) in [-1, 1] and labels y (B,) -> (scores (B,) in float32, None): no class logits.
 
-    score = w . h + e_y . h on the summed features h (B, width), the projection of Miyato & Koyama, Eq. 3. Every conv is spectrally
-    normalised, with one power iteration at each pass in train mode; w and e_y, unlike theirs, are not, so that the scores of a
-    narrow network may reach the hinge's margin (docs/LOG.md).
+    score = w . h + e_y . h on the summed features h (B, width), the projection of Miyato & Koyama, Eq. 3.
+    Every conv is spectrally normalised, with one power iteration at each pass in train mode; w and e_y,
+    unlike theirs, are not, so that the scores of a narrow network may reach the hinge's margin (docs/LOG.md).
     """
 
     def __init__(self, num_classes: int, channels: int = 3, image_size: int = 32, width: int = 224):
@@ -155,9 +181,11 @@ class ResNetDiscriminator(nn.Module):
 
 
 def initialise(module: nn.Module) -> None:
-    """Initialise weights as Glorot & Bengio 2010 (uniform), with gain sqrt(2) in the 3x3 convs, and biases with zero.
+    """Initialise weights as Glorot & Bengio 2010 (uniform), with gain sqrt(2) in the 3x3 convs, and biases
+    with zero.
 
-    The gains and biases of conditional BatchNorm get noise of standard deviation 0.1, so that the classes differ a little.
+    The gains and biases of conditional BatchNorm get noise of standard deviation 0.1, so that the classes
+    differ a little.
     """
     for child in module.modules():
         if isinstance(child, nn.Conv2d | nn.Linear | nn.Embedding):

@@ -14,7 +14,8 @@ from utils import UsageError
 
 
 class Draw(NamedTuple):
-    """A batch from memory: images (B, C, H, W) in [-1, 1], labels y (B,), and stored logits (B, N, K) of N networks, or (B, 0, K)."""
+    """A batch from memory: images (B, C, H, W) in [-1, 1], labels y (B,), and stored logits (B, N, K) of N
+    networks, or (B, 0, K)."""
 
     images: Tensor
     y: Tensor
@@ -24,13 +25,14 @@ class Draw(NamedTuple):
 class Buffer:
     """A uniform sample of all images offered so far: reservoir sampling (Vitter 1985, doi:10.1145/3147.3165).
 
-    Each offered image gets a random key. The images with the smallest keys are kept, as many as fit. If all images have one size, this is
-    a reservoir; if they are compressed, it is a sample that favours no size. The keys do not count as memory: to go on sampling, a
-    reservoir needs only the number of images that it was offered.
-    balanced: keep one reservoir for each class, each with an equal share of the room. classes: those that will come, None = all of the set.
-    planned: they have their shares from the start, so that no image leaves; it goes with `balanced`. max_bytes: budget for pixels or codes,
-    labels and logits. max_images: budget in images. None = no limit. networks: number of networks whose logits are stored with each image.
-    Raises UsageError if not even one image fits; with `balanced`, one of each class.
+    Each offered image gets a random key. The images with the smallest keys are kept, as many as fit. If all
+    images have one size, this is a reservoir; if they are compressed, it is a sample that favours no size.
+    The keys do not count as memory: to go on sampling, a reservoir needs only the number of images that it
+    was offered. balanced: keep one reservoir for each class, each with an equal share of the room. classes:
+    those that will come, None = all of the set. planned: they have their shares from the start, so that no
+    image leaves; it goes with `balanced`. max_bytes: budget for pixels or codes, labels and logits.
+    max_images: budget in images. None = no limit. networks: number of networks whose logits are stored with
+    each image. Raises UsageError if not even one image fits; with `balanced`, one of each class.
     """
 
     def __init__(
@@ -49,29 +51,52 @@ class Buffer:
         seed: int = 0,
     ):
         self.info, self.device, self.max_bytes, self.max_images = info, device, max_bytes, max_images
-        self.balanced, self.planned, self.classes = balanced, planned, sorted(range(info.num_classes) if classes is None else classes)
+        self.balanced, self.planned, self.classes = (
+            balanced,
+            planned,
+            sorted(range(info.num_classes) if classes is None else classes),
+        )
         self.codec, self.rng = make_codec(codec, quality, info), torch.Generator().manual_seed(seed)
         self.lossy = roundtrip(codec, self.codec, info)
-        self.item_bytes = {"labels": 1 if info.num_classes <= 256 else 2, "logits": 4 * networks * info.num_classes}
-        self.images = torch.empty(0, info.channels, info.image_size, info.image_size, dtype=torch.uint8, device=device)
+        self.item_bytes = {
+            "labels": 1 if info.num_classes <= 256 else 2,
+            "logits": 4 * networks * info.num_classes,
+        }
+        self.images = torch.empty(
+            0, info.channels, info.image_size, info.image_size, dtype=torch.uint8, device=device
+        )
         self.labels = torch.empty(0, dtype=torch.long, device=device)
         self.logits = torch.empty(0, networks, info.num_classes, device=device)
-        # On the host, for the same images: random keys, groups, sizes in bytes, and the codes if they are compressed.
-        self.keys, self.groups, self.sizes, self.codes = np.empty(0), np.empty(0, np.int64), np.empty(0, np.int64), []
+        # On the host, for the same images: random keys, groups, sizes in bytes, and the codes if they are
+        # compressed.
+        self.keys, self.groups, self.sizes, self.codes = (
+            np.empty(0),
+            np.empty(0, np.int64),
+            np.empty(0, np.int64),
+            [],
+        )
         self.bars: dict[int, float] = {}  # group -> the smallest key that was rejected
         self.known = list(self.classes) if planned else []  # groups in the order of their first image
         if max_bytes is not None:
-            empty = encode_images(self.codec, self.images.new_zeros(1, *self.images.shape[1:])) if self.codec else [None]
+            empty = (
+                encode_images(self.codec, self.images.new_zeros(1, *self.images.shape[1:]))
+                if self.codec
+                else [None]
+            )
             wanted, number = ("one of each class", len(self.classes)) if balanced else ("one", 1)
             least = number * int(self._sizes(empty)[0]) + (self.codec.shared if self.codec else 0)
             if least > max_bytes:
-                raise UsageError(f"{max_bytes} bytes are left for images, expected room for {wanted}, {least} bytes or more")
+                raise UsageError(
+                    f"{max_bytes} bytes are left for images, expected room for {wanted}, {least} bytes or "
+                    "more"
+                )
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def offer(self, images: Tensor, labels: Tensor, logits: Tensor | None = None) -> None:
-        """Offer uint8 images (B, C, H, W), labels (B,) on the host, and logits (B, N, K); the buffer keeps those that enter the sample."""
+        """Offer uint8 images (B, C, H, W), labels (B,) on the host, and logits (B, N, K); the buffer keeps
+        those that enter the sample."""
         keys = torch.rand(len(labels), generator=self.rng, dtype=torch.double).numpy()
         groups = labels.numpy() if self.balanced else np.zeros(len(labels), np.int64)
         wanted = np.flatnonzero(keys < [self.bars.get(group, np.inf) for group in groups.tolist()])
@@ -82,7 +107,11 @@ class Buffer:
         codes, rows = [None] * len(wanted), wanted  # rows: indices of the wanted images in `images`
         if self.codec is not None:
             index = to_device(torch.from_numpy(wanted), self.device)
-            codes, logits, rows = encode_images(self.codec, images[index]), logits[index], np.arange(len(wanted))
+            codes, logits, rows = (
+                encode_images(self.codec, images[index]),
+                logits[index],
+                np.arange(len(wanted)),
+            )
             images = self._decode(codes)
         arrived = (np.concatenate([self.keys, keys[wanted]]), np.concatenate([self.groups, groups[wanted]]))
         sizes, codes = np.concatenate([self.sizes, self._sizes(codes)]), self.codes + codes
@@ -96,13 +125,20 @@ class Buffer:
         self.keys, self.groups, self.sizes = arrived[0][order], arrived[1][order], sizes[order]
         self.codes = [codes[place] for place in order] if self.codec is not None else []
         grows = len(kept) != old
-        # places: indices in the tensors, of the images that stay if the number of images changes, else of those that are overwritten
+        # places: indices in the tensors, of the images that stay if the number of images changes, else of
+        # those that are overwritten
         places = staying if grows else np.flatnonzero(order != np.arange(old))
         joins = kept[kept >= old] - old if grows else order[places] - old
         if not (grows or len(places)):
             return
-        sent = [places, rows[joins], labels.numpy()[wanted[joins]]]  # one copy to the device, for which the host does not wait
-        places, rows, fresh_labels = to_device(torch.from_numpy(np.concatenate(sent)), self.device).split([len(part) for part in sent])
+        sent = [
+            places,
+            rows[joins],
+            labels.numpy()[wanted[joins]],
+        ]  # one copy to the device, for which the host does not wait
+        places, rows, fresh_labels = to_device(torch.from_numpy(np.concatenate(sent)), self.device).split(
+            [len(part) for part in sent]
+        )
         for name, fresh in {"images": images[rows], "labels": fresh_labels, "logits": logits[rows]}.items():
             tensor = getattr(self, name)
             if grows:
@@ -133,7 +169,8 @@ class Buffer:
     def room_for_class(self, images: ImageSet, sample: int = 200) -> int:
         """The number of images that fit into the share of one class, at the mean size of `images`.
 
-        sample: largest number of images whose size is looked at. Only with `planned`. Raises UsageError if not one fits.
+        sample: largest number of images whose size is looked at. Only with `planned`. Raises UsageError if
+        not one fits.
         """
         if self.max_images is not None:
             return self.max_images // len(self.classes)
@@ -148,7 +185,9 @@ class Buffer:
     def num_bytes(self) -> dict[str, int]:
         """Return the bytes kept, by kind: images, labels and logits."""
         parts = {name: len(self) * size for name, size in self.item_bytes.items() if size}
-        return {"images": int(self.sizes.sum()) - sum(parts.values()) + (self.codec.shared if self.codec else 0)} | parts
+        return {
+            "images": int(self.sizes.sum()) - sum(parts.values()) + (self.codec.shared if self.codec else 0)
+        } | parts
 
     def state_dict(self) -> dict:
         """Return the pixels or the codes, the labels and logits, and the state of the sampling."""
@@ -181,7 +220,8 @@ class Buffer:
         return np.array(pixels, np.int64) + sum(self.item_bytes.values())
 
     def _fits(self, keys: np.ndarray, groups: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-        """Choose the images to keep, a mask (N,): in each group those with the smallest keys, as many as fit. Updates the bars."""
+        """Choose the images to keep, a mask (N,): in each group those with the smallest keys, as many as fit.
+        Updates the bars."""
         limit = self.max_images
         if self.max_bytes is not None:
             limit = self.max_bytes - (self.codec.shared if self.codec else 0)
@@ -190,7 +230,9 @@ class Buffer:
         kept = np.zeros(len(keys), bool)
         self.known += [group for group in dict.fromkeys(groups.tolist()) if group not in self.known]
         for place, group in enumerate(self.known):
-            room = limit // len(self.known) + (place < limit % len(self.known) if self.max_bytes is None else 0)
+            room = limit // len(self.known) + (
+                place < limit % len(self.known) if self.max_bytes is None else 0
+            )
             (places,) = np.nonzero(groups == group)
             places = places[np.argsort(keys[places])]
             used = np.cumsum(sizes[places] if self.max_bytes is not None else np.ones(len(places)))

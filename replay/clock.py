@@ -10,8 +10,9 @@ from engine.streams import Stopwatch
 class Clock:
     """A clock that adds up the seconds that the device spends on each of several networks.
 
-    The seconds of a replayed CUDA graph, which holds all networks, are divided evenly among them. The host waits for the device only when
-    the seconds are read. seconds: those of each network before the run was resumed.
+    The seconds of a replayed CUDA graph, which holds all networks, are divided evenly among them. The host
+    waits for the device only when the seconds are read. seconds: those of each network before the run was
+    resumed.
     """
 
     def __init__(self, seconds: Sequence[float], runtime: Runtime):

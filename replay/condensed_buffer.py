@@ -1,4 +1,5 @@
-"""A buffer of condensed images, in shares that are planned; real images may fill the room that is not taken yet."""
+"""A buffer of condensed images, in shares that are planned; real images may fill the room that is not taken
+yet."""
 
 import torch
 from torch import Tensor
@@ -10,9 +11,9 @@ from replay.buffer import Buffer, Draw
 class CondensedBuffer:
     """Condensed images of each finished task, and a reservoir of real images in the bytes that they leave.
 
-    condensed: a planned buffer, whose classes have their shares from the start. filler: the reservoir, within the same budget as a whole;
-    None = no real images. Whenever a task's condensed images come, the filler gives up their room, so that after the last task it holds
-    only what the shares leave over.
+    condensed: a planned buffer, whose classes have their shares from the start. filler: the reservoir, within
+    the same budget as a whole; None = no real images. Whenever a task's condensed images come, the filler
+    gives up their room, so that after the last task it holds only what the shares leave over.
     """
 
     planned = True
@@ -55,7 +56,9 @@ class CondensedBuffer:
             self.filler.resize(max_images=self.max_images - len(self.condensed))
         else:
             shared = self.codec.shared if self.codec else 0  # stored once for both
-            self.filler.resize(max_bytes=self.condensed.max_bytes - sum(self.condensed.num_bytes().values()) + shared)
+            self.filler.resize(
+                max_bytes=self.condensed.max_bytes - sum(self.condensed.num_bytes().values()) + shared
+            )
 
     def draw(self, n: int) -> Draw:
         """Draw n different images, or all if there are fewer, with random numbers of the device."""
@@ -64,7 +67,8 @@ class CondensedBuffer:
             return (filled or self.parts)[0].draw(n)
         index = torch.randperm(len(self), device=self.condensed.device)[:n]
         own = index < len(self.condensed)
-        # Both parts are read for every image, so that the device need not tell the host which one it comes from.
+        # Both parts are read for every image, so that the device need not tell the host which one it comes
+        # from.
         at, beyond = index.clamp(max=len(self.condensed) - 1), (index - len(self.condensed)).clamp(min=0)
         images = torch.where(own[:, None, None, None], self.condensed.images[at], self.filler.images[beyond])
         labels = torch.where(own, self.condensed.labels[at], self.filler.labels[beyond])
@@ -78,11 +82,15 @@ class CondensedBuffer:
         """Return the bytes kept, by kind."""
         kinds = [part.num_bytes() for part in self.parts]
         total = {kind: sum(found[kind] for found in kinds) for kind in kinds[0]}
-        return total | {"images": total["images"] - (len(kinds) - 1) * (self.codec.shared if self.codec else 0)}
+        return total | {
+            "images": total["images"] - (len(kinds) - 1) * (self.codec.shared if self.codec else 0)
+        }
 
     def state_dict(self) -> dict:
         """Return the states of both parts."""
-        return self.condensed.state_dict() | ({} if self.filler is None else {"filler": self.filler.state_dict()})
+        return self.condensed.state_dict() | (
+            {} if self.filler is None else {"filler": self.filler.state_dict()}
+        )
 
     def load_state_dict(self, state: dict) -> None:
         """Restore what state_dict() returned."""

@@ -25,7 +25,9 @@ class TaskCondenser:
 
     def _new(self, task: int) -> Condensed:
         train, plan = self.plan.tasks[task], self.plan
-        ipc = min(self.memory.buffer.room_for_class(train), int(train.labels.unique(return_counts=True)[1].min()))
+        ipc = min(
+            self.memory.buffer.room_for_class(train), int(train.labels.unique(return_counts=True)[1].min())
+        )
         lossy, seed = self.memory.buffer.lossy, derive_seed(plan.seed, "condense", task)
         return Condensed(train, ipc, plan.options.condensing, plan.info, seed, plan.runtime, lossy)
 

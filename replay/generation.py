@@ -1,4 +1,5 @@
-"""Training of the generator of a task, and of its latents: stages 1 and 2 on the images that a continual learner may use."""
+"""Training of the generator of a task, and of its latents: stages 1 and 2 on the images that a continual
+learner may use."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -24,7 +25,8 @@ from utils import blame
 class TaskGenerator:
     """The GAN of a task in training, and the pool of networks that it is matched with.
 
-    networks: names of the networks in the pool. train_gan, train_match: the loops of stages 1 and 2 (gen_condense.py, pool_match.py).
+    networks: names of the networks in the pool. train_gan, train_match: the loops of stages 1 and 2
+    (gen_condense.py, pool_match.py).
     """
 
     def __init__(
@@ -44,8 +46,8 @@ class TaskGenerator:
     def _train_set(self, task: int) -> tuple[ImageSet, Tensor]:
         """Return the images that the generator of this task is trained on, and their classes (M,).
 
-        These are the real images of the task. A carried generator also gets replayed images of the earlier classes; with --oracle, the
-        generator gets the images of all tasks.
+        These are the real images of the task. A carried generator also gets replayed images of the earlier
+        classes; with --oracle, the generator gets the images of all tasks.
         """
         sets, labels = [self.plan.tasks[task]], self.plan.classes[task]
         if self.plan.options.oracle:
@@ -54,19 +56,34 @@ class TaskGenerator:
             sets, labels = [*sets, self.replay.images], self.plan.seen(task)
             if self.memory.buffer:
                 held = self.memory.buffer.contents()
-                sets.append(held[torch.isin(held.labels, torch.tensor(self.plan.seen(task - 1), device=held.labels.device))])
+                sets.append(
+                    held[
+                        torch.isin(
+                            held.labels, torch.tensor(self.plan.seen(task - 1), device=held.labels.device)
+                        )
+                    ]
+                )
         return ImageSet.joined(sets), torch.tensor(labels, device=self.plan.runtime.device)
 
     def _new_gan(self, task: int) -> GAN:
-        """Build the GAN to train: the stored generator if one is carried on, else a new one. The discriminator is new unless kept."""
+        """Build the GAN to train: the stored generator if one is carried on, else a new one. The
+        discriminator is new unless kept."""
         o, generators = self.plan.options, self.memory.generators
         with seeded(torch.device("cpu"), self.plan.seed, "gan", task), blame("--width or --memory-bytes"):
             generator, discriminator = generators.players(self.plan.classes[task])
         if generators.layout == "carried" and generators.stored:
             generator.load_state_dict(generators.build().state_dict())
         elif o.generator_start == "previous" and generators.stored:
-            load_stored(generator, generators.stored[-1])  # new classes start from the rows of the last task's
-        gan = GAN(self.plan.runtime.place(generator), self.plan.runtime.place(discriminator), o.gan_lr, o.ema, o.gan_lr_d)
+            load_stored(
+                generator, generators.stored[-1]
+            )  # new classes start from the rows of the last task's
+        gan = GAN(
+            self.plan.runtime.place(generator),
+            self.plan.runtime.place(discriminator),
+            o.gan_lr,
+            o.ema,
+            o.gan_lr_d,
+        )
         if generators.kept_with and generators.layout == "carried":
             fresh, kept = gan.state_dict(), dict(generators.kept_with)
             kept |= {name: fresh[name] | {"state": kept[name]} for name in ("optim_g", "optim_d")}
@@ -84,10 +101,13 @@ class TaskGenerator:
         if alone:
             size, generator = MATCH_RECIPES["energy"]["pool_size"], self._of_all_classes(task)
         seed = derive_seed(plan.seed, "pool", task)
-        return Pool(self.networks, plan.info, plan.options.pool_lr, "color_crop", seed, plan.runtime, size, generator)
+        return Pool(
+            self.networks, plan.info, plan.options.pool_lr, "color_crop", seed, plan.runtime, size, generator
+        )
 
     def _of_all_classes(self, task: int) -> nn.Module:
-        """A generator of all classes so far: the average of that in training, and the stored ones of earlier tasks.
+        """A generator of all classes so far: the average of that in training, and the stored ones of earlier
+        tasks.
 
         It is in eval mode, since a batch may have few images of the classes of the task.
         """
@@ -95,10 +115,13 @@ class TaskGenerator:
         if self.memory.generators.layout == "carried" or not task:
             return current
         earlier = self.memory.generators.build()
-        return self.plan.runtime.place(ByClass([current, earlier], [self.plan.classes[task], self.plan.seen(task - 1)]))
+        return self.plan.runtime.place(
+            ByClass([current, earlier], [self.plan.classes[task], self.plan.seen(task - 1)])
+        )
 
     def gan_steps(self, task: int, done: int) -> Iterator[Losses]:
-        """Run stage 1 on the images of _train_set; yield the losses of its steps, without the first `done`."""
+        """Run stage 1 on the images of _train_set; yield the losses of its steps, without the first
+        `done`."""
         if done == 0:
             self.gan = self._new_gan(task)
         o, (train, labels) = self.plan.options, self._train_set(task)
@@ -119,8 +142,8 @@ class TaskGenerator:
     def match_steps(self, task: int, done: int) -> Iterator[Losses]:
         """Run stage 2 on the same images; yield the losses of its steps, without the first `done`.
 
-        By --recipe-match energy the generator is matched alone, in networks that learn the generated images of all classes so far, and
-        the networks of the learner, which know these classes, are its teachers.
+        By --recipe-match energy the generator is matched alone, in networks that learn the generated images
+        of all classes so far, and the networks of the learner, which know these classes, are its teachers.
         """
         o, alone = self.plan.options, self.plan.options.recipe_match == "energy"
         if done == 0:
@@ -130,7 +153,9 @@ class TaskGenerator:
                 self.gan = self._alone(self.gan.deployed)
             self.pool = self._new_pool(task, alone)
         if alone:
-            return self._alone_steps("match", task, done, o.match_steps, recipe_settings(o.match_batch, o.teacher_weight))
+            return self._alone_steps(
+                "match", task, done, o.match_steps, recipe_settings(o.match_batch, o.teacher_weight)
+            )
         train, labels = self._train_set(task)
         num_steps = steps_per_epoch(len(train), o.gan_batch_size)
         settings = {
@@ -141,12 +166,18 @@ class TaskGenerator:
             "start": Position(*divmod(done, num_steps)),
         }
         seed = derive_seed(self.plan.seed, "match", task)
-        shared = {"batch_size": o.gan_batch_size, "seed": seed, "runtime": self.plan.runtime, "classes": labels}
+        shared = {
+            "batch_size": o.gan_batch_size,
+            "seed": seed,
+            "runtime": self.plan.runtime,
+            "classes": labels,
+        }
         steps = self.train_match(self.gan, self.pool, train, **shared, **settings)
         return ({f"match_{name}": loss for name, loss in at.losses.items()} for at in steps)
 
     def latent_steps(self, task: int, done: int) -> Iterator[Losses]:
-        """Optimise the latents of the task's classes by the same matching, through its generator as it is stored."""
+        """Optimise the latents of the task's classes by the same matching, through its generator as it is
+        stored."""
         o = self.plan.options
         if done == 0:
             self.keep(task)
@@ -157,10 +188,13 @@ class TaskGenerator:
 
     def _new_latents(self, task: int) -> GAN:
         with blame("--latents"):
-            return self.memory.generators.new_latents(derive_seed(self.plan.seed, task), self.plan.runtime).in_training()
+            return self.memory.generators.new_latents(
+                derive_seed(self.plan.seed, task), self.plan.runtime
+            ).in_training()
 
     def _alone_steps(self, name: str, task: int, done: int, length: int, settings: dict) -> Iterator[Losses]:
-        """Match without a GAN for `length` steps; the networks of the learner, which know all classes so far, are the teachers."""
+        """Match without a GAN for `length` steps; the networks of the learner, which know all classes so far,
+        are the teachers."""
         (train, labels), o = self._train_set(task), self.plan.options
         sets = [train] if self.replay.images is None else [train, self.replay.images]
         steps = self.train_match(
@@ -180,7 +214,8 @@ class TaskGenerator:
         return ({f"{name}_{loss}": value for loss, value in at.losses.items()} for at in steps)
 
     def keep(self, task: int) -> None:
-        """Store the generator or the latents that were trained at this task, if any, and end their training."""
+        """Store the generator or the latents that were trained at this task, if any, and end their
+        training."""
         if self.gan is None:
             return
         if isinstance(self.gan.generator, Latents):
@@ -192,7 +227,9 @@ class TaskGenerator:
         held = seen if self.memory.generators.layout == "carried" else self.plan.classes[task]
         if o.restat:
             labels = torch.tensor(held, device=self.plan.runtime.device)
-            estimate_statistics(self.gan.deployed, o.restat, o.gan_batch_size, self.plan.seed, self.plan.runtime, labels)
+            estimate_statistics(
+                self.gan.deployed, o.restat, o.gan_batch_size, self.plan.seed, self.plan.runtime, labels
+            )
         kept = None
         if o.keep_discriminator:
             kept = {"discriminator": self.gan.discriminator.state_dict()}

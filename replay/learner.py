@@ -18,7 +18,8 @@ from models import Classifier, build_classifier
 
 
 class Batch(NamedTuple):
-    """Images (B, C, H, W) in [-1, 1], labels y (B,), stored logits (B, N, K) of the N networks, and the augmentation that was drawn."""
+    """Images (B, C, H, W) in [-1, 1], labels y (B,), stored logits (B, N, K) of the N networks, and the
+    augmentation that was drawn."""
 
     images: Tensor
     y: Tensor
@@ -39,13 +40,23 @@ class Weights:
 
 
 class Learner:
-    """A network that is trained continually by plain SGD, with the copies of earlier weights that its method needs.
+    """A network that is trained continually by plain SGD, with the copies of earlier weights that its method
+    needs.
 
-    decay: decay of the averages; None = no averages. averages: the plastic and the stable copy of CLS-ER. previous: frozen copy of the
-    network at the end of the last task, kept within a task only.
+    decay: decay of the averages; None = no averages. averages: the plastic and the stable copy of CLS-ER.
+    previous: frozen copy of the network at the end of the last task, kept within a task only.
     """
 
-    def __init__(self, number: int, name: str, info: DataInfo, lr: float, decay: float | None, seed: int, runtime: Runtime):
+    def __init__(
+        self,
+        number: int,
+        name: str,
+        info: DataInfo,
+        lr: float,
+        decay: float | None,
+        seed: int,
+        runtime: Runtime,
+    ):
         self.number, self.name, self.info, self.seed, self.runtime = number, name, info, seed, runtime
         self.model = runtime.place(self._fresh("init")).train()
         self.decay = decay
@@ -76,15 +87,18 @@ class Learner:
 
     @torch.no_grad()
     def update_averages(self, step: int) -> None:
-        """Move the plastic and the stable copy, if there are any, towards the network, each with its own probability.
+        """Move the plastic and the stable copy, if there are any, towards the network, each with its own
+        probability.
 
-        Arani et al. 2022 (arXiv:2201.12604) and its code: the plastic copy is updated with probability 0.9, the stable one with 0.7. The
-        decay at step t is at most 1 - 1 / (t + 1).
+        Arani et al. 2022 (arXiv:2201.12604) and its code: the plastic copy is updated with probability 0.9,
+        the stable one with 0.7. The decay at step t is at most 1 - 1 / (t + 1).
         """
         if not self.averages:
             return
         decay = min(1 - 1 / (step + 1), self.decay)
-        draws = torch.rand(2, generator=torch.Generator().manual_seed(derive_seed(self.seed, "averages", step)))
+        draws = torch.rand(
+            2, generator=torch.Generator().manual_seed(derive_seed(self.seed, "averages", step))
+        )
         for average, draw, probability in zip(self.averages, draws.tolist(), (0.9, 0.7), strict=False):
             if draw < probability:
                 for target, source in zip(average.parameters(), self.model.parameters(), strict=True):
@@ -123,11 +137,17 @@ def frozen_copy(model: Classifier) -> Classifier:
 def joined(batches: Sequence[Batch]) -> Batch:
     """Concatenate batches; each image keeps its own augmentation, and stored logits are left out."""
     augment = Augmentation.joined([batch.augment for batch in batches])
-    return Batch(torch.cat([batch.images for batch in batches]), torch.cat([batch.y for batch in batches]), None, augment)
+    return Batch(
+        torch.cat([batch.images for batch in batches]),
+        torch.cat([batch.y for batch in batches]),
+        None,
+        augment,
+    )
 
 
 class Ensemble(nn.Module):
-    """An ensemble that averages the softmax outputs of its networks and returns the logarithm of the mean (B, K)."""
+    """An ensemble that averages the softmax outputs of its networks and returns the logarithm of the mean (B,
+    K)."""
 
     def __init__(self, models: Sequence[nn.Module]):
         super().__init__()

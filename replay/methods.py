@@ -11,14 +11,19 @@ from losses import distillation_loss, masked_cross_entropy
 from replay.learner import Batch, Learner, Weights, joined
 
 
-def er_loss(learner: Learner, current: Batch, replays: Sequence[Batch], weights: Weights) -> tuple[Tensor, Tensor]:
-    """Cross-entropy on the current and the replayed batch, joined into one: experience replay (Chaudhry et al. 2019, arXiv:1902.10486)."""
+def er_loss(
+    learner: Learner, current: Batch, replays: Sequence[Batch], weights: Weights
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy on the current and the replayed batch, joined into one: experience replay (Chaudhry et
+    al. 2019, arXiv:1902.10486)."""
     batch = joined([current, *replays])
     logits = learner(batch)
     return F.cross_entropy(logits, batch.y), logits[: len(current.y)]
 
 
-def der_loss(learner: Learner, current: Batch, replays: Sequence[Batch], weights: Weights) -> tuple[Tensor, Tensor]:
+def der_loss(
+    learner: Learner, current: Batch, replays: Sequence[Batch], weights: Weights
+) -> tuple[Tensor, Tensor]:
     """CE(current) + alpha * MSE(logits, stored logits) + beta * CE on a second draw.
 
     DER++ (Buzzega et al. 2020, arXiv:2004.07211, Eq. 6).
@@ -32,11 +37,15 @@ def der_loss(learner: Learner, current: Batch, replays: Sequence[Batch], weights
     return loss, logits
 
 
-def ace_loss(learner: Learner, current: Batch, replays: Sequence[Batch], weights: Weights) -> tuple[Tensor, Tensor]:
-    """CE(current) + CE(replay), the first among some classes only: ER-ACE (Caccia et al. 2022, arXiv:2104.05025).
+def ace_loss(
+    learner: Learner, current: Batch, replays: Sequence[Batch], weights: Weights
+) -> tuple[Tensor, Tensor]:
+    """CE(current) + CE(replay), the first among some classes only: ER-ACE (Caccia et al. 2022,
+    arXiv:2104.05025).
 
-    CE(current) is among the classes of the batch and those not seen yet, as in mammoth; in the paper it is among the classes of the batch
-    alone. Replay begins with the first task, as in the paper; in mammoth it begins with the second.
+    CE(current) is among the classes of the batch and those not seen yet, as in mammoth; in the paper it is
+    among the classes of the batch alone. Replay begins with the first task, as in the paper; in mammoth it
+    begins with the second.
     """
     logits = learner(current)
     present = torch.zeros_like(weights.unseen).scatter(0, current.y, True)
@@ -46,10 +55,14 @@ def ace_loss(learner: Learner, current: Batch, replays: Sequence[Batch], weights
     return loss, logits
 
 
-def cls_loss(learner: Learner, current: Batch, replays: Sequence[Batch], weights: Weights) -> tuple[Tensor, Tensor]:
-    """Loss of ER + weights.consistency * MSE(logits, logits of an averaged copy): CLS-ER (Arani et al. 2022, arXiv:2201.12604).
+def cls_loss(
+    learner: Learner, current: Batch, replays: Sequence[Batch], weights: Weights
+) -> tuple[Tensor, Tensor]:
+    """Loss of ER + weights.consistency * MSE(logits, logits of an averaged copy): CLS-ER (Arani et al. 2022,
+    arXiv:2201.12604).
 
-    The second term is on the replayed batch. For each image, it takes the copy that gives its label the higher probability.
+    The second term is on the replayed batch. For each image, it takes the copy that gives its label the
+    higher probability.
     """
     loss, logits = er_loss(learner, current, replays, weights)
     for replay in replays:
@@ -61,13 +74,16 @@ def cls_loss(learner: Learner, current: Batch, replays: Sequence[Batch], weights
     return loss, logits
 
 
-def generative_loss(learner: Learner, current: Batch, replays: Sequence[Batch], weights: Weights) -> tuple[Tensor, Tensor]:
+def generative_loss(
+    learner: Learner, current: Batch, replays: Sequence[Batch], weights: Weights
+) -> tuple[Tensor, Tensor]:
     """r * CE(current) + (1 - r) * loss on generated images of old classes, with r = weights.current.
 
-    The loss on generated images is (1 - d) * CE + d * distillation from the network of the last task at temperature 2, with
-    d = weights.distill. With d = 1 this is deep generative replay (Shin et al. 2017, arXiv:1705.08690) with the distillation of van de Ven
-    & Tolias 2018 (arXiv:1809.10635), with one difference: they set the last network's probabilities of classes that it had not met to 0,
-    and here these probabilities stay as they are.
+    The loss on generated images is (1 - d) * CE + d * distillation from the network of the last task at
+    temperature 2, with d = weights.distill. With d = 1 this is deep generative replay (Shin et al. 2017,
+    arXiv:1705.08690) with the distillation of van de Ven & Tolias 2018 (arXiv:1809.10635), with one
+    difference: they set the last network's probabilities of classes that it had not met to 0, and here these
+    probabilities stay as they are.
     """
     logits = learner(current)
     loss = F.cross_entropy(logits, current.y)
@@ -93,7 +109,9 @@ class Method:
     keeps_logits: bool = False
     averaged: bool = False  # two averaged copies of each network, which count as memory
     balanced: bool = False  # the buffer holds an equal share of each class
-    retrains: bool = False  # networks are trained from scratch on memory alone at the end of each task, not on the stream
+    retrains: bool = (
+        False  # networks are trained from scratch on memory alone at the end of each task, not on the stream
+    )
     condenses: bool = False  # the buffer holds condensed images of each task in the place of real ones
     at_once: bool = False  # all tasks are learnt as one
     unlimited: bool = False  # the buffer keeps every image
@@ -109,7 +127,9 @@ METHODS = {
     # Prabhu et al. 2020
     "gdumb": Method("a class-balanced buffer, and training from scratch on it", balanced=True, retrains=True),
     # as CCMCL (arXiv:2102.09890) and OLCGM (arXiv:2206.11849): condensed images, replayed as in ER
-    "condensed": Method("experience replay from condensed images of each task", balanced=True, condenses=True),
+    "condensed": Method(
+        "experience replay from condensed images of each task", balanced=True, condenses=True
+    ),
     "cls-er": Method("experience replay with a plastic and a stable copy", cls_loss, averaged=True),
     "dgr": Method("deep generative replay, with distillation", generative_loss, memory="generator"),
     "dim": Method("a distilled generator as memory", generative_loss, memory="generator"),

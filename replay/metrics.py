@@ -1,7 +1,8 @@
-"""Metrics of continual learning, from the matrix acc[i, j]: accuracy in percent on task j after learning task i (both from 0).
+"""Metrics of continual learning, from the matrix acc[i, j]: accuracy in percent on task j after learning task
+i (both from 0).
 
-The matrix is a list of rows. A metric that is not defined for a matrix is None. If several forms of a metric are in use, its docstring
-says which one this is.
+The matrix is a list of rows. A metric that is not defined for a matrix is None. If several forms of a metric
+are in use, its docstring says which one this is.
 """
 
 from collections.abc import Sequence
@@ -18,12 +19,14 @@ Matrix = Sequence[Sequence[float]]
 
 
 def average_accuracy(acc: Matrix) -> float:
-    """Mean over tasks of the last row: accuracy at the end (Lopez-Paz & Ranzato 2017, arXiv:1706.08840, ACC)."""
+    """Mean over tasks of the last row: accuracy at the end (Lopez-Paz & Ranzato 2017, arXiv:1706.08840,
+    ACC)."""
     return mean(acc[-1])
 
 
 def average_incremental_accuracy(acc: Matrix) -> float | None:
-    """Mean over i of the mean accuracy on the tasks 0..i after task i (Rebuffi et al. 2017, arXiv:1611.07725).
+    """Mean over i of the mean accuracy on the tasks 0..i after task i (Rebuffi et al. 2017,
+    arXiv:1611.07725).
 
     All tasks have the same weight, whatever their number of images; some codes average over images instead.
     """
@@ -31,11 +34,12 @@ def average_incremental_accuracy(acc: Matrix) -> float | None:
 
 
 def forgetting(acc: Matrix) -> float | None:
-    """Mean over tasks but the last of the best earlier accuracy minus the final one (Chaudhry et al. 2018, arXiv:1801.10112, Eq. 3).
+    """Mean over tasks but the last of the best earlier accuracy minus the final one (Chaudhry et al. 2018,
+    arXiv:1801.10112, Eq. 3).
 
-    The best is over the rows 0..T-2, so the value is negative if the final accuracies are the best. Other codes differ: mammoth includes
-    the final row in the best, so that its value is never negative; Avalanche uses the accuracy right after the task instead of the best,
-    which makes it -backward_transfer.
+    The best is over the rows 0..T-2, so the value is negative if the final accuracies are the best. Other
+    codes differ: mammoth includes the final row in the best, so that its value is never negative; Avalanche
+    uses the accuracy right after the task instead of the best, which makes it -backward_transfer.
     """
     if not _square(acc) or len(acc) < 2:
         return None
@@ -43,17 +47,20 @@ def forgetting(acc: Matrix) -> float | None:
 
 
 def backward_transfer(acc: Matrix) -> float | None:
-    """Mean over tasks but the last of the final accuracy minus that right after the task (Lopez-Paz & Ranzato 2017, BWT)."""
+    """Mean over tasks but the last of the final accuracy minus that right after the task (Lopez-Paz & Ranzato
+    2017, BWT)."""
     if not _square(acc) or len(acc) < 2:
         return None
     return mean(acc[-1][j] - acc[j][j] for j in range(len(acc) - 1))
 
 
 def forward_transfer(acc: Matrix, initial: Sequence[float]) -> float | None:
-    """Mean over tasks but the first of the accuracy right before the task minus the untrained network's (ibid., FWT).
+    """Mean over tasks but the first of the accuracy right before the task minus the untrained network's
+    (ibid., FWT).
 
-    initial: accuracy in percent on each task before any training. In class-il the value is about 0 or less, because classes that have not
-    been learnt are not predicted. In task-il, among the classes of the task, it shows whether earlier tasks helped.
+    initial: accuracy in percent on each task before any training. In class-il the value is about 0 or less,
+    because classes that have not been learnt are not predicted. In task-il, among the classes of the task, it
+    shows whether earlier tasks helped.
     """
     if not _square(acc) or len(acc) < 2:
         return None
@@ -77,8 +84,11 @@ def _square(acc: Matrix) -> bool:
 
 
 @torch.no_grad()
-def accuracies(model: nn.Module, images: ImageSet, classes: Sequence[Sequence[int]], num_classes: int) -> dict[str, list[float]]:
-    """Accuracy in percent on the images of each task: class-il among all outputs, task-il among those of the image's task.
+def accuracies(
+    model: nn.Module, images: ImageSet, classes: Sequence[Sequence[int]], num_classes: int
+) -> dict[str, list[float]]:
+    """Accuracy in percent on the images of each task: class-il among all outputs, task-il among those of the
+    image's task.
 
     Every image is of a class of some task.
     """

@@ -61,7 +61,8 @@ class Options:
 
 
 def make_options(flags: Mapping[str, Any], tracks: Mapping[str, int]) -> Options:
-    """Make the settings of the flags, with the defaults that depend on others filled in. tracks: default of --epochs for each --track."""
+    """Make the settings of the flags, with the defaults that depend on others filled in. tracks: default of
+    --epochs for each --track."""
     given, ours = SimpleNamespace(**flags), flags["method"] == "dim"
     distill = 0.0 if given.replay_loss else 0.5 if ours else 1.0
     filled = {
@@ -73,7 +74,9 @@ def make_options(flags: Mapping[str, Any], tracks: Mapping[str, int]) -> Options
         "rehearse_decay": given.rehearse_decay or "none",
         "condensing": Condensing.of(flags),
     }
-    return Options(**{field.name: flags[field.name] for field in fields(Options) if field.name not in filled} | filled)
+    return Options(
+        **{field.name: flags[field.name] for field in fields(Options) if field.name not in filled} | filled
+    )
 
 
 def generates(args: Namespace) -> bool:
@@ -100,21 +103,49 @@ EFFECTS = (
         "without --method cls-er or --replay-loss cls-er",
     ),
     Effect(
-        ("gan", "storage", "gan_steps", "gan_batch_size", "gan_lr", "gp_weight", "ema", "restat", "replay_balance"),
+        (
+            "gan",
+            "storage",
+            "gan_steps",
+            "gan_batch_size",
+            "gan_lr",
+            "gp_weight",
+            "ema",
+            "restat",
+            "replay_balance",
+        ),
         generates,
         "without a generator, which dgr and dim have",
     ),
-    Effect(("gp_weight",), lambda args: args.gan == "dim", "with --gan resnet, which has no gradient penalty"),
-    Effect(("match", "match_weight", "pool_steps"), matches, "where nothing is matched: no dgr or dim, or no --match-steps"),
-    Effect(("pool_lr",), lambda args: args.latents or matches(args), "where nothing is matched: no --match-steps and no --latents"),
+    Effect(
+        ("gp_weight",), lambda args: args.gan == "dim", "with --gan resnet, which has no gradient penalty"
+    ),
+    Effect(
+        ("match", "match_weight", "pool_steps"),
+        matches,
+        "where nothing is matched: no dgr or dim, or no --match-steps",
+    ),
+    Effect(
+        ("pool_lr",),
+        lambda args: args.latents or matches(args),
+        "where nothing is matched: no --match-steps and no --latents",
+    ),
     Effect(
         ("match_batch", "teacher_weight"),
         lambda args: args.latents or args.recipe_match == "energy",
         "without --recipe-match energy or --latents",
     ),
     Effect(("latent_steps",), lambda args: args.latents, "without --latents"),
-    Effect(("match", "match_weight", "pool_steps"), lambda args: args.recipe_match == "paper", "with --recipe-match energy, which sets it"),
-    Effect(("gan_lr", "gan_lr_d", "gp_weight", "ema"), lambda args: args.gan_steps, "without a GAN, with --gan-steps 0"),
+    Effect(
+        ("match", "match_weight", "pool_steps"),
+        lambda args: args.recipe_match == "paper",
+        "with --recipe-match energy, which sets it",
+    ),
+    Effect(
+        ("gan_lr", "gan_lr_d", "gp_weight", "ema"),
+        lambda args: args.gan_steps,
+        "without a GAN, with --gan-steps 0",
+    ),
     Effect(("rehearse_decay",), lambda args: args.rehearse_steps, "without --rehearse-steps"),
     Effect(("quality",), lambda args: args.codec in LOSSY, "without --codec jpeg or jpeg-scan"),
     Effect(("offer",), buffers, "without a buffer of real images"),
@@ -138,5 +169,6 @@ def layout_of(method: str, layout: str | None, oracle: bool) -> str:
 
 
 def tables_of(method: str, layout: str | None, tables: str | None, oracle: bool) -> str:
-    """Return of which classes a generator has tables: `tables` if it is given, else those of its task where it is of one task."""
+    """Return of which classes a generator has tables: `tables` if it is given, else those of its task where
+    it is of one task."""
     return tables or ("all" if layout_of(method, layout, oracle) == "carried" else "task")

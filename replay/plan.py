@@ -8,17 +8,25 @@ from engine.runtime import Runtime
 from replay.methods import Method
 from replay.options import Options
 
-# The order of the phases of a task; latents are optimised after the networks have learnt it, since these are their teachers.
+# The order of the phases of a task; latents are optimised after the networks have learnt it, since these are
+# their teachers.
 PHASES = ("gan", "match", "condense", "stream", "latents", "retrain")
-TAUGHT = ("gan", "stream", "match", "latents", "condense", "retrain")  # where the networks teach the generator, too
+TAUGHT = (
+    "gan",
+    "stream",
+    "match",
+    "latents",
+    "condense",
+    "retrain",
+)  # where the networks teach the generator, too
 
 
 @dataclass(frozen=True)
 class Plan:
     """What is fixed for a run.
 
-    tasks: the training images of each task, on the device; no task learns from those of earlier ones. classes: the classes of each.
-    layout: how generators are kept; None if there are none.
+    tasks: the training images of each task, on the device; no task learns from those of earlier ones.
+    classes: the classes of each. layout: how generators are kept; None if there are none.
     """
 
     method: Method
@@ -47,8 +55,11 @@ class Plan:
         return {name: lengths[name] for name in (PHASES if o.recipe_match == "paper" else TAUGHT)}
 
     def rate_factor(self, done: int) -> float:
-        """Factor of the learning rate after `done` steps on memory alone: of rehearsal it may fall, linearly to 0."""
-        decays = self.options.rehearse_decay == "linear" and not (self.method.retrains or self.options.retrain)
+        """Factor of the learning rate after `done` steps on memory alone: of rehearsal it may fall, linearly
+        to 0."""
+        decays = self.options.rehearse_decay == "linear" and not (
+            self.method.retrains or self.options.retrain
+        )
         return 1 - done / self.options.rehearse_steps if decays else 1.0
 
     def seen(self, task: int) -> list[int]:
@@ -57,9 +68,18 @@ class Plan:
 
     def per_class(self, task: int) -> int:
         """Number of generated images of each class at a task; of stored latents each gives one."""
-        return self.options.replay_images or self.options.latents or -(-len(self.tasks[task]) // len(self.classes[task]))
+        return (
+            self.options.replay_images
+            or self.options.latents
+            or -(-len(self.tasks[task]) // len(self.classes[task]))
+        )
 
     def replays(self, task: int) -> bool:
-        """Whether a task uses generated images of earlier classes, for its networks or for a generator that is carried on."""
+        """Whether a task uses generated images of earlier classes, for its networks or for a generator that
+        is carried on."""
         lengths = self.lengths(task)
-        return bool(task and self.layout and (lengths["stream"] or ((lengths["gan"] or lengths["match"]) and self.layout == "carried")))
+        return bool(
+            task
+            and self.layout
+            and (lengths["stream"] or ((lengths["gan"] or lengths["match"]) and self.layout == "carried"))
+        )

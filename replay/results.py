@@ -16,7 +16,8 @@ from scoring.samples import distance_ratio, judges, nearest
 
 
 def evaluate(continual: Continual, images: ImageSet, classes: Sequence[Sequence[int]]) -> None:
-    """Test the networks: add a row to the matrix of each and, if there are several, to that of their ensemble."""
+    """Test the networks: add a row to the matrix of each and, if there are several, to that of their
+    ensemble."""
     models: dict[str, nn.Module] = {learner.name: learner.deployed for learner in continual.learners}
     if len(models) > 1:
         models["ensemble"] = Ensemble(list(models.values()))
@@ -29,9 +30,12 @@ def evaluate(continual: Continual, images: ImageSet, classes: Sequence[Sequence[
 def results_of(continual: Continual, about: dict, seconds: float, unseen: ImageSet) -> dict:
     """Return the contents of results.json: settings, bytes, cost and results. unseen: see distance_ratios.
 
-    The results are the matrices and metrics of each network and of their ensemble, and the metrics' means over networks.
+    The results are the matrices and metrics of each network and of their ensemble, and the metrics' means
+    over networks.
     """
-    finished = continual.finished == len(continual.tasks)  # before the end, tasks that are not learnt yet would count as failures
+    finished = continual.finished == len(
+        continual.tasks
+    )  # before the end, tasks that are not learnt yet would count as failures
     networks = {}
     for name, settings in continual.acc.items():
         networks[name] = {}
@@ -53,12 +57,15 @@ def results_of(continual: Continual, about: dict, seconds: float, unseen: ImageS
         "finished": finished,
         "num_bytes": continual.memory.num_bytes(),
         "buffer_images": len(buffer) if buffer is not None else 0,
-        "generator": generators and {**generators.config, "storage": generators.storage, "layout": generators.layout},
+        "generator": generators
+        and {**generators.config, "storage": generators.storage, "layout": generators.layout},
         "images_generated": continual.images_generated,
         **(closeness(continual, unseen) if finished else {"distance_ratio": {}, "near_copies": {}}),
         "seconds": round(seconds, 1),
         "networks": networks,
-        "mean": {setting: {metric: over_networks(setting, metric) for metric in names} for setting in SETTINGS},
+        "mean": {
+            setting: {metric: over_networks(setting, metric) for metric in names} for setting in SETTINGS
+        },
     }
 
 
@@ -69,18 +76,31 @@ def print_results(results: dict) -> None:
     networks = results["networks"] | ({"mean": results["mean"]} if len(results["networks"]) > 1 else {})
     for name, row in networks.items():
         by_class, by_task = (row[setting] for setting in SETTINGS)
-        values = [by_class[metric] for metric in ("average_accuracy", "average_incremental_accuracy", "forgetting")]
+        values = [
+            by_class[metric] for metric in ("average_accuracy", "average_incremental_accuracy", "forgetting")
+        ]
         values += [by_task["average_accuracy"], row.get("seconds")]
         lines.append((name, *("" if value is None else f"{value:.2f}" for value in values)))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for name, *values in lines:
-        print("  ".join([name.ljust(widths[0]), *(value.rjust(width) for value, width in zip(values, widths[1:], strict=True))]))
+        print(
+            "  ".join(
+                [
+                    name.ljust(widths[0]),
+                    *(value.rjust(width) for value, width in zip(values, widths[1:], strict=True)),
+                ]
+            )
+        )
     kept = ", ".join(f"{size:,} of {what}" for what, size in results["num_bytes"].items() if what != "total")
     split = "held-out training images" if results["split"] == "val" else "test set"
     print(f"{results['data']}, {results['method']}, {results['track']}, {split}: percent")
     print(f"kept between tasks: {results['num_bytes']['total']:,} bytes" + (f" ({kept})" if kept else ""))
     for kind, ratio in results["distance_ratio"].items():
-        found = "not measured, as unseen images are among them" if ratio is None else f"{ratio:.2f} of that of unseen images"
+        found = (
+            "not measured, as unseen images are among them"
+            if ratio is None
+            else f"{ratio:.2f} of that of unseen images"
+        )
         near = results["near_copies"][kind]
         near = "" if near is None else f"; nearer than 99 % of these: {near:.0f} %"
         print(f"distance of {kind} images to the nearest image learnt from: {found}{near}")
@@ -92,14 +112,18 @@ def generated(continual: Continual, per_class: int) -> dict[int, Tensor]:
     if generators is None or not generators.stored:
         return {}
     held = [label for labels in generators.classes for label in labels]
-    generator, rng = generators.build(), torch.Generator().manual_seed(derive_seed(continual.seed, "pictures"))
+    generator, rng = (
+        generators.build(),
+        torch.Generator().manual_seed(derive_seed(continual.seed, "pictures")),
+    )
     with torch.no_grad():
         made = generator.sample(torch.tensor(held).repeat(per_class), rng)
     return dict(zip(held, made.unflatten(0, (per_class, len(held))).transpose(0, 1), strict=True))
 
 
 def stored(continual: Continual, per_class: int) -> dict[int, Tensor]:
-    """The first images (N, C, H, W) in [-1, 1] of each class in the buffer, as they are decoded, at most `per_class`."""
+    """The first images (N, C, H, W) in [-1, 1] of each class in the buffer, as they are decoded, at most
+    `per_class`."""
     if not continual.memory.buffer:
         return {}
     images, labels = continual.memory.buffer.images, continual.memory.buffer.labels
@@ -107,13 +131,15 @@ def stored(continual: Continual, per_class: int) -> dict[int, Tensor]:
 
 
 def held_images(continual: Continual, per_class: int) -> dict[str, dict[int, Tensor]]:
-    """At most `per_class` images of each class, by kind ("generated", "stored") and class; a kind that memory lacks is left out."""
+    """At most `per_class` images of each class, by kind ("generated", "stored") and class; a kind that memory
+    lacks is left out."""
     kinds = {"generated": generated(continual, per_class), "stored": stored(continual, per_class)}
     return {kind: found for kind, found in kinds.items() if found}
 
 
 def nearest_learnt(continual: Continual, queries: Tensor) -> tuple[Tensor, Tensor]:
-    """The real image that was learnt nearest to each query (M, C, H, W) in [-1, 1]: its distance (M,), and itself as uint8."""
+    """The real image that was learnt nearest to each query (M, C, H, W) in [-1, 1]: its distance (M,), and
+    itself as uint8."""
     distances, images = [], []
     for task in continual.tasks:
         distance, index = nearest(queries.to(task.images.device), task)
@@ -122,12 +148,16 @@ def nearest_learnt(continual: Continual, queries: Tensor) -> tuple[Tensor, Tenso
     return best, torch.stack(images)[of_task, torch.arange(len(best), device=best.device)]
 
 
-def closeness(continual: Continual, unseen: ImageSet, per_class: int = 50) -> dict[str, dict[str, float | None]]:
-    """For the generated and the stored images in memory, if there are any: how near they are to the real images that were learnt.
+def closeness(
+    continual: Continual, unseen: ImageSet, per_class: int = 50
+) -> dict[str, dict[str, float | None]]:
+    """For the generated and the stored images in memory, if there are any: how near they are to the real
+    images that were learnt.
 
-    "distance_ratio": the median distance from an image to the nearest one, divided by the same median of `unseen` real images. 0: real
-    images are stored as they are. About 1: the memory is as far from them as unseen images are. "near_copies": percent of the images that
-    are nearer to one than 99 of 100 unseen images are. None: most unseen images, or for the second one of 100, are among the learnt ones.
+    "distance_ratio": the median distance from an image to the nearest one, divided by the same median of
+    `unseen` real images. 0: real images are stored as they are. About 1: the memory is as far from them as
+    unseen images are. "near_copies": percent of the images that are nearer to one than 99 of 100 unseen
+    images are. None: most unseen images, or for the second one of 100, are among the learnt ones.
     """
     held, found = held_images(continual, per_class), {"distance_ratio": {}, "near_copies": {}}
     usual = nearest_learnt(continual, judges(unseen))[0] if held else None
@@ -141,25 +171,35 @@ def closeness(continual: Continual, unseen: ImageSet, per_class: int = 50) -> di
 
 
 def neighbours(continual: Continual, per_class: int = 5) -> Tensor | None:
-    """Draw images in memory, each with the real image that was learnt nearest to it on its right: (C, H, W) in [-1, 1].
+    """Draw images in memory, each with the real image that was learnt nearest to it on its right: (C, H, W)
+    in [-1, 1].
 
-    A line has at most `per_class` pairs of a class; generated images stand above stored ones. Returns None if memory holds no images.
+    A line has at most `per_class` pairs of a class; generated images stand above stored ones. Returns None if
+    memory holds no images.
     """
-    held = [images for found in held_images(continual, per_class).values() for images in found.values()]  # of each class
+    held = [
+        images for found in held_images(continual, per_class).values() for images in found.values()
+    ]  # of each class
     if not held:
         return None
     together, lines = torch.cat(held), []
     learnt = to_float(nearest_learnt(continual, together)[1]).cpu()
     for pairs in torch.stack([together, learnt], 1).split([len(images) for images in held]):
         shown = pairs.flatten(0, 1)
-        lines.append(torch.cat([shown, torch.full_like(shown[:1], -1).expand(2 * (per_class - len(pairs)), -1, -1, -1)]))
+        lines.append(
+            torch.cat(
+                [shown, torch.full_like(shown[:1], -1).expand(2 * (per_class - len(pairs)), -1, -1, -1)]
+            )
+        )
     return image_grid(torch.cat(lines), 2 * per_class)
 
 
 def picture(continual: Continual, rows: int = 10) -> Tensor | None:
-    """Draw a picture (C, H, W) in [-1, 1] of the images in memory: a column for each class, black if there are none.
+    """Draw a picture (C, H, W) in [-1, 1] of the images in memory: a column for each class, black if there
+    are none.
 
-    If the image set has more than ten classes, the columns are the first ten that the memory holds. Returns None if it holds no images.
+    If the image set has more than ten classes, the columns are the first ten that the memory holds. Returns
+    None if it holds no images.
     """
     info, held = continual.info, generated(continual, rows) or stored(continual, rows)
     if not held:

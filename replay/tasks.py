@@ -12,7 +12,8 @@ from utils import UsageError
 
 
 def split_classes(num_classes: int, num_tasks: int, order_seed: int | None) -> list[list[int]]:
-    """Split the classes into tasks: consecutive classes of the natural order, or of a random order if order_seed is given.
+    """Split the classes into tasks: consecutive classes of the natural order, or of a random order if
+    order_seed is given.
 
     Raises UsageError if there are more tasks than classes.
     """
@@ -20,59 +21,91 @@ def split_classes(num_classes: int, num_tasks: int, order_seed: int | None) -> l
         raise UsageError(f"--num-tasks {num_tasks}: expected at most the {num_classes} classes")
     order = torch.arange(num_classes)
     if order_seed is not None:
-        order = torch.randperm(num_classes, generator=torch.Generator().manual_seed(derive_seed(order_seed, "class order")))
+        order = torch.randperm(
+            num_classes, generator=torch.Generator().manual_seed(derive_seed(order_seed, "class order"))
+        )
     return [part.tolist() for part in order.tensor_split(num_tasks)]
 
 
 def describe_tasks(classes: Sequence[Sequence[int]], class_names: Sequence[str]) -> str:
     """One line for the reader: the classes of each task by name, the first ten of each."""
-    tasks = (", ".join(class_names[label] for label in labels[:10]) + (", ..." if len(labels) > 10 else "") for labels in classes)
+    tasks = (
+        ", ".join(class_names[label] for label in labels[:10]) + (", ..." if len(labels) > 10 else "")
+        for labels in classes
+    )
     return "tasks: " + "; ".join(f"{number}: {names}" for number, names in enumerate(tasks, 1))
 
 
-def listed_classes(tasks: Sequence[str], class_names: Sequence[str], order_seed: int | None) -> list[list[int]]:
-    """The classes of each task as the user lists them: ["0,1,2", "cat,dog"]; classes that are not listed are left out.
+def listed_classes(
+    tasks: Sequence[str], class_names: Sequence[str], order_seed: int | None
+) -> list[list[int]]:
+    """The classes of each task as the user lists them: ["0,1,2", "cat,dog"]; classes that are not listed are
+    left out.
 
-    A class is named by its name, or by its number where no class has that name. Raises UsageError for a class that there is not or that is
-    listed twice, and for a task without one.
+    A class is named by its name, or by its number where no class has that name. Raises UsageError for a class
+    that there is not or that is listed twice, and for a task without one.
     """
     if order_seed is not None:
-        raise UsageError(f"--class-order {order_seed}: --tasks lists the classes in their order, expected one of the two")
-    numbers = {str(label): label for label in range(len(class_names))} | {name: label for label, name in enumerate(class_names)}
+        raise UsageError(
+            f"--class-order {order_seed}: --tasks lists the classes in their order, expected one of the two"
+        )
+    numbers = {str(label): label for label in range(len(class_names))} | {
+        name: label for label, name in enumerate(class_names)
+    }
     found: list[list[int]] = []
     for task in tasks:
         words = [word.strip() for word in task.split(",")]
         for word in words:
             if word not in numbers:
-                raise UsageError(f"--tasks {task}: found {word!r}, expected some of {', '.join(class_names)}, or their numbers")
+                raise UsageError(
+                    f"--tasks {task}: found {word!r}, expected some of {', '.join(class_names)}, or their "
+                    "numbers"
+                )
         found.append([numbers[word] for word in words])
     every = [label for labels in found for label in labels]
     for label in every:
         if every.count(label) > 1:
-            raise UsageError(f"--tasks {' '.join(tasks)}: class {class_names[label]} is listed twice, expected each class once")
+            raise UsageError(
+                f"--tasks {' '.join(tasks)}: class {class_names[label]} is listed twice, expected each "
+                "class once"
+            )
     return found
 
 
 def split_tasks(train: ImageSet, classes: Sequence[Sequence[int]]) -> list[ImageSet]:
     """Return the images of each task, as copies."""
     device = train.labels.device
-    return [train[torch.isin(train.labels, torch.tensor(labels, device=device)).nonzero().flatten()] for labels in classes]
+    return [
+        train[torch.isin(train.labels, torch.tensor(labels, device=device)).nonzero().flatten()]
+        for labels in classes
+    ]
 
 
-def check_sizes(tasks: Sequence[ImageSet], options: Options, generates: bool, class_names: Sequence[str]) -> None:
+def check_sizes(
+    tasks: Sequence[ImageSet], options: Options, generates: bool, class_names: Sequence[str]
+) -> None:
     """Raise UsageError if a batch is larger than a task, or if one of a class is larger than the class."""
-    flags = {"--batch-size": options.batch_size} | ({"--gan-batch-size": options.gan_batch_size} if generates else {})
+    flags = {"--batch-size": options.batch_size} | (
+        {"--gan-batch-size": options.gan_batch_size} if generates else {}
+    )
     for flag, batch_size in flags.items():
         for place, task in enumerate(tasks, 1):
             if batch_size > len(task):
-                raise UsageError(f"{flag} {batch_size}: larger than task {place}, which has {len(task)} images")
+                raise UsageError(
+                    f"{flag} {batch_size}: larger than task {place}, which has {len(task)} images"
+                )
     wanted = {}
     if generates and options.recipe_match == "energy":
         wanted[f"--match-batch {options.match_batch}"] = options.match_batch
     if generates and options.latents:
-        wanted[f"--latents {options.latents} and --match-batch {options.match_batch}"] = min(options.latents, options.match_batch)
+        wanted[f"--latents {options.latents} and --match-batch {options.match_batch}"] = min(
+            options.latents, options.match_batch
+        )
     for (flag, batch_size), task in itertools.product(wanted.items(), tasks):
         labels, counts = task.labels.unique(return_counts=True)
         if (least := int(counts.min())) < batch_size:
             name = class_names[labels[counts.argmin()]]
-            raise UsageError(f"{flag}: a step matches {batch_size} images of a class, found {least} training images of {name}")
+            raise UsageError(
+                f"{flag}: a step matches {batch_size} images of a class, found {least} training images of "
+                f"{name}"
+            )

@@ -25,45 +25,82 @@ READ_STEPS = 50  # between two readings of the loss
 
 
 class CondensedSets:
-    """Condensed sets of the training images, of any number of images a class; each is made when it is first asked for.
+    """Condensed sets of the training images, of any number of images a class; each is made when it is first
+    asked for.
 
-    The files lie in folder/condensed, named by a hash of all that the set depends on, so that the same command finds them again;
-    `--source file` reads them too. codec, quality: how the images are stored. trained: fingerprint of data.train.
+    The files lie in folder/condensed, named by a hash of all that the set depends on, so that the same
+    command finds them again; `--source file` reads them too. codec, quality: how the images are stored.
+    trained: fingerprint of data.train.
     """
 
-    def __init__(self, data: Data, how: Condensing, codec: str, quality: int, folder: Path, seed: int, trained: str, runtime: Runtime):
+    def __init__(
+        self,
+        data: Data,
+        how: Condensing,
+        codec: str,
+        quality: int,
+        folder: Path,
+        seed: int,
+        trained: str,
+        runtime: Runtime,
+    ):
         self.data, self.how, self.codec, self.quality = data, how, codec, quality
         self.folder, self.seed, self.trained, self.runtime = folder / "condensed", seed, trained, runtime
         self.made: dict[int, ImageSet] = {}
-        self.about = {"condensing": asdict(how), "codec": codec, "quality": quality if codec in LOSSY else None}
+        self.about = {
+            "condensing": asdict(how),
+            "codec": codec,
+            "quality": quality if codec in LOSSY else None,
+        }
 
     def images(self, ipc: int) -> ImageSet:
         """The set of `ipc` images a class, uint8, as they were optimised."""
         if ipc not in self.made:
-            seen = [self.codec, self.quality] if self.codec in LOSSY else []  # by the images while they are optimised
+            seen = (
+                [self.codec, self.quality] if self.codec in LOSSY else []
+            )  # by the images while they are optimised
             how = asdict(self.how)
             if self.how.in_step(ipc) == ipc:
                 del how["images"]  # so that it is found however all of them were asked for
             about = json.dumps([how, ipc, self.seed, self.trained, self.runtime.amp, *seen])
             path = self.folder / f"ipc{ipc}_{short_hash(about)}.pt"
             self.runtime.on_main(lambda: None if path.exists() else self._make(ipc, path))
-            self.made[ipc] = ImageSet(*read_plain(path, "condensed images and their labels")).to(self.runtime.device)
+            self.made[ipc] = ImageSet(*read_plain(path, "condensed images and their labels")).to(
+                self.runtime.device
+            )
         return self.made[ipc]
 
     def _make(self, ipc: int, path: Path) -> None:
-        """Condense a set and write it to `path`, going on from the progress that an earlier start has saved beside it."""
+        """Condense a set and write it to `path`, going on from the progress that an earlier start has saved
+        beside it."""
         make_folder(self.folder)
-        info, progress, device, done, total = self.data.info, path.with_suffix(".progress"), self.runtime.device, 0, self.how.steps
+        info, progress, device, done, total = (
+            self.data.info,
+            path.with_suffix(".progress"),
+            self.runtime.device,
+            0,
+            self.how.steps,
+        )
         with seeded(device, self.seed, "condense", ipc):
             lossy = roundtrip(self.codec, make_codec(self.codec, self.quality, info), info)
-            condensed = Condensed(self.data.train, ipc, self.how, info, derive_seed(self.seed, "condense", ipc), self.runtime, lossy)
+            condensed = Condensed(
+                self.data.train,
+                ipc,
+                self.how,
+                info,
+                derive_seed(self.seed, "condense", ipc),
+                self.runtime,
+                lossy,
+            )
             if progress.exists():
                 state = read_checkpoint(progress)
                 condensed.load_state_dict(state), set_rng_state(state["rng"], device)
                 done = state["step"]
             saved = time.monotonic()
             with Progress(total, done, f"condensing, ipc {ipc}") as bar:
-                for step, losses in enumerate(itertools.islice(condensed.steps(done), total - done), done + 1):
+                for step, losses in enumerate(
+                    itertools.islice(condensed.steps(done), total - done), done + 1
+                ):
                     bar.update()
                     if step % READ_STEPS == 0 or step == total:
                         bar.read(values={name: read(value.item(), step) for name, value in losses.items()})
@@ -85,9 +122,11 @@ class CondensedSets:
         return Fixed(images, found.labels, sum(len(code) + LENGTH_BYTES for code in codes) + codec.shared)
 
     def within(self, ipc: int, max_bytes: int, item_bytes: int) -> WithinBytes:
-        """A source of as many images as fit into `max_bytes`, streamed `ipc` images a class; item_bytes: see WithinBytes.
+        """A source of as many images as fit into `max_bytes`, streamed `ipc` images a class; item_bytes: see
+        WithinBytes.
 
-        As many of each class are condensed as real images would fit in this codec; those that do not fit after all are left out.
+        As many of each class are condensed as real images would fit in this codec; those that do not fit
+        after all are left out.
         """
 
         def source(images: ImageSet) -> WithinBytes:

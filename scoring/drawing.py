@@ -1,4 +1,5 @@
-"""Fixed sets of generated images whose latents are not drawn at random: chosen by herding, or optimised by matching."""
+"""Fixed sets of generated images whose latents are not drawn at random: chosen by herding, or optimised by
+matching."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -38,9 +39,11 @@ def matched_set(
     seed: int,
     runtime: Runtime,
 ) -> tuple[Tensor, Tensor, int]:
-    """Optimise `ipc` latents a class for `steps` steps by MATCH_RECIPES["energy"]; uint8 images, labels, and bytes of the latents.
+    """Optimise `ipc` latents a class for `steps` steps by MATCH_RECIPES["energy"]; uint8 images, labels, and
+    bytes of the latents.
 
-    train_match: the loop of stage 2 (pool_match.py). The generator stays as it is, and so does the surrounding random state.
+    train_match: the loop of stage 2 (pool_match.py). The generator stays as it is, and so does the
+    surrounding random state.
     """
     r = MATCH_RECIPES["energy"]
     with seeded(runtime.device, seed, "matched latents", ipc):
@@ -49,7 +52,17 @@ def matched_set(
         pool = Pool(r["pool"], info, 0.01, "color_crop", seed, runtime, r["pool_size"], latents)
         size = min(r["batch_size"], len(train))
         settings = recipe_settings(min(r["match_batch"], ipc)) | {"lr_decay": "none"}
-        loop = train_match(gan, pool, train, batch_size=size, steps=steps, teachers=teachers, seed=seed, runtime=runtime, **settings)
+        loop = train_match(
+            gan,
+            pool,
+            train,
+            batch_size=size,
+            steps=steps,
+            teachers=teachers,
+            seed=seed,
+            runtime=runtime,
+            **settings,
+        )
         with Progress(steps, title=f"matching latents, ipc {ipc}") as bar:
             for _ in loop:
                 bar.update(), bar.read()
@@ -57,11 +70,19 @@ def matched_set(
 
 
 def herded_set(
-    generator: nn.Module, classifier: Classifier, train: ImageSet, ipc: int, candidates: int, seed: int, runtime: Runtime
+    generator: nn.Module,
+    classifier: Classifier,
+    train: ImageSet,
+    ipc: int,
+    candidates: int,
+    seed: int,
+    runtime: Runtime,
 ) -> tuple[Tensor, Tensor, int]:
-    """Choose `ipc` of `candidates` generated images of each class by herding towards the mean feature of the real ones.
+    """Choose `ipc` of `candidates` generated images of each class by herding towards the mean feature of the
+    real ones.
 
-    Returns uint8 images, labels, and the bytes of the numbers of those chosen. The features are those of `classifier`.
+    Returns uint8 images, labels, and the bytes of the numbers of those chosen. The features are those of
+    `classifier`.
     """
     k = generator.num_classes
     rng = torch.Generator(runtime.device).manual_seed(derive_seed(seed, "candidates"))
@@ -73,10 +94,11 @@ def herded_set(
 
 @dataclass(frozen=True)
 class Drawer:
-    """Draws the fixed sets of a generator by `kind`, "herding" or "matched"; each set is drawn once and kept in folder/drawn.
+    """Draws the fixed sets of a generator by `kind`, "herding" or "matched"; each set is drawn once and kept
+    in folder/drawn.
 
-    classifiers: what herding takes its features from, and the teachers of matching; `by` describes them. number: of candidates a class, or
-    of steps. trained: fingerprint of data.train.
+    classifiers: what herding takes its features from, and the teachers of matching; `by` describes them.
+    number: of candidates a class, or of steps. trained: fingerprint of data.train.
     """
 
     kind: str
@@ -99,21 +121,30 @@ class Drawer:
     def __call__(self, generator: nn.Module, about: dict, ipc: int) -> tuple[Tensor, Tensor, int]:
         """Return uint8 images (N, C, H, W), labels (N,) and the bytes of what was chosen.
 
-        about: what distinguishes the generator. The first call for a set waits for every rank; the first rank draws.
+        about: what distinguishes the generator. The first call for a set waits for every rank; the first rank
+        draws.
         """
         name = short_hash(json.dumps([self.about, about, ipc, self.trained]))
         path = self.folder / "drawn" / f"{self.kind}_ipc{ipc}_{name}.safetensors"
         if path not in self.made:
             classifiers = self.classifiers()
-            self.runtime.on_main(lambda: None if path.exists() else self._draw(path, generator, ipc, classifiers))
+            self.runtime.on_main(
+                lambda: None if path.exists() else self._draw(path, generator, ipc, classifiers)
+            )
             kept = {name: tensor.to(self.runtime.device) for name, tensor in load_file(path).items()}
             self.made[path] = kept["images"], kept["labels"], int(kept["num_bytes"])
         return self.made[path]
 
     def _draw(self, path: Path, generator: nn.Module, ipc: int, classifiers: Sequence[Classifier]) -> None:
-        data, seed, runtime = self.data, self.seed, replace(self.runtime, rank=0, world_size=1)  # the other ranks wait
+        data, seed, runtime = (
+            self.data,
+            self.seed,
+            replace(self.runtime, rank=0, world_size=1),
+        )  # the other ranks wait
         if self.kind == "herding":
-            images, labels, size = herded_set(generator, classifiers[0], data.train, ipc, self.number, seed, runtime)
+            images, labels, size = herded_set(
+                generator, classifiers[0], data.train, ipc, self.number, seed, runtime
+            )
         else:
             settings = (ipc, self.number, classifiers, self.train_match, seed, runtime)
             images, labels, size = matched_set(generator, data.train, data.info, *settings)
@@ -135,12 +166,22 @@ def make_drawer(
     seed: int,
     runtime: Runtime,
 ) -> Drawer | None:
-    """Make the Drawer of `kind`; None for "random". herding: gives the file of the classifier of herding, which `by` describes."""
+    """Make the Drawer of `kind`; None for "random". herding: gives the file of the classifier of herding,
+    which `by` describes."""
     if kind == "random":
         return None
-    shared = {"data": data, "trained": trained, "folder": folder, "train_match": train_match, "seed": seed, "runtime": runtime}
+    shared = {
+        "data": data,
+        "trained": trained,
+        "folder": folder,
+        "train_match": train_match,
+        "seed": seed,
+        "runtime": runtime,
+    }
     if kind == "herding":
-        return Drawer(kind, number, lambda: [runtime.place(read_classifier(herding()).classifier)], by, **shared)
+        return Drawer(
+            kind, number, lambda: [runtime.place(read_classifier(herding()).classifier)], by, **shared
+        )
     r = MATCH_RECIPES["energy"]
 
     def teachers() -> list[Classifier]:

@@ -19,7 +19,8 @@ from scoring.trainer import train_steps, train_together
 from utils import Effect, blame, tell
 
 BUDGETS = ("stream", "fixed")
-# The flags of evaluations in training. Without --eval-interval a held-out split may still be kept for a later stage.
+# The flags of evaluations in training. Without --eval-interval a held-out split may still be kept for a later
+# stage.
 EVALUATIONS = (
     Effect(
         ("eval_model", "budget", "ipc", "repeats", "recipe", "epochs_eval", "mix_p"),
@@ -29,13 +30,16 @@ EVALUATIONS = (
     Effect(
         ("val_size",),
         lambda args: not args.val_size or args.eval_interval <= args.epochs,
-        "but to hold images out: --eval-interval is more than --epochs, so that none is tested and no best.pth is chosen",
+        "but to hold images out: --eval-interval is more than --epochs, so that none is tested and no "
+        "best.pth is chosen",
     ),
 )
 
 
 @torch.no_grad()
-def confusion_matrix(classifier: nn.Module, images: ImageSet, num_classes: int, batch_size: int = 1000) -> Tensor:
+def confusion_matrix(
+    classifier: nn.Module, images: ImageSet, num_classes: int, batch_size: int = 1000
+) -> Tensor:
     """Count the images of class i that are classified as class j: a matrix (K, K), in eval mode."""
     counts = torch.zeros(num_classes * num_classes, dtype=torch.long, device=images.labels.device)
     with eval_mode(classifier):
@@ -51,7 +55,8 @@ def accuracy(confusion: Tensor) -> float:
 
 
 def curve_epochs(epochs: int, points: int) -> list[int]:
-    """Return the epochs after which a curve is tested: at most `points`, evenly spaced in their logarithm, the last epoch included."""
+    """Return the epochs after which a curve is tested: at most `points`, evenly spaced in their logarithm,
+    the last epoch included."""
     return sorted({round(epochs ** (i / points)) for i in range(1, points + 1)})
 
 
@@ -66,11 +71,13 @@ def validate_group(
     curve: int = 0,
     title: str = "",
 ) -> list[Outcome]:
-    """Train one fresh classifier per seed on `source` (see sources.py), side by side, and test each on data.referee.
+    """Train one fresh classifier per seed on `source` (see sources.py), side by side, and test each on
+    data.referee.
 
-    keep(classifier, seed) is called with each classifier after its training. curve: largest number of tests during training, 0 = none. The
-    result of a classifier depends on its seed alone. The surrounding random state is restored, so that evaluating more often does not
-    change a training. Classifiers of the same seed start from the same weights, whatever the source.
+    keep(classifier, seed) is called with each classifier after its training. curve: largest number of tests
+    during training, 0 = none. The result of a classifier depends on its seed alone. The surrounding random
+    state is restored, so that evaluating more often does not change a training. Classifiers of the same seed
+    start from the same weights, whatever the source.
     """
     num_classes, tested = data.info.num_classes, curve_epochs(recipe.epochs, curve) if curve else []
     classifiers, trainings, outcomes = [], [], []
@@ -92,7 +99,11 @@ def validate_group(
         with blame("--ipc"):
             epochs, num_images, stored = source.open(seed, draws)
         outcomes.append(Outcome(0.0, Cost(), num_images=num_images, num_bytes=stored))
-        trainings.append(train_steps(classifiers[-1], epochs, recipe, draws, runtime, on_the_way(outcomes[-1]) if curve else None))
+        trainings.append(
+            train_steps(
+                classifiers[-1], epochs, recipe, draws, runtime, on_the_way(outcomes[-1]) if curve else None
+            )
+        )
     total_steps = recipe.epochs * math.ceil(source.per_epoch / recipe.batch_size)
     costs = train_together(trainings, total_steps, runtime, title=title or network)
     for classifier, seed, outcome, cost in zip(classifiers, seeds, outcomes, costs, strict=True):
@@ -103,8 +114,11 @@ def validate_group(
     return outcomes
 
 
-def seed_groups(seed: int, network: str, ipc: int, first: int, repeats: int, together: int | None, runtime: Runtime) -> list[list[int]]:
-    """Return the seeds of the classifiers number `first` to `repeats` - 1, in groups that are trained side by side.
+def seed_groups(
+    seed: int, network: str, ipc: int, first: int, repeats: int, together: int | None, runtime: Runtime
+) -> list[list[int]]:
+    """Return the seeds of the classifiers number `first` to `repeats` - 1, in groups that are trained side by
+    side.
 
     together: size of a group; None = all classifiers of a rank with CUDA graphs, one without.
     """
@@ -114,21 +128,38 @@ def seed_groups(seed: int, network: str, ipc: int, first: int, repeats: int, tog
 
 
 def evaluate_generator(
-    generator: nn.Module, data: Data, networks: list[str], budget: str, ipc: int, repeats: int, recipe: Recipe, seed: int, runtime: Runtime
+    generator: nn.Module,
+    data: Data,
+    networks: list[str],
+    budget: str,
+    ipc: int,
+    repeats: int,
+    recipe: Recipe,
+    seed: int,
+    runtime: Runtime,
 ) -> dict[str, float]:
     """Evaluate a generator during stages 1 and 2.
 
-    Returns {"val_accuracy" or "test_accuracy": mean in percent}; with several networks also the mean of each, such as
-    "val_accuracy_convnet".
+    Returns {"val_accuracy" or "test_accuracy": mean in percent}; with several networks also the mean of each,
+    such as "val_accuracy_convnet".
     """
     runtime.share_buffers(generator)
     source = Generated(generator, ipc, budget == "fixed", 0, runtime)
-    jobs = [(network, seeds) for network in networks for seeds in seed_groups(seed, network, ipc, 0, repeats, None, runtime)]
+    jobs = [
+        (network, seeds)
+        for network in networks
+        for seeds in seed_groups(seed, network, ipc, 0, repeats, None, runtime)
+    ]
     groups = runtime.spread(lambda job: validate_group(job[0], source, data, recipe, job[1], runtime), jobs)
     name = f"{data.referee[0]}_accuracy"
     means = {}
     for network in networks:
-        accs = [outcome.accuracy for job, group in zip(jobs, groups, strict=True) if job[0] == network for outcome in group]
+        accs = [
+            outcome.accuracy
+            for job, group in zip(jobs, groups, strict=True)
+            if job[0] == network
+            for outcome in group
+        ]
         means[f"{name}_{network}"] = statistics.mean(accs)
     return {name: statistics.mean(means.values())} | (means if len(means) > 1 else {})
 
@@ -137,4 +168,7 @@ def warn_of_seen_images(checkpoint: GanCheckpoint, val_size: int) -> None:
     """Warn if the checkpoint was trained on images that are held out now."""
     if val_size > (checkpoint.val_size or 0):
         seen = "unknown, taken as 0" if checkpoint.val_size is None else checkpoint.val_size
-        tell(f"warning: --val-size {val_size}: {checkpoint.path} was trained with --val-size {seen}: it has seen images held out now")
+        tell(
+            f"warning: --val-size {val_size}: {checkpoint.path} was trained with --val-size {seen}: it has "
+            "seen images held out now"
+        )

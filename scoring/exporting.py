@@ -15,7 +15,9 @@ from scoring.storage import export_generator
 from scoring.table import Table
 from utils import UsageError, blame
 
-PART = re.compile(r"generator\.safetensors|ipc\d+(_soft)?\.pt|ipc\d+|\.export\.\d+\.tmp")  # what an export consists of
+PART = re.compile(
+    r"generator\.safetensors|ipc\d+(_soft)?\.pt|ipc\d+|\.export\.\d+\.tmp"
+)  # what an export consists of
 PICTURE = re.compile(r"\d{5}\.png")
 HIDDEN = ("Thumbs.db", "desktop.ini")  # beside names that begin with a dot: what a file manager leaves
 
@@ -36,13 +38,15 @@ def earlier_export(folder: Path) -> list[Path]:
             expected = path.is_dir() if depth == 1 else depth == 2 and PICTURE.fullmatch(path.name)
             if not expected and not path.name.startswith(".") and path.name not in HIDDEN:
                 raise UsageError(
-                    f"--export {folder}: {path} is no part of an earlier export, which would be replaced; expected another folder"
+                    f"--export {folder}: {path} is no part of an earlier export, which would be replaced; "
+                    "expected another folder"
                 )
     return parts
 
 
 def export(folder: Path, checkpoint: GanCheckpoint, storage: str, table: Table, ipcs: Sequence[int]) -> None:
-    """Export the only generator of the table and the sets drawn from it, with the teacher's labels if the table has soft labels.
+    """Export the only generator of the table and the sets drawn from it, with the teacher's labels if the
+    table has soft labels.
 
     An earlier export in `folder` is replaced as a whole, once all files of this one are written.
     """

@@ -12,35 +12,51 @@ LABEL_KINDS = ("hard", "soft", "logits", "centred")
 NAME_KIND = f"name what they are: --label-kind {' '.join(LABEL_KINDS)}"
 
 
-def read_labels(path: object, labels: Tensor, n: int, info: DataInfo, kind: str | None) -> tuple[Tensor, list[int]]:
-    """Return the labels as int64 (N,) or float32 probabilities (N, K), and the number of images of each class.
+def read_labels(
+    path: object, labels: Tensor, n: int, info: DataInfo, kind: str | None
+) -> tuple[Tensor, list[int]]:
+    """Return the labels as int64 (N,) or float32 probabilities (N, K), and the number of images of each
+    class.
 
-    kind: "logits" are turned to softmax(labels), as DATM does; "centred" one-hots (FRePo) have 1 / K added, negative ones become 0, and
-    each row is divided by its sum. None = "hard" for classes and one-hot labels, "soft" for other labels (N, K). A soft label counts for
-    its most probable class. Raises UsageError if the labels do not fit.
+    kind: "logits" are turned to softmax(labels), as DATM does; "centred" one-hots (FRePo) have 1 / K added,
+    negative ones become 0, and each row is divided by its sum. None = "hard" for classes and one-hot labels,
+    "soft" for other labels (N, K). A soft label counts for its most probable class. Raises UsageError if the
+    labels do not fit.
     """
     k = info.num_classes
     if labels.is_complex():
         raise UsageError(f"{path}: found complex labels, expected classes 0 to {k - 1} or probabilities")
-    if labels.dtype not in (torch.bool, torch.float32, torch.float64):  # not all operations exist for the other types
+    if labels.dtype not in (
+        torch.bool,
+        torch.float32,
+        torch.float64,
+    ):  # not all operations exist for the other types
         labels = labels.float() if labels.is_floating_point() else labels.long()
     if labels.shape == (n, 1):
         labels = labels.squeeze(1)
     one_hot = labels.shape == (n, k) and _is_one_hot(labels)
     if labels.dim() == 2:
         if labels.shape != (n, k):
-            raise UsageError(f"{path}: found soft labels {tuple(labels.shape)}, expected ({n}, {k}) for {n} images of {info.name}")
+            raise UsageError(
+                f"{path}: found soft labels {tuple(labels.shape)}, expected ({n}, {k}) for {n} images of "
+                f"{info.name}"
+            )
         if kind in (None, "hard") and one_hot:
             return read_labels(path, labels.int().argmax(1), n, info, None)
         if kind == "hard" or not labels.is_floating_point():
             found = f"labels {tuple(labels.shape)} of {str(labels.dtype).removeprefix('torch.')} that are not one-hot"
-            raise UsageError(f"{path}: found {found}, expected one 1 in each row and else 0, or soft labels as floating point")
+            raise UsageError(
+                f"{path}: found {found}, expected one 1 in each row and else 0, or soft labels as floating "
+                "point"
+            )
         soft = _probabilities(path, labels.float(), kind)
         if kind == "centred" and _is_one_hot(soft):
             return read_labels(path, soft.argmax(1), n, info, None)
         return soft, torch.bincount(soft.argmax(1), minlength=k).tolist()
     if labels.shape != (n,):
-        raise UsageError(f"{path}: found labels {tuple(labels.shape)}, expected ({n},), or one-hot or soft ({n}, {k})")
+        raise UsageError(
+            f"{path}: found labels {tuple(labels.shape)}, expected ({n},), or one-hot or soft ({n}, {k})"
+        )
     if kind not in (None, "hard"):
         raise UsageError(f"--label-kind {kind}: found labels ({n},) in {path}, expected ({n}, {k})")
     if labels.dtype == torch.bool or not torch.isfinite(labels).all() or (labels != labels.round()).any():
@@ -50,8 +66,13 @@ def read_labels(path: object, labels: Tensor, n: int, info: DataInfo, kind: str 
         raise UsageError(f"{path}: found labels {low} to {high}, expected 0 to {k - 1} for {info.name}")
     counts = torch.bincount(labels.long(), minlength=k)
     if (counts == 0).any():
-        missing = some_names([name for name, count in zip(info.class_names, counts, strict=True) if count == 0])
-        raise UsageError(f"{path}: found images of {int((counts > 0).sum())} classes, expected the {k} of {info.name}; none of {missing}")
+        missing = some_names(
+            [name for name, count in zip(info.class_names, counts, strict=True) if count == 0]
+        )
+        raise UsageError(
+            f"{path}: found images of {int((counts > 0).sum())} classes, expected the {k} of {info.name}; "
+            f"none of {missing}"
+        )
     return labels.long(), counts.tolist()
 
 
@@ -73,12 +94,20 @@ def _probabilities(path: object, labels: Tensor, kind: str | None) -> Tensor:
     if kind == "centred":
         shifted = (labels + 1 / labels.shape[1]).clamp(min=0)
         whole = shifted.round()
-        shifted = torch.where((shifted - whole).abs() < 1e-5, whole, shifted)  # what rounding left of a one-hot label
+        shifted = torch.where(
+            (shifted - whole).abs() < 1e-5, whole, shifted
+        )  # what rounding left of a one-hot label
         if (shifted.sum(1) == 0).any():
-            raise UsageError(f"--label-kind centred: {path} holds a label without a positive value after 1 / {labels.shape[1]} is added")
+            raise UsageError(
+                f"--label-kind centred: {path} holds a label without a positive value after 1 / "
+                f"{labels.shape[1]} is added"
+            )
         return shifted / shifted.sum(1, keepdim=True)
     if labels.min() < 0:
-        raise UsageError(f"{path}: found soft labels that are negative or not finite, expected probabilities, not logits; {NAME_KIND}")
+        raise UsageError(
+            f"{path}: found soft labels that are negative or not finite, expected probabilities, not "
+            f"logits; {NAME_KIND}"
+        )
     sums = labels.sum(1)
     worst = sums[(sums - 1).abs().argmax()]
     if abs(worst - 1) > 1e-2:

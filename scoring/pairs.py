@@ -1,4 +1,5 @@
-"""Images and labels of the files in which distilled sets are released: of torch (.pt) and of numpy (.npz, .npy)."""
+"""Images and labels of the files in which distilled sets are released: of torch (.pt) and of numpy (.npz,
+.npy)."""
 
 import re
 from collections.abc import Iterator
@@ -12,14 +13,19 @@ from engine.files import read_plain
 from scoring.arrays import read_arrays
 from utils import UsageError
 
-# The released files of DC, DSA and DM hold accuracies as numpy scalars beside their tensors. No other numpy type is allowed.
+# The released files of DC, DSA and DM hold accuracies as numpy scalars beside their tensors. No other numpy
+# type is allowed.
 NUMPY_SCALARS = [
     (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),  # before numpy 2
     (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
     np.dtype,
     *(type(np.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64")),
 ]
-NAMES = (("images", "labels"), ("x", "y"), ("x_train", "y_train"))  # of the arrays of an .npz file, in any case
+NAMES = (
+    ("images", "labels"),
+    ("x", "y"),
+    ("x_train", "y_train"),
+)  # of the arrays of an .npz file, in any case
 
 
 def read_pairs(path: Path) -> Iterator[tuple[object, object]]:
@@ -43,22 +49,33 @@ def read_pairs(path: Path) -> Iterator[tuple[object, object]]:
     elif isinstance(state, Tensor):
         yield state, read_plain(_labels_beside(path), "labels", NUMPY_SCALARS)
     else:
-        found = f"a dict of {', '.join(map(str, state)) or 'nothing'}" if isinstance(state, dict) else kind_of(state)
-        raise UsageError(f"{path}: found {found}, expected (images, labels), or a dict with data, or images and labels")
+        found = (
+            f"a dict of {', '.join(map(str, state)) or 'nothing'}"
+            if isinstance(state, dict)
+            else kind_of(state)
+        )
+        raise UsageError(
+            f"{path}: found {found}, expected (images, labels), or a dict with data, or images and labels"
+        )
 
 
 def is_unwhitened(path: Path) -> bool:
-    """Whether a file has the name that MTT gives to the un-whitened copy of whitened images. Its values are pixels in [0, 1], learned."""
+    """Whether a file has the name that MTT gives to the un-whitened copy of whitened images. Its values are
+    pixels in [0, 1], learned."""
     return path.name.startswith("images_zca")
 
 
 def check_not_whitened(path: Path) -> None:
-    """Raise UsageError if MTT's un-whitened copy lies beside the file, which then holds whitened images. The best set has no copy there."""
+    """Raise UsageError if MTT's un-whitened copy lies beside the file, which then holds whitened images. The
+    best set has no copy there."""
     copy = path.with_name(path.name.replace("images", "images_zca", 1))
     if path.name == "images_best.pt" and not copy.is_file():
         copy = next(iter(sorted(path.parent.glob("images_zca_*.pt"))), copy)
     if copy != path and not is_unwhitened(path) and copy.is_file():
-        raise UsageError(f"{path}: holds whitened images (ZCA), not supported; expected an un-whitened copy, as beside it: {copy}")
+        raise UsageError(
+            f"{path}: holds whitened images (ZCA), not supported; expected an un-whitened copy, as beside "
+            f"it: {copy}"
+        )
 
 
 def _labels_beside(path: Path) -> Path:
@@ -69,11 +86,15 @@ def _labels_beside(path: Path) -> Path:
         if other.is_file():
             return other
     wanted = beside[0] if beside else f"a name images_*{path.suffix} with labels_*{path.suffix} beside it"
-    raise UsageError(f"{path}: holds one {'array' if path.suffix == '.npy' else 'tensor'}; for its labels expected {wanted}")
+    raise UsageError(
+        f"{path}: holds one {'array' if path.suffix == '.npy' else 'tensor'}; for its labels expected "
+        f"{wanted}"
+    )
 
 
 def _numpy_pair(path: Path) -> tuple[Tensor, Tensor]:
-    """(images, labels) of an .npz file, or of an .npy file and that of its labels; NHWC and (N, H, W) become NCHW."""
+    """(images, labels) of an .npz file, or of an .npy file and that of its labels; NHWC and (N, H, W) become
+    NCHW."""
     if path.suffix.lower() == ".npy":
         images, labels = (next(iter(read_arrays(file).values())) for file in (path, _labels_beside(path)))
     else:
@@ -99,7 +120,8 @@ def _tensor(path: Path, array: np.ndarray) -> Tensor:
 
 
 def is_dense(value: object) -> bool:
-    """Whether a value is a tensor with a number in memory at each place: not sparse, nested, quantized, or without data."""
+    """Whether a value is a tensor with a number in memory at each place: not sparse, nested, quantized, or
+    without data."""
     return (
         isinstance(value, Tensor)
         and not value.is_nested

@@ -38,7 +38,8 @@ RECIPES = {
 
 
 def make_recipe(name: str, dataset: str, **given) -> Recipe:
-    """Return the recipe called `name` for `dataset`, with those of its values replaced that are given and not None.
+    """Return the recipe called `name` for `dataset`, with those of its values replaced that are given and not
+    None.
 
     Raises UsageError if its dsa_strategy names an unknown operation.
     """

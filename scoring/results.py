@@ -12,7 +12,16 @@ from utils import UsageError
 # The fields of a row that are results; all others are settings.
 RESULTS = (
     *("n", "mean", "std", "accs", "seconds_generate", "seconds_train", "images_seen", "steps"),
-    *("num_bytes", "num_images", "bits_per_class", "confusion", "curve_images_seen", "curve_accs", "samples", "class_names"),
+    *(
+        "num_bytes",
+        "num_images",
+        "bits_per_class",
+        "confusion",
+        "curve_images_seen",
+        "curve_accs",
+        "samples",
+        "class_names",
+    ),
     *("path", "group", "images_per_class"),  # of what a row was trained on, for its name and its mean
 )
 # The fields in which rows of several trainings of one generator, or of several sets of one file, may differ.
@@ -32,10 +41,12 @@ class Cost:
 
 @dataclass
 class Outcome:
-    """Result of one classifier: its accuracy in percent at the last epoch, its cost, and the size of what it was trained on.
+    """Result of one classifier: its accuracy in percent at the last epoch, its cost, and the size of what it
+    was trained on.
 
-    confusion[i][j]: number of test images of class i that are classified as class j. curve: (images seen, accuracy) of each test during
-    training. num_images: number of stored images; None if they are generated. num_bytes: size of what is stored.
+    confusion[i][j]: number of test images of class i that are classified as class j. curve: (images seen,
+    accuracy) of each test during training. num_images: number of stored images; None if they are generated.
+    num_bytes: size of what is stored.
     """
 
     accuracy: float
@@ -56,17 +67,24 @@ class ResultsFile:
         self.path, self.writes = folder / "results.json", writes
         try:
             self.rows = json.loads(self.path.read_text()) if self.path.exists() else []
-            if not all(isinstance(row, dict) and isinstance(row.get("accs"), list) for row in list(self.rows)):
+            if not all(
+                isinstance(row, dict) and isinstance(row.get("accs"), list) for row in list(self.rows)
+            ):
                 raise ValueError("no list of rows")
         except (ValueError, TypeError) as error:
-            raise UsageError(f"{self.path}: expected a list of rows, found something else ({error})") from None
+            raise UsageError(
+                f"{self.path}: expected a list of rows, found something else ({error})"
+            ) from None
 
     def row(self, settings: dict) -> dict:
         """Return the row with these settings; add it if there is none."""
         for row in self.rows:
             if all(row.get(name) == value for name, value in settings.items()):
                 return row
-        self.rows.append(settings | {"n": 0, "mean": None, "std": None, "accs": [], "seconds_generate": 0.0, "seconds_train": 0.0})
+        self.rows.append(
+            settings
+            | {"n": 0, "mean": None, "std": None, "accs": [], "seconds_generate": 0.0, "seconds_train": 0.0}
+        )
         return self.rows[-1]
 
     def add(self, row: dict, outcome: Outcome) -> None:
@@ -88,7 +106,10 @@ class ResultsFile:
         row["bits_per_class"] = 8 * row["num_bytes"] / max(1, len(outcome.confusion))
         before = [list(map(int, line.split())) for line in row.get("confusion") or []]
         sums = (
-            [[a + b for a, b in zip(*lines, strict=True)] for lines in zip(before, outcome.confusion, strict=True)]
+            [
+                [a + b for a, b in zip(*lines, strict=True)]
+                for lines in zip(before, outcome.confusion, strict=True)
+            ]
             if n
             else outcome.confusion
         )
@@ -105,13 +126,15 @@ class ResultsFile:
 
 
 def row_hash(row: dict) -> str:
-    """A short name of a row's settings, so that the classifiers of two rows are never taken for each other."""
+    """A short name of a row's settings, so that the classifiers of two rows are never taken for each
+    other."""
     settings = {name: value for name, value in row.items() if name not in RESULTS}
     return short_hash(json.dumps(settings, sort_keys=True), 8)
 
 
 def describe(row: dict) -> str:
-    """Describe how a row's images are stored, with the size in megabytes (10^6 bytes): "0.23 MB, fp16, 2 generators, filter 0.5"."""
+    """Describe how a row's images are stored, with the size in megabytes (10^6 bytes): "0.23 MB, fp16, 2
+    generators, filter 0.5"."""
     parts = [f"{row['num_bytes'] / 1e6:.2f} MB"]
     if row.get("generator_bytes"):
         storage = row.get("storage") or "fp32"  # one name, or a list with one for each generator
@@ -121,7 +144,10 @@ def describe(row: dict) -> str:
         if row.get("filter"):
             parts.append(f"filter {row['filter']}")
     elif row.get("num_images") is not None:
-        parts.append(f"{row['num_images']:,.0f} images" + (f" in {row['codec']}" if row.get("codec", "raw") != "raw" else ""))
+        parts.append(
+            f"{row['num_images']:,.0f} images"
+            + (f" in {row['codec']}" if row.get("codec", "raw") != "raw" else "")
+        )
     if counts := row.get("images_per_class"):
         parts.append(f"{min(counts):,} to {max(counts):,} a class")
     if factor := row.get("factor"):
@@ -130,30 +156,41 @@ def describe(row: dict) -> str:
 
 
 def told_apart(rows: Sequence[dict], generators: bool = False) -> list[dict]:
-    """Copies of rows whose `file` is the shortest end of its path in which it differs from the files of the others.
+    """Copies of rows whose `file` is the shortest end of its path in which it differs from the files of the
+    others.
 
     generators: do the same for rows of several generators, whose `file` is then their checkpoint.
     """
     paths = [str(row["path"]) if row.get("path") else None for row in rows]
     named = []
     for row, path in zip(rows, paths, strict=True):
-        others = {other for other, one in zip(paths, rows, strict=True) if other not in (None, path) and one["source"] == row["source"]}
+        others = {
+            other
+            for other, one in zip(paths, rows, strict=True)
+            if other not in (None, path) and one["source"] == row["source"]
+        }
         if path and (row["source"] == "file" or (generators and others)):
             parts = Path(path).parts
             ends = (Path(*parts[-length:]) for length in range(1, len(parts) + 1))
-            clear = (end for end in ends if not any(Path(other).parts[-len(end.parts) :] == end.parts for other in others))
+            clear = (
+                end
+                for end in ends
+                if not any(Path(other).parts[-len(end.parts) :] == end.parts for other in others)
+            )
             row = row | {"file": next(clear, Path(path)).as_posix()}
         named.append(row)
     return named
 
 
 def file_of(row: dict) -> str | None:
-    """What the sets of a row of --source file are trainings of: the group that the user named, or else the file. None for other sources."""
+    """What the sets of a row of --source file are trainings of: the group that the user named, or else the
+    file. None for other sources."""
     return (row.get("group") or row.get("path") or row.get("file")) if row["source"] == "file" else None
 
 
 def source_name(row: dict) -> str:
-    """Name of a row's source and of its labels: "file set.pt", "generator, soft labels at 4", "condensed, mean, 1,000 steps"."""
+    """Name of a row's source and of its labels: "file set.pt", "generator, soft labels at 4", "condensed,
+    mean, 1,000 steps"."""
     parts = [f"{row['source']} {row['file']}" if row.get("file") else row["source"]]
     if row.get("set"):
         parts[0] += f" [{row['set']}]"
@@ -165,20 +202,26 @@ def source_name(row: dict) -> str:
 
 
 def plus_minus(mean: float | None, std: float | None) -> str:
-    """Format mean and standard deviation as "95.62 ± 0.31", or the mean alone; an empty text without a mean."""
+    """Format mean and standard deviation as "95.62 ± 0.31", or the mean alone; an empty text without a
+    mean."""
     return "" if mean is None else f"{mean:.2f}" + ("" if std is None else f" ± {std:.2f}")
 
 
 def over_trainings(rows: Sequence[dict]) -> list[dict]:
-    """Summarise each group of rows that differ only in the training of the generator, or in the set of one file or of one --group.
+    """Summarise each group of rows that differ only in the training of the generator, or in the set of one
+    file or of one --group.
 
-    A summary holds the settings that name the group, n (number of trainings), mean and std (sample standard deviation) over trainings,
-    classifiers (number per training) and classifier_std, the mean of the standard deviations over classifiers. A row that is alone in its
-    group has no summary.
+    A summary holds the settings that name the group, n (number of trainings), mean and std (sample standard
+    deviation) over trainings, classifiers (number per training) and classifier_std, the mean of the standard
+    deviations over classifiers. A row that is alone in its group has no summary.
     """
     groups: dict[str, list[dict]] = {}
     for row in rows:
-        shared = {name: value for name, value in row.items() if name not in (*RESULTS, *TRAININGS) and value is not None}
+        shared = {
+            name: value
+            for name, value in row.items()
+            if name not in (*RESULTS, *TRAININGS) and value is not None
+        }
         shared["file"] = file_of(row)
         groups.setdefault(json.dumps(shared, sort_keys=True), []).append(row)
     summaries = []
@@ -187,22 +230,53 @@ def over_trainings(rows: Sequence[dict]) -> list[dict]:
             continue
         means, stds = [row["mean"] for row in group], [row["std"] for row in group]
         summary = {
-            name: group[0].get(name) for name in ("classifier", "source", "budget", "ipc", "labels", "temperature", "file", "storage")
+            name: group[0].get(name)
+            for name in ("classifier", "source", "budget", "ipc", "labels", "temperature", "file", "storage")
         }
         summary["file"] = group[0].get("group") or (summary["file"] if summary["source"] == "file" else None)
-        summary |= {"n": len(group), "mean": statistics.mean(means), "std": statistics.stdev(means), "classifiers": group[0]["n"]}
+        summary |= {
+            "n": len(group),
+            "mean": statistics.mean(means),
+            "std": statistics.stdev(means),
+            "classifiers": group[0]["n"],
+        }
         summaries.append(summary | {"classifier_std": None if None in stds else statistics.mean(stds)})
     return summaries
 
 
 def print_table(rows: list[dict]) -> None:
-    """Print a line for each row, with the mean and sample standard deviation of its accuracy in percent, then the means over trainings."""
-    heads = ("classifier", "source", "budget", "recipe", "stored", "bits/class", "ipc", "accuracy", "n", "images seen", "steps")
+    """Print a line for each row, with the mean and sample standard deviation of its accuracy in percent, then
+    the means over trainings."""
+    heads = (
+        "classifier",
+        "source",
+        "budget",
+        "recipe",
+        "stored",
+        "bits/class",
+        "ipc",
+        "accuracy",
+        "n",
+        "images seen",
+        "steps",
+    )
     lines, rows = [(*heads, "generate s", "train s")], told_apart(rows, generators=True)
     for row in rows:
-        cells = (row["classifier"], source_name(row), row["budget"], row["recipe"], describe(row), f"{row['bits_per_class']:,.0f}")
+        cells = (
+            row["classifier"],
+            source_name(row),
+            row["budget"],
+            row["recipe"],
+            describe(row),
+            f"{row['bits_per_class']:,.0f}",
+        )
         cells += (row["ipc"], plus_minus(row["mean"], row["std"]), row["n"])
-        counts = (f"{row['images_seen']:,}", f"{row['steps']:,}", f"{row['seconds_generate']:.1f}", f"{row['seconds_train']:.1f}")
+        counts = (
+            f"{row['images_seen']:,}",
+            f"{row['steps']:,}",
+            f"{row['seconds_generate']:.1f}",
+            f"{row['seconds_train']:.1f}",
+        )
         lines.append(tuple(map(str, cells + counts)))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
@@ -219,4 +293,7 @@ def print_table(rows: list[dict]) -> None:
         print(f"{name}: {plus_minus(summary['mean'], summary['std'])} over {summary['n']} trainings{spread}")
     split = "held-out training images" if rows[0]["split"] == "val" else "test set"
     few = "; provisional, n < 5" if min(row["n"] for row in rows) < 5 else ""
-    print(f"{rows[0]['dataset']}, {split}: percent at the last epoch, mean ± sample standard deviation over n classifiers{few}")
+    print(
+        f"{rows[0]['dataset']}, {split}: percent at the last epoch, mean ± sample standard deviation over n "
+        f"classifiers{few}"
+    )

@@ -1,7 +1,8 @@
-"""Sources of training images for classifiers: generated, real, selected or stored images, with their own labels or a teacher's.
+"""Sources of training images for classifiers: generated, real, selected or stored images, with their own
+labels or a teacher's.
 
-A source has `per_epoch`, the number of images in an epoch, and open(seed, draws) -> Opened for the classifier of `seed`. Images are
-float32 (N, C, H, W) in [-1, 1]; labels are (N,), or soft (N, K).
+A source has `per_epoch`, the number of images in an epoch, and open(seed, draws) -> Opened for the classifier
+of `seed`. Images are float32 (N, C, H, W) in [-1, 1]; labels are (N,), or soft (N, K).
 """
 
 import itertools
@@ -25,8 +26,8 @@ from utils import UsageError
 class Opened(NamedTuple):
     """Endless epochs of images and labels, and the size of what they are drawn from.
 
-    num_images: number of different images that are stored; None if they are generated. num_bytes: size of the stored images or of the
-    generator.
+    num_images: number of different images that are stored; None if they are generated. num_bytes: size of the
+    stored images or of the generator.
     """
 
     epochs: Iterator[tuple[Tensor, Tensor]]
@@ -37,11 +38,13 @@ class Opened(NamedTuple):
 class Fixed:
     """A set of images that is the same at each epoch.
 
-    num_bytes: size of the stored set (default: that of uint8 images whose order implies their labels). num_images: number of stored
-    images, if several of these are decoded from each.
+    num_bytes: size of the stored set (default: that of uint8 images whose order implies their labels).
+    num_images: number of stored images, if several of these are decoded from each.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, num_bytes: int | None = None, num_images: int | None = None):
+    def __init__(
+        self, images: Tensor, labels: Tensor, num_bytes: int | None = None, num_images: int | None = None
+    ):
         self.images, self.labels, self.per_epoch = images, labels, len(labels)
         self.num_bytes = images.numel() if num_bytes is None else num_bytes
         self.num_images = len(labels) if num_images is None else num_images
@@ -54,22 +57,47 @@ class Fixed:
 class Generated:
     """Generated images, `ipc` of each class, drawn anew at each epoch.
 
-    fixed: draw them once, rounded to uint8. seed: seed of the fixed set; None = each classifier draws its own. num_bytes: size of all that
-    the deployment of the generator takes.
+    fixed: draw them once, rounded to uint8. seed: seed of the fixed set; None = each classifier draws its
+    own. num_bytes: size of all that the deployment of the generator takes.
     """
 
-    def __init__(self, generator: nn.Module, ipc: int, fixed: bool, num_bytes: int, runtime: Runtime, seed: int | None = None):
-        self.generator, self.ipc, self.fixed, self.num_bytes, self.runtime, self.seed = generator, ipc, fixed, num_bytes, runtime, seed
+    def __init__(
+        self,
+        generator: nn.Module,
+        ipc: int,
+        fixed: bool,
+        num_bytes: int,
+        runtime: Runtime,
+        seed: int | None = None,
+    ):
+        self.generator, self.ipc, self.fixed, self.num_bytes, self.runtime, self.seed = (
+            generator,
+            ipc,
+            fixed,
+            num_bytes,
+            runtime,
+            seed,
+        )
         self.per_epoch = generator.num_classes * ipc
 
     def open(self, seed: int, draws: Draws) -> Opened:
-        """Draw the latents of a stream from `draws`, those of a fixed set from the source's own seed or else from `seed`."""
+        """Draw the latents of a stream from `draws`, those of a fixed set from the source's own seed or else
+        from `seed`."""
         if self.fixed:
-            images, labels = draw_fixed(self.generator, self.ipc, seed if self.seed is None else self.seed, self.runtime)
+            images, labels = draw_fixed(
+                self.generator, self.ipc, seed if self.seed is None else self.seed, self.runtime
+            )
             return Opened(itertools.repeat((to_float(images), labels)), None, self.num_bytes)
-        labels = torch.arange(self.generator.num_classes, device=self.runtime.device).repeat_interleave(self.ipc)
+        labels = torch.arange(self.generator.num_classes, device=self.runtime.device).repeat_interleave(
+            self.ipc
+        )
         return Opened(
-            ((generate(self.generator, labels, draws.device, self.runtime), labels) for _ in itertools.count()), None, self.num_bytes
+            (
+                (generate(self.generator, labels, draws.device, self.runtime), labels)
+                for _ in itertools.count()
+            ),
+            None,
+            self.num_bytes,
         )
 
 
@@ -85,26 +113,48 @@ class Real:
 
     def open(self, seed: int, draws: Draws) -> Opened:
         """Draw the order and the choice of the images from `seed`."""
-        order = balanced_epochs(self.images.labels, self.ipc, self.num_classes, seed, "random-real" if self.fixed else "real")
+        order = balanced_epochs(
+            self.images.labels, self.ipc, self.num_classes, seed, "random-real" if self.fixed else "real"
+        )
         if self.fixed:
             images, labels = self.images.batch(next(order))
             return Opened(itertools.repeat((images, labels)), len(labels), images.numel())
-        return Opened((self.images.batch(index) for index in order), len(self.images), self.images.images.numel())
+        return Opened(
+            (self.images.batch(index) for index in order), len(self.images), self.images.images.numel()
+        )
 
 
 class WithinBytes:
-    """As many random real images as fit into `max_bytes`, stored with `codec` and decoded from what is stored.
+    """As many random real images as fit into `max_bytes`, stored with `codec` and decoded from what is
+    stored.
 
-    Each class gets an equal part of the bytes. An epoch has `ipc` images of each class, in shuffled passes over the stored images, so that
-    steps and images seen are those of a stream. item_bytes: size of what is stored with each image beside its code, such as a soft label.
+    Each class gets an equal part of the bytes. An epoch has `ipc` images of each class, in shuffled passes
+    over the stored images, so that steps and images seen are those of a stream. item_bytes: size of what is
+    stored with each image beside its code, such as a soft label.
     """
 
-    def __init__(self, images: ImageSet, ipc: int, info: DataInfo, max_bytes: int, codec: str, quality: int, item_bytes: int = 0):
-        self.images, self.ipc, self.info, self.max_bytes, self.item_bytes = images, ipc, info, max_bytes, item_bytes
+    def __init__(
+        self,
+        images: ImageSet,
+        ipc: int,
+        info: DataInfo,
+        max_bytes: int,
+        codec: str,
+        quality: int,
+        item_bytes: int = 0,
+    ):
+        self.images, self.ipc, self.info, self.max_bytes, self.item_bytes = (
+            images,
+            ipc,
+            info,
+            max_bytes,
+            item_bytes,
+        )
         self.codec, self.per_epoch = make_codec(codec, quality, info), info.num_classes * ipc
 
     def open(self, seed: int, draws: Draws) -> Opened:
-        """Draw the choice and the order of the images from `seed`. Raises UsageError if not even one image of a class fits."""
+        """Draw the choice and the order of the images from `seed`. Raises UsageError if not even one image of
+        a class fits."""
         stored, num_bytes = self.choose(seed)
         order = balanced_epochs(stored.labels, self.ipc, self.info.num_classes, seed, "real")
         return Opened((stored.batch(index) for index in order), len(stored), num_bytes)
@@ -124,11 +174,16 @@ class WithinBytes:
                 room -= size + self.item_bytes
                 if room < 0:
                     break
-                image = pixels if code is None else decode_images(self.codec, [code], self.info).to(pixels.device)
+                image = (
+                    pixels if code is None else decode_images(self.codec, [code], self.info).to(pixels.device)
+                )
                 kept.append((image, label)), sizes.append(size)
             if not kept or kept[-1][1] != label:
                 name = self.info.class_names[label]
-                raise UsageError(f"--match-bytes: {share} bytes for class {name} hold no image, expected {size + self.item_bytes} or more")
+                raise UsageError(
+                    f"--match-bytes: {share} bytes for class {name} hold no image, expected "
+                    f"{size + self.item_bytes} or more"
+                )
         images, classes = zip(*kept, strict=True)
         chosen = ImageSet(torch.cat(images), torch.tensor(classes, device=self.images.labels.device))
         return chosen, sum(sizes) + shared
@@ -156,14 +211,17 @@ class Teacher:
     def labels(self, images: Tensor, batch_size: int = 500) -> Tensor:
         """Label images (N, C, H, W) in [-1, 1] with float32 probabilities (N, K), in eval mode."""
         with eval_mode(self.classifier):
-            return torch.cat([(self.classifier(part) / self.temperature).softmax(1) for part in images.split(batch_size)])
+            return torch.cat(
+                [(self.classifier(part) / self.temperature).softmax(1) for part in images.split(batch_size)]
+            )
 
 
 class Labelled:
     """A source whose labels are replaced by a teacher's.
 
-    With stored images, the soft labels are stored too, and their size is added. A generator needs the teacher wherever it is deployed, so
-    teacher_bytes is added: the size of the teacher, or 0 if it is counted already.
+    With stored images, the soft labels are stored too, and their size is added. A generator needs the teacher
+    wherever it is deployed, so teacher_bytes is added: the size of the teacher, or 0 if it is counted
+    already.
     """
 
     def __init__(self, source, teacher: Teacher, num_classes: int, teacher_bytes: int):
@@ -173,7 +231,11 @@ class Labelled:
     def open(self, seed: int, draws: Draws) -> Opened:
         """Return the images of the source, with the teacher's labels."""
         opened = self.source.open(seed, draws)
-        extra = self.teacher_bytes if opened.num_images is None else opened.num_images * soft_bytes(self.num_classes)
+        extra = (
+            self.teacher_bytes
+            if opened.num_images is None
+            else opened.num_images * soft_bytes(self.num_classes)
+        )
         return Opened(self._relabelled(opened.epochs), opened.num_images, opened.num_bytes + extra)
 
     def _relabelled(self, epochs: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -190,14 +252,17 @@ def soft_bytes(num_classes: int) -> int:
 
 
 @torch.no_grad()
-def generate(generator: nn.Module, labels: Tensor, rng: torch.Generator, runtime: Runtime, batch_size: int = 500) -> Tensor:
+def generate(
+    generator: nn.Module, labels: Tensor, rng: torch.Generator, runtime: Runtime, batch_size: int = 500
+) -> Tensor:
     """Generate one image for each label (N,), in eval mode, z from `rng`: (N, C, H, W) in [-1, 1]."""
     with eval_mode(generator), runtime.autocast():
         return torch.cat([generator.sample(part, rng) for part in labels.split(batch_size)])
 
 
 def draw_fixed(generator: nn.Module, ipc: int, seed: int, runtime: Runtime) -> tuple[Tensor, Tensor]:
-    """Draw a fixed set of `ipc` images of each class: uint8 images (N, C, H, W), sorted by class, and labels (N,)."""
+    """Draw a fixed set of `ipc` images of each class: uint8 images (N, C, H, W), sorted by class, and labels
+    (N,)."""
     rng = torch.Generator(runtime.device).manual_seed(derive_seed(seed, "fixed", ipc))
     labels = torch.arange(generator.num_classes, device=runtime.device).repeat_interleave(ipc)
     return to_uint8(generate(generator, labels, rng, runtime).float()), labels
@@ -205,17 +270,26 @@ def draw_fixed(generator: nn.Module, ipc: int, seed: int, runtime: Runtime) -> t
 
 @torch.no_grad()
 def herding_order(
-    classifier: Classifier, images: ImageSet, ipc: int, num_classes: int, batch_size: int = 1000, toward: ImageSet | None = None
+    classifier: Classifier,
+    images: ImageSet,
+    ipc: int,
+    num_classes: int,
+    batch_size: int = 1000,
+    toward: ImageSet | None = None,
 ) -> Tensor:
-    """Choose images whose mean feature follows that of their class: indices (num_classes, ipc), the best first.
+    """Choose images whose mean feature follows that of their class: indices (num_classes, ipc), the best
+    first.
 
-    Herding (Welling 2009, doi:10.1145/1553374.1553517) as iCaRL uses it (arXiv:1611.07725, Alg. 4): each step adds the image that brings
-    the mean feature of the chosen images closest to the mean feature of the class, in `toward` if it is given. The features are the last
-    ones of `classifier`, scaled to unit length.
+    Herding (Welling 2009, doi:10.1145/1553374.1553517) as iCaRL uses it (arXiv:1611.07725, Alg. 4): each step
+    adds the image that brings the mean feature of the chosen images closest to the mean feature of the class,
+    in `toward` if it is given. The features are the last ones of `classifier`, scaled to unit length.
     """
 
     def features_of(images: ImageSet, members: Tensor) -> Tensor:
-        parts = [classifier.logits_and_features(images.batch(part)[0])[1][-1].flatten(1) for part in members.split(batch_size)]
+        parts = [
+            classifier.logits_and_features(images.batch(part)[0])[1][-1].flatten(1)
+            for part in members.split(batch_size)
+        ]
         return torch.nn.functional.normalize(torch.cat(parts))  # (M, F)
 
     order = []
@@ -223,8 +297,15 @@ def herding_order(
         for label in range(num_classes):
             members = (images.labels == label).nonzero().flatten()
             features = features_of(images, members)
-            mean = features.mean(0) if toward is None else features_of(toward, (toward.labels == label).nonzero().flatten()).mean(0)
-            total, free = torch.zeros_like(features[0]), torch.ones(len(members), dtype=torch.bool, device=members.device)
+            mean = (
+                features.mean(0)
+                if toward is None
+                else features_of(toward, (toward.labels == label).nonzero().flatten()).mean(0)
+            )
+            total, free = (
+                torch.zeros_like(features[0]),
+                torch.ones(len(members), dtype=torch.bool, device=members.device),
+            )
             chosen = []
             for number in range(1, ipc + 1):
                 distance = ((total + features) / number - mean).norm(dim=1)

@@ -1,4 +1,5 @@
-"""Storage of weights and images: precision, compression, size in bytes, and the exported file of a generator."""
+"""Storage of weights and images: precision, compression, size in bytes, and the exported file of a
+generator."""
 
 import io
 import json
@@ -25,7 +26,8 @@ LENGTH_BYTES = 2  # bytes that store the length of a compressed image
 
 
 def num_bytes(module: nn.Module, storage: str = "fp32") -> int:
-    """Size in bytes of `module` as encode() stores it: parameters and floating-point buffers (BatchNorm's statistics).
+    """Size in bytes of `module` as encode() stores it: parameters and floating-point buffers (BatchNorm's
+    statistics).
 
     Only shapes are read, so the module may be on the meta device.
     """
@@ -40,11 +42,12 @@ def _num_bytes(tensor: Tensor, channels: int, storage: str) -> int:
 
 @torch.no_grad()
 def encode(module: nn.Module, storage: str) -> dict[str, Tensor]:
-    """Encode the parameters and floating-point buffers of `module`: tensors by name, on the CPU; models.decode is the inverse.
+    """Encode the parameters and floating-point buffers of `module`: tensors by name, on the CPU;
+    models.decode is the inverse.
 
-    storage: fp32, fp16 or int8. int8 stores weights as whole numbers in -127..127 with a float32 scale per output channel (under the
-    weight's name and ".scale"), and tensors of one dimension (biases, norms, statistics) as fp16. Raises UsageError if a value does not
-    fit into fp16.
+    storage: fp32, fp16 or int8. int8 stores weights as whole numbers in -127..127 with a float32 scale per
+    output channel (under the weight's name and ".scale"), and tensors of one dimension (biases, norms,
+    statistics) as fp16. Raises UsageError if a value does not fit into fp16.
     """
     tensors, values = {}, to_host({name: tensor.detach() for name, tensor, _ in _floating(module)})
     for name, _, channels in _floating(module):
@@ -60,7 +63,8 @@ def encode(module: nn.Module, storage: str) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def store(module: nn.Module, storage: str) -> nn.Module:
-    """Round the values of `module` in place to what encode() keeps of them. Raises UsageError if a value does not fit."""
+    """Round the values of `module` in place to what encode() keeps of them. Raises UsageError if a value does
+    not fit."""
     if storage != "fp32":
         kept = decode(encode(module, storage))
         for name, tensor, _ in _floating(module):
@@ -69,18 +73,31 @@ def store(module: nn.Module, storage: str) -> nn.Module:
 
 
 def export_generator(path: Path, checkpoint: GanCheckpoint, storage: str) -> None:
-    """Write the checkpoint's generator as safetensors: its values at `storage`, and the metadata that read_gan needs.
+    """Write the checkpoint's generator as safetensors: its values at `storage`, and the metadata that
+    read_gan needs.
 
-    The file, read back, gives the same images as store(generator, storage). Raises UsageError if the checkpoint names no data set.
+    The file, read back, gives the same images as store(generator, storage). Raises UsageError if the
+    checkpoint names no data set.
     """
     if checkpoint.info is None:
-        raise UsageError(f"{checkpoint.path}: names no data set, expected a checkpoint written here to export")
+        raise UsageError(
+            f"{checkpoint.path}: names no data set, expected a checkpoint written here to export"
+        )
     generator = checkpoint.generator()
-    whole_numbers = {name: tensor for name, tensor in generator.state_dict().items() if not tensor.is_floating_point()}
+    whole_numbers = {
+        name: tensor for name, tensor in generator.state_dict().items() if not tensor.is_floating_point()
+    }
     tensors = encode(generator, storage) | whole_numbers
-    about = {"config": checkpoint.config, "info": checkpoint.info.to_dict(), "val_size": checkpoint.val_size, "storage": storage}
+    about = {
+        "config": checkpoint.config,
+        "info": checkpoint.info.to_dict(),
+        "val_size": checkpoint.val_size,
+        "storage": storage,
+    }
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    write_tensors(path, lambda temporary: temporary.write_bytes(save(tensors, {"generator": json.dumps(about)})))
+    write_tensors(
+        path, lambda temporary: temporary.write_bytes(save(tensors, {"generator": json.dumps(about)}))
+    )
 
 
 def _floating(module: nn.Module) -> Iterator[tuple[str, Tensor, int]]:
@@ -95,13 +112,17 @@ def _floating(module: nn.Module) -> Iterator[tuple[str, Tensor, int]]:
 def _half(tensor: Tensor, storage: str) -> Tensor:
     half = tensor.half()
     if not torch.isfinite(half).all():
-        raise UsageError(f"--storage {storage}: a value of {tensor.abs().max():g} does not fit, expected at most 65504; use fp32")
+        raise UsageError(
+            f"--storage {storage}: a value of {tensor.abs().max():g} does not fit, expected at most 65504; "
+            "use fp32"
+        )
     return half
 
 
 @dataclass(frozen=True)
 class Codec:
-    """Encoder and decoder of a uint8 image (H, W) or (H, W, 3). shared: number of bytes that are stored once for all images."""
+    """Encoder and decoder of a uint8 image (H, W) or (H, W, 3). shared: number of bytes that are stored once
+    for all images."""
 
     encode: Callable[[np.ndarray], bytes]
     decode: Callable[[bytes], np.ndarray]
@@ -121,18 +142,23 @@ def _pillow_codec(kind: str, **options) -> Codec:
     return Codec(encode, decode)
 
 
-MARKER, START_OF_SCAN = 2, b"\xff\xda"  # of a JPEG stream: bytes of a marker, and the last one before the data
+MARKER, START_OF_SCAN = (
+    2,
+    b"\xff\xda",
+)  # of a JPEG stream: bytes of a marker, and the last one before the data
 
 
 def _jpeg_codec(quality: int, info: DataInfo) -> Codec:
-    """JPEG whose tables, the same for all images, are stored once (ITU-T T.81, annex B.5: abbreviated streams)."""
+    """JPEG whose tables, the same for all images, are stored once (ITU-T T.81, annex B.5: abbreviated
+    streams)."""
     tables = _pillow_codec("JPEG", quality=quality, streamtype=1).encode(_blank(info))
     pictures = _pillow_codec("JPEG", quality=quality, streamtype=2)
     return Codec(pictures.encode, lambda code: pictures.decode(tables[:-MARKER] + code[MARKER:]), len(tables))
 
 
 def _jpeg_scan_codec(quality: int, info: DataInfo) -> Codec:
-    """JPEG of which all that comes before and after the data of the scan, the same for all images of one size, is stored once."""
+    """JPEG of which all that comes before and after the data of the scan, the same for all images of one
+    size, is stored once."""
     pictures = _pillow_codec("JPEG", quality=quality)
     blank = pictures.encode(_blank(info))
     begin, marker = MARKER, b""
@@ -140,7 +166,11 @@ def _jpeg_scan_codec(quality: int, info: DataInfo) -> Codec:
         marker = blank[begin : begin + MARKER]
         begin += MARKER + int.from_bytes(blank[begin + MARKER : begin + 2 * MARKER], "big")
     head, end = blank[:begin], blank[-MARKER:]
-    return Codec(lambda array: pictures.encode(array)[begin:-MARKER], lambda code: pictures.decode(head + code + end), len(head + end))
+    return Codec(
+        lambda array: pictures.encode(array)[begin:-MARKER],
+        lambda code: pictures.decode(head + code + end),
+        len(head + end),
+    )
 
 
 def _blank(info: DataInfo) -> np.ndarray:
@@ -153,12 +183,17 @@ def _gray_as_rgb(codec: Codec) -> Codec:
 
 
 def make_codec(name: str, quality: int, info: DataInfo) -> Codec | None:
-    """Return the codec called `name` for images of a set, or None for raw pixels. Raises UsageError if Pillow was built without it."""
+    """Return the codec called `name` for images of a set, or None for raw pixels. Raises UsageError if Pillow
+    was built without it."""
     if name == "raw":
         return None
     if name in LOSSY:
         return (_jpeg_codec if name == "jpeg" else _jpeg_scan_codec)(quality, info)
-    codec = _pillow_codec("PNG", optimize=True) if name == "png" else _pillow_codec("WEBP", lossless=True, method=6)
+    codec = (
+        _pillow_codec("PNG", optimize=True)
+        if name == "png"
+        else _pillow_codec("WEBP", lossless=True, method=6)
+    )
     codec = _gray_as_rgb(codec) if name == "webp" and info.channels == 1 else codec
     try:
         codec.encode(_blank(info))
@@ -170,18 +205,27 @@ def make_codec(name: str, quality: int, info: DataInfo) -> Codec | None:
 def encode_images(codec: Codec, images: Tensor) -> list[bytes]:
     """Encode each of the uint8 images (B, C, H, W)."""
     arrays = images.permute(0, 2, 3, 1).cpu().numpy()  # (B, H, W, C)
-    return [codec.encode(np.ascontiguousarray(array.squeeze(2) if array.shape[2] == 1 else array)) for array in arrays]
+    return [
+        codec.encode(np.ascontiguousarray(array.squeeze(2) if array.shape[2] == 1 else array))
+        for array in arrays
+    ]
 
 
 def decode_images(codec: Codec, codes: list[bytes], info: DataInfo) -> Tensor:
-    """Decode what encode_images returned to uint8 images (B, C, H, W) on the CPU: exact, unless the codec is lossy (JPEG)."""
+    """Decode what encode_images returned to uint8 images (B, C, H, W) on the CPU: exact, unless the codec is
+    lossy (JPEG)."""
     shape = (len(codes), info.image_size, info.image_size, info.channels)
     arrays = np.stack([codec.decode(code) for code in codes]) if codes else np.empty(0, np.uint8)
-    return torch.from_numpy(arrays.reshape(shape)).permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format)
+    return (
+        torch.from_numpy(arrays.reshape(shape))
+        .permute(0, 3, 1, 2)
+        .clone(memory_format=torch.contiguous_format)
+    )
 
 
 def roundtrip(name: str, codec: Codec | None, info: DataInfo) -> Callable[[Tensor], Tensor] | None:
-    """What the codec called `name` makes of uint8 images (B, C, H, W), on their device; None if it changes nothing."""
+    """What the codec called `name` makes of uint8 images (B, C, H, W), on their device; None if it changes
+    nothing."""
     if name not in LOSSY:
         return None
     return lambda images: decode_images(codec, encode_images(codec, images), info).to(images.device)

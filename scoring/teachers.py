@@ -1,4 +1,5 @@
-"""Classifiers trained on real images that serve a distillation: for herding, and as teachers of a generator in stage 2."""
+"""Classifiers trained on real images that serve a distillation: for herding, and as teachers of a generator
+in stage 2."""
 
 import json
 from collections.abc import Sequence
@@ -18,12 +19,21 @@ from scoring.sources import Real
 
 
 def trained_classifier(
-    purpose: str, network: str, recipe: Recipe, data: Data, folder: Path, val_size: int, seed: int, runtime: Runtime
+    purpose: str,
+    network: str,
+    recipe: Recipe,
+    data: Data,
+    folder: Path,
+    val_size: int,
+    seed: int,
+    runtime: Runtime,
 ) -> Path:
-    """Train a classifier on the whole training set, unless its file lies in folder/classifiers; return the path of the file.
+    """Train a classifier on the whole training set, unless its file lies in folder/classifiers; return the
+    path of the file.
 
-    The file is named by `purpose` and a hash of all that it depends on, so that the same command finds it again. val_size: held-out images,
-    which are recorded in the file. The surrounding random state is left alone.
+    The file is named by `purpose` and a hash of all that it depends on, so that the same command finds it
+    again. val_size: held-out images, which are recorded in the file. The surrounding random state is left
+    alone.
     """
     k, trained = data.info.num_classes, fingerprint(data.info, data.train.to(torch.device("cpu")))
     about = json.dumps([network, asdict(recipe), seed, trained])
@@ -45,9 +55,11 @@ def trained_classifier(
 def make_teachers(
     networks: Sequence[str], epochs: int, data: Data, folder: Path, val_size: int, seed: int, runtime: Runtime
 ) -> list[Classifier]:
-    """Train a classifier of each of `networks` on real images for `epochs` passes; return them in eval mode, without gradients.
+    """Train a classifier of each of `networks` on real images for `epochs` passes; return them in eval mode,
+    without gradients.
 
-    The recipe is "strong" without CutMix. Those whose files lie in folder/classifiers are read from there; see trained_classifier.
+    The recipe is "strong" without CutMix. Those whose files lie in folder/classifiers are read from there;
+    see trained_classifier.
     """
     recipe = make_recipe("strong", data.info.name, epochs=epochs, mix_p=-1.0)
     seeds = [derive_seed(seed, "teacher", i) for i in range(len(networks))]

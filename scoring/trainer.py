@@ -30,12 +30,13 @@ def train_steps(
     runtime: Runtime,
     after_epoch: Callable[[int, nn.Module, Cost], None] | None = None,
 ) -> Iterator[Cost]:
-    """Train `classifier` in place for recipe.epochs epochs, each on the next epoch of images; yield once per step.
+    """Train `classifier` in place for recipe.epochs epochs, each on the next epoch of images; yield once per
+    step.
 
-    A batch has at most recipe.batch_size images; the last partial batch of an epoch is used. Each step yields the cost so far, whose
-    seconds_train is left to the caller. after_epoch(epochs done, network to test, cost) is called after each epoch; its time counts as
-    seconds_test. With recipe.ema, the network to test is the moving average, and `classifier` ends with its weights. Raises ValueError if
-    no step was taken.
+    A batch has at most recipe.batch_size images; the last partial batch of an epoch is used. Each step yields
+    the cost so far, whose seconds_train is left to the caller. after_epoch(epochs done, network to test,
+    cost) is called after each epoch; its time counts as seconds_test. With recipe.ema, the network to test is
+    the moving average, and `classifier` ends with its weights. Raises ValueError if no step was taken.
     """
     parameters = list(classifier.parameters())
     optimizer = make_sgd(parameters, recipe.lr)
@@ -58,7 +59,9 @@ def train_steps(
         set_rate(optimizer, recipe.rate(epoch))
         with generating, blame("--ipc"):
             images, labels = next(epochs_of_images)
-        for index in torch.randperm(len(labels), device=labels.device, generator=draws.device).split(recipe.batch_size):
+        for index in torch.randperm(len(labels), device=labels.device, generator=draws.device).split(
+            recipe.batch_size
+        ):
             operations = choose_operations(recipe.dsa_strategy, recipe.dsa_composition, draws.host)
             mix = recipe.mix_p > 0 and float(torch.rand((), generator=draws.host)) < recipe.mix_p
             step(images[index], labels[index], operations=operations, mix=mix)
@@ -76,7 +79,13 @@ def train_steps(
 
 
 def classifier_loss(
-    classifier: Classifier, images: Tensor, y: Tensor, operations: tuple[str, ...], mix: bool, rng: torch.Generator, runtime: Runtime
+    classifier: Classifier,
+    images: Tensor,
+    y: Tensor,
+    operations: tuple[str, ...],
+    mix: bool,
+    rng: torch.Generator,
+    runtime: Runtime,
 ) -> Tensor:
     """Cross-entropy on an augmented batch (B, C, H, W) with labels y (B,), or soft labels y (B, K).
 
@@ -94,11 +103,13 @@ def classifier_loss(
     return share * F.cross_entropy(logits, y) + (1 - share) * F.cross_entropy(logits, y[partner])
 
 
-def train_together(trainings: Sequence[Iterator[Cost]], total_steps: int, runtime: Runtime, title: str = "") -> list[Cost]:
+def train_together(
+    trainings: Sequence[Iterator[Cost]], total_steps: int, runtime: Runtime, title: str = ""
+) -> list[Cost]:
     """Run several train_steps in turn, one step of each, so that the device can work on all of them at once.
 
-    Each training draws its own random numbers, so that its result does not depend on the others. Returns the cost of each; its seconds add
-    up to those of the group divided by the size of the group.
+    Each training draws its own random numbers, so that its result does not depend on the others. Returns the
+    cost of each; its seconds add up to those of the group divided by the size of the group.
     """
     lanes = Lanes(len(trainings), runtime.device)
     costs: list[Cost] = []
@@ -117,6 +128,9 @@ def train_together(trainings: Sequence[Iterator[Cost]], total_steps: int, runtim
     runtime.synchronize()
     seconds = (time.perf_counter() - start) / len(trainings)
     for cost in last:
-        cost.seconds_generate, cost.seconds_test = cost.seconds_generate / lanes.overlap, cost.seconds_test / lanes.overlap
+        cost.seconds_generate, cost.seconds_test = (
+            cost.seconds_generate / lanes.overlap,
+            cost.seconds_test / lanes.overlap,
+        )
         cost.seconds_train = max(0.0, seconds - cost.seconds_generate - cost.seconds_test)
     return last

@@ -23,9 +23,12 @@ torch.set_num_threads(1)  # the tests' networks are too small to share out, and 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-# The same bits whether this CPU has bf16 instructions or not; a --amp that comes after wins, and on CUDA it is on.
+# The same bits whether this CPU has bf16 instructions or not; a --amp that comes after wins, and on CUDA it
+# is on.
 PRECISION = [] if torch.cuda.is_available() else ["--no-amp"]
-TINY = "--val-size 1180 --batch-size 64 --epochs 2 --eval-interval 0 --device cpu".split()  # leaves 320 images: 5 steps an epoch
+TINY = (
+    "--val-size 1180 --batch-size 64 --epochs 2 --eval-interval 0 --device cpu".split()
+)  # leaves 320 images: 5 steps an epoch
 TINY += PRECISION
 
 
@@ -56,7 +59,13 @@ def continual_flags(results: Path, method: str, *extra: str) -> list[str]:
     """A stage-4 command of five tasks of the digits, 20 to 40 images each, some seconds."""
     flags = f"--tag {method} --data digits --results-dir {results} --method {method} --pool convnet_w32 --batch-size 8 --epochs 1"
     flags += " --val-size 1380 --device cpu --save-interval 0"
-    sizes = GENERATES if method in ("dim", "dgr") else ["--buffer-size", "20"] if METHODS[method].memory and method != "unlimited" else []
+    sizes = (
+        GENERATES
+        if method in ("dim", "dgr")
+        else ["--buffer-size", "20"]
+        if METHODS[method].memory and method != "unlimited"
+        else []
+    )
     sizes = [*sizes, *CONDENSES] if method == "condensed" else sizes
     return flags.split() + PRECISION + sizes + list(extra)
 
@@ -71,7 +80,9 @@ def pytest_collection_modifyitems(items):
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.timeout(1800))
         if variant := getattr(item, "callspec", None) and item.callspec.params.get("variant"):
-            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {variant}"))  # what is made once for it is made on one worker
+            item.add_marker(
+                pytest.mark.xdist_group(f"{item.path.stem} {variant}")
+            )  # what is made once for it is made on one worker
 
 
 @pytest.fixture(scope="session")
@@ -86,7 +97,8 @@ def trained(tmp_path_factory) -> Path:
 class Driver:
     """The server in driver.py: starts scripts as processes of their own and says how they ended.
 
-    Where a test is broken off, as by its time limit, the server and its processes are killed, and the next test gets a new one.
+    Where a test is broken off, as by its time limit, the server and its processes are killed, and the next
+    test gets a new one.
     """
 
     def __init__(self):
@@ -94,7 +106,9 @@ class Driver:
 
     def serve(self) -> None:
         command, pipe = [sys.executable, str(ROOT / "tests" / "driver.py")], subprocess.PIPE
-        self.server = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, bufsize=1, start_new_session=True)
+        self.server = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, text=True, bufsize=1, start_new_session=True
+        )
 
     def answer(self) -> dict:
         try:
@@ -105,7 +119,15 @@ class Driver:
             self.serve()
             raise
 
-    def start(self, script: str, counter, flags: list[str], kill_at_write: int = 0, kill_after_write: int = 0, ranks: int = 1) -> list[int]:
+    def start(
+        self,
+        script: str,
+        counter,
+        flags: list[str],
+        kill_at_write: int = 0,
+        kill_after_write: int = 0,
+        ranks: int = 1,
+    ) -> list[int]:
         request = {"script": script, "counter": str(counter), "flags": flags, "ranks": ranks}
         request |= {"kill_at_write": kill_at_write, "kill_after_write": kill_after_write}
         self.server.stdin.write(json.dumps(request) + "\n")
@@ -171,7 +193,12 @@ def same(a, b) -> bool:
     return a == b
 
 
-SCRIPTS = {"gen_condense": gen_condense, "pool_match": pool_match, "validate": validate, "continual": continual}
+SCRIPTS = {
+    "gen_condense": gen_condense,
+    "pool_match": pool_match,
+    "validate": validate,
+    "continual": continual,
+}
 TOOLS = {
     "benchmarks/speed": speed,
     "benchmarks/profile": profile,

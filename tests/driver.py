@@ -1,9 +1,10 @@
 """Run training scripts as processes that can be killed: a server that forks one for each request.
 
-Reads JSON lines {"script", "flags", "counter", "kill_at_write", "kill_after_write", "ranks"} on stdin. Answers {"pids"} when the
-processes start, one for each rank, and {"statuses"} when all ended, as subprocess's return codes. The first appends a byte to the
-file `counter` for each training step, and kills itself with SIGKILL in the middle of its Nth write of a file, or right after that
-was renamed into place. Evaluations are a figure taken from the weights. Forking saves the seconds that importing torch takes.
+Reads JSON lines {"script", "flags", "counter", "kill_at_write", "kill_after_write", "ranks"} on stdin.
+Answers {"pids"} when the processes start, one for each rank, and {"statuses"} when all ended, as subprocess's
+return codes. The first appends a byte to the file `counter` for each training step, and kills itself with
+SIGKILL in the middle of its Nth write of a file, or right after that was renamed into place. Evaluations are
+a figure taken from the weights. Forking saves the seconds that importing torch takes.
 """
 
 import importlib
@@ -63,9 +64,13 @@ def work(request: dict) -> None:
 
     script.discriminator_step = counted_step
     for module in list(sys.modules.values()):
-        if vars(module).get("write_atomic") is write_atomic:  # getattr would wake the modules that are loaded when they are used
+        if (
+            vars(module).get("write_atomic") is write_atomic
+        ):  # getattr would wake the modules that are loaded when they are used
             module.write_atomic = counted_write
-    script.evaluate_generator = lambda generator, *args: {"val_accuracy": generator.fc1.weight.abs().sum().item()}
+    script.evaluate_generator = lambda generator, *args: {
+        "val_accuracy": generator.fc1.weight.abs().sum().item()
+    }
     script.main(script.parse_args(request["flags"]))
 
 
@@ -77,7 +82,13 @@ def fork(request: dict, rank: int, port: int) -> int:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     if request["ranks"] > 1:
         os.dup2(os.open(f"{request['counter']}.{rank}.err", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-        job = {"RANK": rank, "WORLD_SIZE": request["ranks"], "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        job = {
+            "RANK": rank,
+            "WORLD_SIZE": request["ranks"],
+            "LOCAL_RANK": rank,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
         os.environ.update({name: str(value) for name, value in job.items()})
     code = 1
     try:

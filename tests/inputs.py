@@ -23,7 +23,9 @@ def picture(path, colour=(10, 200, 30), size=(40, 20), mode="RGB") -> None:
 
 def reference_checkpoint(path, channels=3, size=32, width=6, classes=10):
     """A file as the reference code writes it: four state dicts and nothing that says what they are."""
-    generator, discriminator = build_gan({"num_classes": classes, "channels": channels, "image_size": size, "width": width, "z_dim": 100})
+    generator, discriminator = build_gan(
+        {"num_classes": classes, "channels": channels, "image_size": size, "width": width, "z_dim": 100}
+    )
     gan = GAN(generator, discriminator, 1e-4)
     state = {name: part for name, part in gan.state_dict().items() if name != "generator_ema"}
     torch.save(state, path)

@@ -11,7 +11,10 @@ CPU = torch.device("cpu")
 
 
 def ramp(batch: int = 2, channels: int = 3, side: int = 8) -> torch.Tensor:
-    return torch.arange(batch * channels * side * side, dtype=torch.float32).view(batch, channels, side, side) / 100
+    return (
+        torch.arange(batch * channels * side * side, dtype=torch.float32).view(batch, channels, side, side)
+        / 100
+    )
 
 
 def test_flip_mirrors_only_where_asked():
@@ -77,7 +80,9 @@ def test_every_operation_is_differentiable_and_keeps_the_shape(operation, compos
     assert x.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("strategy", ["color", "crop", "cutout", "scale", "rotate", "flip", "color_crop_cutout"])
+@pytest.mark.parametrize(
+    "strategy", ["color", "crop", "cutout", "scale", "rotate", "flip", "color_crop_cutout"]
+)
 def test_siamese_draw_treats_every_image_alike_and_any_batch(strategy):
     torch.manual_seed(3)
     image = torch.randn(1, 3, 32, 32)
@@ -115,7 +120,9 @@ def test_composition_dc_runs_one_operation(monkeypatch):
 def test_ranges_of_the_draws():
     torch.manual_seed(0)
     n = 4000
-    shift = draw_dsa("crop", "dim", n, 32, CPU)(torch.arange(1.0, 1025).view(1, 1, 32, 32).expand(n, -1, -1, -1))
+    shift = draw_dsa("crop", "dim", n, 32, CPU)(
+        torch.arange(1.0, 1025).view(1, 1, 32, 32).expand(n, -1, -1, -1)
+    )
     rows = (shift[:, 0, 16, 16] - 1) // 32 - 16
     assert (rows.min(), rows.max()) == (-4, 4)  # 12.5 % of 32
     gray = torch.full((n, 1, 32, 32), 1.0)

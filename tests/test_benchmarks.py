@@ -18,20 +18,29 @@ from data import DATASETS, Data, ImageSet
 from engine.runtime import Runtime
 
 TINY = (
-    "--device cpu --threads 1 --width 2 --batch-size 4 --pairs 2 --seconds 0.01 --network convnet_w32 --data-dir nowhere"
+    "--device cpu --threads 1 --width 2 --batch-size 4 --pairs 2 --seconds 0.01 --network convnet_w32 "
+    "--data-dir nowhere"
     " --no-loader --no-compile"
 ).split()
 
 
-@pytest.mark.parametrize("tool", [pytest.param(name, marks=[pytest.mark.slow] * (name != "benchmarks/speed")) for name in TOOLS])
+@pytest.mark.parametrize(
+    "tool", [pytest.param(name, marks=[pytest.mark.slow] * (name != "benchmarks/speed")) for name in TOOLS]
+)
 def test_a_tool_runs_as_a_command(tool, tmp_path):
-    done = subprocess.run([sys.executable, str(ROOT / f"{tool}.py"), "--help"], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / f"{tool}.py"), "--help"], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("usage: ")
 
 
 def test_operations_are_counted():
-    a, x, w = torch.ones(3, 4), torch.ones(2, 5, 8, 8, requires_grad=True), torch.ones(7, 5, 3, 3, requires_grad=True)
+    a, x, w = (
+        torch.ones(3, 4),
+        torch.ones(2, 5, 8, 8, requires_grad=True),
+        torch.ones(7, 5, 3, 3, requires_grad=True),
+    )
     with timing.CountFlops() as counter:
         a @ torch.ones(4, 6)
     assert counter.total == 2 * 3 * 4 * 6
@@ -65,7 +74,9 @@ def test_a_unit_of_every_row_works(part, variant, monkeypatch):
     if variant == "loader" and not part.startswith("stage"):
         pytest.skip("the loader is a baseline of the steps")
     images_on = parts.images_on
-    monkeypatch.setattr(parts, "images_on", lambda device, count=500: images_on(device, count))  # the noise takes longer than the unit
+    monkeypatch.setattr(
+        parts, "images_on", lambda device, count=500: images_on(device, count)
+    )  # the noise takes longer than the unit
     sizes = {"epochs": 1, "ipc": 1, "tests": 10} if part == "validation, n = 5" else {}
     unit = parts.ROWS[part](variant, Runtime(torch.device("cpu")), 4, 2, "convnet_w32", **sizes)
     done = unit()
@@ -105,7 +116,9 @@ def test_compiling_is_timed_apart(capsys):
     assert step["ratio"]["compiled"]["min"] > 0
     assert step["compile_seconds"]["cold"] > step["compile_seconds"]["warm"] > 0
     assert set(step["pays_from_units"]) == {"cold", "warm"}
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ten stage-4 steps")]
+    (line,) = [
+        line for line in capsys.readouterr().out.splitlines() if line.startswith("| ten stage-4 steps")
+    ]
     assert "%" in line
 
 
@@ -121,7 +134,9 @@ def test_a_foreign_file_is_one_line(tmp_path, capsys):
 
 def test_the_profile_names_operators_and_keeps_a_trace(tmp_path):
     command = "benchmarks/profile.py --part generation --device cpu --batch-size 4 --width 2 --units 1 --rows 4 --trace".split()
-    done = subprocess.run([sys.executable, *command, str(tmp_path / "trace.json")], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, *command, str(tmp_path / "trace.json")], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert "aten::" in done.stdout
     assert "operators take" in done.stdout
@@ -134,7 +149,8 @@ def test_the_profile_names_operators_and_keeps_a_trace(tmp_path):
 
 @pytest.fixture
 def tiny_cifar(monkeypatch, tmp_path):
-    """CIFAR-10 of noise, four training and two test images a class, and an exported set of one a class, not sorted."""
+    """CIFAR-10 of noise, four training and two test images a class, and an exported set of one a class, not
+    sorted."""
     info, rng = DATASETS["cifar10"].info, torch.Generator().manual_seed(0)
 
     def images(per_class: int) -> ImageSet:
@@ -181,12 +197,20 @@ def test_ddranking_is_listened_to_and_left_as_it_is():
     assert scorer._compute_without_aug_metrics_helper(lr=3) == (3, 3)
     assert [scorer._compute_with_aug_metrics_helper(lr=lr) for lr in (1, 2)] == [(10, 1), (20, 2)]
     names = {ddranking_check.TRAININGS[method]: accs for method, accs in heard.items()}
-    assert names == {("syn", "random"): [], ("syn_aug", "random_aug"): [10, 20], ("syn_plain", "random_plain"): [3]}
+    assert names == {
+        ("syn", "random"): [],
+        ("syn_aug", "random_aug"): [10, 20],
+        ("syn_plain", "random_plain"): [3],
+    }
 
 
 def test_ddranking_itself_scores_as_its_formula_does(tiny_cifar, tmp_path):
-    pytest.importorskip("ddranking", reason="ddranking is not installed: pip install -r benchmarks/requirements-ddranking.txt")
-    flags = "--epochs 1 --test-interval 1 --repeats 4 --full-accuracy 10".split()  # with 84.8 any set has -0.1565
+    pytest.importorskip(
+        "ddranking", reason="ddranking is not installed: pip install -r benchmarks/requirements-ddranking.txt"
+    )
+    flags = (
+        "--epochs 1 --test-interval 1 --repeats 4 --full-accuracy 10".split()
+    )  # with 84.8 any set has -0.1565
     (theirs, _) = run(ddranking_check, ["--set", str(tmp_path / "ipc1.pt"), *flags])
     for values in zip(*theirs["runs"].values(), strict=True):
         found = dict(zip(theirs["runs"], values, strict=True))
@@ -196,19 +220,41 @@ def test_ddranking_itself_scores_as_its_formula_does(tiny_cifar, tmp_path):
 
 
 def test_ddrankings_scores_beside_ours(tiny_cifar, tmp_path, monkeypatch, capsys):
-    theirs = {"syn": [20.0, 22.0], "random": [15.0, 16.0], "syn_aug": [21.0, 23.0], "random_aug": [15.0, 16.0], "lrs": [0.1, 0.2]}
+    theirs = {
+        "syn": [20.0, 22.0],
+        "random": [15.0, 16.0],
+        "syn_aug": [21.0, 23.0],
+        "random_aug": [15.0, 16.0],
+        "lrs": [0.1, 0.2],
+    }
     theirs |= {"syn_plain": [18.0, 19.0], "random_plain": [14.0, 17.0]}
     handed = []
     monkeypatch.setattr(
-        ddranking_check, "package_scores", lambda images, data, args: handed.append((images, data)) or theirs | {"ars": [1.0, 3.0]}
+        ddranking_check,
+        "package_scores",
+        lambda images, data, args: handed.append((images, data)) or theirs | {"ars": [1.0, 3.0]},
     )
-    flags = ["--set", str(tmp_path / "ipc1.pt"), "--epochs", "2", "--test-interval", "1", "--test-images", "15", "--repeats", "2"]
+    flags = [
+        "--set",
+        str(tmp_path / "ipc1.pt"),
+        "--epochs",
+        "2",
+        "--test-interval",
+        "1",
+        "--test-images",
+        "15",
+        "--repeats",
+        "2",
+    ]
     rows = run(ddranking_check, [*flags, "--out", str(tmp_path / "out" / "ddr.json")])
     images, data = handed[0]
     assert len(data.test) == 15
     assert torch.equal(images, torch.load(tmp_path / "ipc1.pt")[0].flip(0))  # sorted by class
     ours = rows[1]["runs"]
-    runs = [{name: ours[name][i] / 100 for name in ("syn", "random", "syn_plain", "random_plain")} for i in range(2)]
+    runs = [
+        {name: ours[name][i] / 100 for name in ("syn", "random", "syn_plain", "random_plain")}
+        for i in range(2)
+    ]
     assert ours["lrs"] == pytest.approx([ddranking_check.scores(one, 0.848)["lrs"] for one in runs])
     assert rows[1]["scores"]["ars"] == pytest.approx(sum(ours["ars"]) / 2)
     out = capsys.readouterr().out
@@ -229,13 +275,19 @@ def test_ddrankings_scores_beside_ours(tiny_cifar, tmp_path, monkeypatch, capsys
 
 
 def test_what_ddranking_cannot_score_is_one_line(tiny_cifar, tmp_path, capsys):
-    torch.save(((torch.arange(30720) // 7).view(10, 3, 32, 32).byte(), torch.full((10, 10), 0.1)), tmp_path / "soft.pt")
+    torch.save(
+        ((torch.arange(30720) // 7).view(10, 3, 32, 32).byte(), torch.full((10, 10), 0.1)),
+        tmp_path / "soft.pt",
+    )
     torch.save((torch.zeros(10, 1, 28, 28, dtype=torch.uint8), torch.arange(10)), tmp_path / "gray.pt")
     cases = [
         (["--set", "missing.pt"], "missing.pt: no such file, expected images and labels"),
         (["--set", str(tmp_path / "soft.pt")], "holds soft labels, expected hard ones"),
         (["--set", str(tmp_path / "gray.pt")], "expected (N, 3, 32, 32) for cifar10"),
-        (["--set", str(tmp_path / "ipc1.pt"), "--epochs", "5"], "--test-interval 20: the package would never test in 5 epochs"),
+        (
+            ["--set", str(tmp_path / "ipc1.pt"), "--epochs", "5"],
+            "--test-interval 20: the package would never test in 5 epochs",
+        ),
     ]
     if importlib.util.find_spec("ddranking") is None:
         missing = "pip install -r benchmarks/requirements-ddranking.txt"

@@ -1,4 +1,5 @@
-"""Stage 4 through its main, on tiny parts of the digits: every method, resuming, what earlier data can reach, refusals."""
+"""Stage 4 through its main, on tiny parts of the digits: every method, resuming, what earlier data can reach,
+refusals."""
 
 import json
 import os
@@ -34,16 +35,48 @@ VARIANTS = {
     **{name: (name,) for name in METHODS},
     "carried": ("dim", "--layout", "carried", "--storage", "fp32"),
     "filter": ("dim", "--filter", "0.5"),
-    "beside a buffer": ("dim", "--memory-bytes", "120000", "--buffer-share", "0.3", "--storage", "fp16", "--gan", "resnet"),
+    "beside a buffer": (
+        "dim",
+        "--memory-bytes",
+        "120000",
+        "--buffer-share",
+        "0.3",
+        "--storage",
+        "fp16",
+        "--gan",
+        "resnet",
+    ),
     "retrain": ("dim", "--retrain", "--retrain-steps", "4", "--buffer-size", "20"),
     "matched": (
         *("dim", "--recipe-match", "energy", "--gan-steps", "0", "--match-batch", "4", "--match-steps", "3"),
         *("--generator-start", "previous", "--rehearse-steps", "4"),
     ),
-    "latents": ("dim", "--latents", "3", "--latent-steps", "4", "--match-steps", "0", "--rehearse-steps", "4"),
+    "latents": (
+        "dim",
+        "--latents",
+        "3",
+        "--latent-steps",
+        "4",
+        "--match-steps",
+        "0",
+        "--rehearse-steps",
+        "4",
+    ),
     "latents after matching": ("dim", "--latents", "3", "--latent-steps", "1"),
     "latents, matched": (
-        *("dim", "--recipe-match", "energy", "--gan-steps", "0", "--match-batch", "4", "--match-steps", "3", "--latents", "5"),
+        *(
+            "dim",
+            "--recipe-match",
+            "energy",
+            "--gan-steps",
+            "0",
+            "--match-batch",
+            "4",
+            "--match-steps",
+            "3",
+            "--latents",
+            "5",
+        ),
         *("--latent-steps", "2", "--gan", "resnet", "--class-tables", "all"),
     ),
     "distilled": ("dim", "--distilled-share", "0.5"),
@@ -54,9 +87,28 @@ VARIANTS = {
     "as cls-er": ("dim", "--replay-loss", "cls-er", "--rehearse-steps", "3", "--class-tables", "all"),
     "at the end": ("der++", "--offer", "task", "--rehearse-steps", "4", "--rehearse-decay", "linear"),
     "jpeg": ("der++", "--codec", "jpeg", "--dsa-strategy", "crop_flip"),
-    "condensed in jpeg": ("condensed", "--buffer-size", "40", "--codec", "jpeg", "--condense-init", "noise", "--condense-match", "dist"),
+    "condensed in jpeg": (
+        "condensed",
+        "--buffer-size",
+        "40",
+        "--codec",
+        "jpeg",
+        "--condense-init",
+        "noise",
+        "--condense-match",
+        "dist",
+    ),
     "condensed, filled": ("condensed", "--fill-real", "--codec", "webp", "--buffer-size", "31"),
-    "condensed, filled in jpeg": ("condensed", "--fill-real", "--codec", "jpeg", "--buffer-size", "34", "--rehearse-steps", "3"),
+    "condensed, filled in jpeg": (
+        "condensed",
+        "--fill-real",
+        "--codec",
+        "jpeg",
+        "--buffer-size",
+        "34",
+        "--rehearse-steps",
+        "3",
+    ),
     "condensed, filled, retrain": ("condensed", "--fill-real", "--retrain", "--retrain-steps", "4"),
     "condensed, as cls-er": ("condensed", "--replay-loss", "cls-er", "--rehearse-steps", "3"),
     "condensed, retrain": ("condensed", "--retrain", "--retrain-steps", "4", "--condense-match", "grad"),
@@ -82,7 +134,8 @@ FEW = 60  # held-out images that are tested on, some of each class
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """A narrow network, tested on few images: what --val-size holds out, and the other widths, would take most of the time."""
+    """A narrow network, tested on few images: what --val-size holds out, and the other widths, would take
+    most of the time."""
     load = continual.load_data
 
     def trimmed(*args, **kwargs):
@@ -129,7 +182,12 @@ def test_every_method_runs_and_says_what_it_keeps(variant, finished, capsys):
 
 def test_what_is_kept_is_what_was_asked_for(finished):
     assert finished("er")[0]["num_bytes"] == {"images": 20 * 784, "labels": 20, "total": 20 * 785}
-    assert finished("der++")[0]["num_bytes"] == {"images": 20 * 784, "labels": 20, "logits": 20 * 40, "total": 20 * 825}
+    assert finished("der++")[0]["num_bytes"] == {
+        "images": 20 * 784,
+        "labels": 20,
+        "logits": 20 * 40,
+        "total": 20 * 825,
+    }
     assert finished("unlimited")[0]["buffer_images"] == 120
     assert finished("cls-er")[0]["num_bytes"]["copies"] == 2 * CONVNET_BYTES
     assert finished("as cls-er")[0]["num_bytes"]["copies"] == 2 * CONVNET_BYTES
@@ -164,13 +222,27 @@ def test_condensed_images_hold_the_budget_with_their_codec(codec, tmp_path):
 @pytest.mark.parametrize(
     ("budget", "codec", "line"),
     [
-        (8000, "jpeg", r"no condensed image of class \d fits, expected more in another --tag"),  # those from noise grow
+        (
+            8000,
+            "jpeg",
+            r"no condensed image of class \d fits, expected more in another --tag",
+        ),  # those from noise grow
         (1500, "webp", r"the share of a class is \d+ bytes, expected room for an image, about \d+"),
     ],
 )
 def test_a_class_without_a_condensed_image_is_told(budget, codec, line, tmp_path, capsys):
     quality = ["--quality", "95"] if codec == "jpeg" else []
-    command = flags(tmp_path, "condensed", "--memory-bytes", str(budget), "--codec", codec, *quality, "--condense-init", "noise")
+    command = flags(
+        tmp_path,
+        "condensed",
+        "--memory-bytes",
+        str(budget),
+        "--codec",
+        codec,
+        *quality,
+        "--condense-init",
+        "noise",
+    )
     del command[command.index("--buffer-size") : command.index("--buffer-size") + 2]
     with pytest.raises(SystemExit, match="2"):
         run(continual, command)
@@ -187,7 +259,9 @@ def test_a_memory_of_permuted_labels_gives_chance(tmp_path, monkeypatch):
 
     def permuted(self):
         images, labels = contents(self).images, contents(self).labels
-        return ImageSet(images, labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(3))])
+        return ImageSet(
+            images, labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(3))]
+        )
 
     monkeypatch.setattr(Condensed, "contents", permuted)
     wrong = run(continual, flags(tmp_path / "wrong", "condensed", *long))
@@ -232,7 +306,9 @@ def test_images_are_counted(finished):
     buffer = finished("retrain")[0]["buffer_images"]
     assert buffer == 20
     passes = []
-    for task, classes in enumerate(new_per_pass):  # 4 steps of 8, on passes over 12 images a class and what the buffer holds by then
+    for task, classes in enumerate(
+        new_per_pass
+    ):  # 4 steps of 8, on passes over 12 images a class and what the buffer holds by then
         held = min(buffer, 24 * (task + 1))
         passes.append(-(-4 // -(-(12 * classes + held) // 8)))
     made = 12 * sum(p * classes for p, classes in zip(passes, new_per_pass, strict=True))
@@ -240,9 +316,12 @@ def test_images_are_counted(finished):
 
 
 def test_how_near_the_memory_is_to_the_images_learnt_from(finished):
-    """Stored images are such images; condensed ones have left them by a few steps; generated ones are of their own."""
+    """Stored images are such images; condensed ones have left them by a few steps; generated ones are of
+    their own."""
     names = ("er", "condensed", "dim", "beside a buffer", "finetune")
-    found, near = ({name: finished(name)[0][metric] for name in names} for metric in ("distance_ratio", "near_copies"))
+    found, near = (
+        {name: finished(name)[0][metric] for name in names} for metric in ("distance_ratio", "near_copies")
+    )
     assert found["finetune"] == near["finetune"] == {}
     assert near["er"] == {"stored": 100}
     assert near["dim"] == {"generated": 0}
@@ -257,7 +336,9 @@ def test_a_generator_is_replayed_by_its_latents_alone(finished, tmp_path, monkey
     """Each of them once, the same at each task; weights and latents together fill the budget."""
     results, folder = finished("latents")
     kept = torch.load(folder / "last.pth", weights_only=True)["memory"]["generators"]
-    assert [(tuple(values.shape), values.dtype) for values in kept["latents"]] == [((2, 3, 98), torch.float16)] * 5
+    assert [(tuple(values.shape), values.dtype) for values in kept["latents"]] == [
+        ((2, 3, 98), torch.float16)
+    ] * 5
     assert results["num_bytes"]["latents"] == 2 * 10 * 3 * 98
     assert results["images_generated"] > 0
     command = flags(tmp_path, "latents, matched", "--latents", "40", "--memory-bytes", "130000")
@@ -285,7 +366,8 @@ def test_a_generator_is_replayed_by_its_latents_alone(finished, tmp_path, monkey
 
 
 def test_images_in_memory_stand_beside_the_nearest_that_were_learnt(finished):
-    """Of a raw buffer each is its own neighbour; a line of five pairs for each class, black where there are fewer."""
+    """Of a raw buffer each is its own neighbour; a line of five pairs for each class, black where there are
+    fewer."""
     side = 28 + 2
     picture = np.asarray(Image.open(finished("er")[1] / "nearest.png"))
     assert picture.shape == (side * len(set(buffer_labels(finished("er")[1]))), 10 * side)
@@ -312,7 +394,14 @@ def test_a_run_of_the_version_before_these_flags_goes_on(method, finished, tmp_p
     shutil.copytree(finished(method)[1], tmp_path / method)
     path = tmp_path / method / "args.json"
     held = json.loads(path.read_text())
-    for name in ("latents", "latent_steps", "fill_real", "rehearse_decay", "distilled_share", "condense_images"):
+    for name in (
+        "latents",
+        "latent_steps",
+        "fill_real",
+        "rehearse_decay",
+        "distilled_share",
+        "condense_images",
+    ):
         assert not held["fixed"].pop(name)
     path.write_text(json.dumps(held))
     assert run(continual, flags(tmp_path, method))["networks"] == finished(method)[0]["networks"]
@@ -321,7 +410,10 @@ def test_a_run_of_the_version_before_these_flags_goes_on(method, finished, tmp_p
 def test_latents_leave_the_generator_of_their_task_as_it_was(finished):
     """That of the first task: later ones follow networks that learnt other images."""
     folders = [finished(name)[1] for name in ("dim", "latents after matching")]
-    kept = [torch.load(folder / "last.pth", weights_only=True)["memory"]["generators"]["stored"][0] for folder in folders]
+    kept = [
+        torch.load(folder / "last.pth", weights_only=True)["memory"]["generators"]["stored"][0]
+        for folder in folders
+    ]
     assert same(*kept)
 
 
@@ -337,11 +429,17 @@ def test_many_latents_come_each_once_too(tmp_path, monkeypatch):
     command = flags(tmp_path, "latents", "--latents", "280", "--match-batch", "2", "--tasks", "0,1", "2,3")
     del command[command.index("--replay-images") : command.index("--replay-images") + 2]
     run(continual, command)
-    assert [len(images) for images in found] == [560, 560, 1120]  # rehearsed after both tasks, and replayed beside the second
+    assert [len(images) for images in found] == [
+        560,
+        560,
+        1120,
+    ]  # rehearsed after both tasks, and replayed beside the second
     assert [len({image.numpy().tobytes() for image in images.images}) for images in found] == [560, 560, 1120]
 
 
-@pytest.mark.parametrize(("method", "share"), [("dim", 1.0), ("dim", 0.3), ("condensed", 1.0), ("condensed", 0.3)])
+@pytest.mark.parametrize(
+    ("method", "share"), [("dim", 1.0), ("dim", 0.3), ("condensed", 1.0), ("condensed", 0.3)]
+)
 def test_a_share_of_the_task_is_learnt_from_distilled_images(method, share, tmp_path, monkeypatch):
     """Of each class of the task alone, and of no other; the real images of the batch make up the rest."""
     make, batches = Continual._step, []
@@ -363,7 +461,10 @@ def test_a_share_of_the_task_is_learnt_from_distilled_images(method, share, tmp_
     for real, size in batches:
         assert real == size - round(share * size)
     if method == "dim":
-        assert results["images_generated"] > run(continual, flags(tmp_path / "without", method))["images_generated"]
+        assert (
+            results["images_generated"]
+            > run(continual, flags(tmp_path / "without", method))["images_generated"]
+        )
 
 
 REACHES_BACK = ("joint", "oracle")  # by what they are
@@ -375,7 +476,9 @@ def test_earlier_data_is_reached_through_memory_alone(variant, finished, tmp_pat
     begin, originals = Continual.begin, []
 
     def poisoned(self, task):
-        originals.extend(ImageSet(one.images.clone(), one.labels.clone()) for one in self.tasks[len(originals) :])
+        originals.extend(
+            ImageSet(one.images.clone(), one.labels.clone()) for one in self.tasks[len(originals) :]
+        )
         for other, (one, original) in enumerate(zip(self.tasks, originals, strict=True)):
             if other == task:
                 one.images.copy_(original.images), one.labels.copy_(original.labels)
@@ -407,10 +510,13 @@ def test_the_poison_is_noticed_where_earlier_data_is_used(finished, tmp_path, mo
     run(continual, flags(tmp_path / "clean", "er"))
     monkeypatch.setattr(Continual, "begin", poisoned)
     run(continual, flags(tmp_path / "poisoned", "er"))
-    assert not same(state_of(tmp_path / "clean" / "er")["learners"], state_of(tmp_path / "poisoned" / "er")["learners"])
+    assert not same(
+        state_of(tmp_path / "clean" / "er")["learners"], state_of(tmp_path / "poisoned" / "er")["learners"]
+    )
 
 
-# Steps a task: 3 or 4 on the stream; for generators 3 as a GAN and 2 of matching before; retraining 4 in the place of the stream.
+# Steps a task: 3 or 4 on the stream; for generators 3 as a GAN and 2 of matching before; retraining 4 in the
+# place of the stream.
 STOPS = {
     "er": (0, 1, 3, 4, 8),
     "der++": (4,),
@@ -498,30 +604,43 @@ def test_the_line_that_people_know(tmp_path, capsys):
 
 def test_each_network_of_a_pool_learns_as_it_would_alone(finished, tmp_path, capsys):
     results = run(continual, flags(tmp_path, "er", "--pool", "mlp_w100", "convnet_w32"))
-    assert results["networks"]["convnet_w32"]["class-il"] == finished("er")[0]["networks"]["convnet_w32"]["class-il"]
+    assert (
+        results["networks"]["convnet_w32"]["class-il"]
+        == finished("er")[0]["networks"]["convnet_w32"]["class-il"]
+    )
     assert list(results["networks"]) == ["mlp_w100", "convnet_w32", "ensemble"]
     means = [results["networks"][name]["task-il"]["average_accuracy"] for name in ("mlp_w100", "convnet_w32")]
     assert results["mean"]["task-il"]["average_accuracy"] == pytest.approx(sum(means) / 2)
     assert results["networks"]["mlp_w100"]["seconds"] > 0
     lines = capsys.readouterr().out.splitlines()
     heads = min(number for number, line in enumerate(lines) if line.startswith("network "))
-    assert [line.split()[0] for line in lines[heads + 1 : heads + 5]] == ["mlp_w100", "convnet_w32", "ensemble", "mean"]
+    assert [line.split()[0] for line in lines[heads + 1 : heads + 5]] == [
+        "mlp_w100",
+        "convnet_w32",
+        "ensemble",
+        "mean",
+    ]
     assert (
-        "distance of stored images to the nearest image learnt from: 0.00 of that of unseen images; nearer than 99 % of these: 100 %"
-        in lines
+        "distance of stored images to the nearest image learnt from: 0.00 of that of unseen images; nearer "
+        "than 99 % of these: 100 %" in lines
     )
 
 
 def test_a_pool_that_stores_logits_and_copies_pays_for_each(tmp_path):
     pool = ["--pool", "mlp_w100", "convnet_w32", "--num-tasks", "2"]
     assert run(continual, flags(tmp_path, "der++", *pool))["num_bytes"]["logits"] == 20 * 80
-    assert run(continual, flags(tmp_path, "cls-er", *pool))["num_bytes"]["copies"] == 2 * (CONVNET_BYTES + 358_448)
+    assert run(continual, flags(tmp_path, "cls-er", *pool))["num_bytes"]["copies"] == 2 * (
+        CONVNET_BYTES + 358_448
+    )
 
 
 def test_finetune_forgets_and_joint_does_not(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "FEW", 300)
     long = "--val-size 900 --epochs 4 --lr 0.1 --batch-size 16".split()
-    last = {m: run(continual, flags(tmp_path, m, *long))["networks"]["convnet_w32"]["class-il"] for m in ("finetune", "joint", "er")}
+    last = {
+        m: run(continual, flags(tmp_path, m, *long))["networks"]["convnet_w32"]["class-il"]
+        for m in ("finetune", "joint", "er")
+    }
     assert last["finetune"]["average_accuracy"] == pytest.approx(20, abs=3)
     assert last["finetune"]["forgetting"] > 90
     assert last["joint"]["average_accuracy"] > 88
@@ -595,7 +714,10 @@ def test_tasks_are_counted_or_listed(tmp_path, capsys):
 
 
 def test_a_random_order_and_uneven_tasks(tmp_path):
-    results = run(continual, flags(tmp_path, "dim", "--class-order", "3", "--num-tasks", "3", "--replay-balance", "equal"))
+    results = run(
+        continual,
+        flags(tmp_path, "dim", "--class-order", "3", "--num-tasks", "3", "--replay-balance", "equal"),
+    )
     assert [len(part) for part in results["classes"]] == [4, 3, 3]
     assert results["classes"] == split_classes(10, 3, 3)
 
@@ -631,7 +753,10 @@ def test_a_memory_that_does_not_fit_its_digest_or_budget_is_refused(damage, tmp_
     with pytest.raises(SystemExit) as error:
         run(continual, flags(tmp_path, "dim", *budget))
     assert error.value.code == 2
-    expected = {"altered": "the memory was altered", "too large": "bytes, expected at most the 120000 of --memory-bytes"}[damage]
+    expected = {
+        "altered": "the memory was altered",
+        "too large": "bytes, expected at most the 120000 of --memory-bytes",
+    }[damage]
     assert expected in capsys.readouterr().err
     assert last.read_bytes() == before
 
@@ -652,8 +777,12 @@ def test_a_picture_of_more_than_ten_classes_shows_the_first_that_are_held(method
         return Data(info, *extra)
 
     monkeypatch.setattr(continual, "load_data", many)
-    monkeypatch.setattr(continual, "split_classes", lambda *args: [[14, 13, 12], [11, 10, 9, 8, 7, 6, 5], [0, 1, 2, 3, 4]])
-    results = run(continual, flags(tmp_path, method, "--num-tasks", "3", *(["--z-dim", "40"] if method != "er" else [])))
+    monkeypatch.setattr(
+        continual, "split_classes", lambda *args: [[14, 13, 12], [11, 10, 9, 8, 7, 6, 5], [0, 1, 2, 3, 4]]
+    )
+    results = run(
+        continual, flags(tmp_path, method, "--num-tasks", "3", *(["--z-dim", "40"] if method != "er" else []))
+    )
     assert results["finished"]
     pictures = [np.asarray(Image.open(path)) for path in sorted((tmp_path / method / "outputs").iterdir())]
     lit = [sum(bool((picture[:, 30 * i : 30 * i + 30] > 0).any()) for i in range(10)) for picture in pictures]
@@ -669,7 +798,9 @@ def test_nothing_of_earlier_networks_is_kept_between_tasks(finished):
 
 def test_results_before_the_end_claim_no_average(tmp_path, monkeypatch):
     close, found = continual.write_json, []
-    monkeypatch.setattr(continual, "write_json", lambda path, value: (found.append(value), close(path, value)))
+    monkeypatch.setattr(
+        continual, "write_json", lambda path, value: (found.append(value), close(path, value))
+    )
     run(continual, flags(tmp_path, "finetune"))
     assert [value["mean"]["class-il"]["average_accuracy"] is None for value in found] == [True] * 4 + [False]
     assert [value["finished"] for value in found] == [False] * 4 + [True]
@@ -686,6 +817,11 @@ def test_the_images_of_a_task_are_copies():
 @pytest.mark.parametrize("offer", ["step", "task"])
 def test_an_image_enters_the_buffer_once_however_often_it_is_seen(method, offer, tmp_path):
     size = [] if method == "unlimited" else ["--buffer-size", "1000"]
-    run(continual, continual_flags(tmp_path, method, "--epochs", "3", "--pool", "mlp_w100", "--offer", offer, *size))
+    run(
+        continual,
+        continual_flags(tmp_path, method, "--epochs", "3", "--pool", "mlp_w100", "--offer", offer, *size),
+    )
     kept = torch.load(tmp_path / method / "last.pth", weights_only=True)["memory"]["buffer"]["images"]
-    assert len(kept) == 120 == len(kept.flatten(1).unique(dim=0))  # 1,500 images but for 1,380 that are held out, no two alike
+    assert (
+        len(kept) == 120 == len(kept.flatten(1).unique(dim=0))
+    )  # 1,500 images but for 1,380 that are held out, no two alike

@@ -26,8 +26,11 @@ STAGES = (*EVERYWHERE, "continual")
 
 
 def refused(script: str, extra: list[str], results: Path, capsys, gan: Path) -> str:
-    """Run `script` with `extra` flags; the line it refuses them with, after checking that it wrote nothing."""
-    own = FLAGS[script] if "--method" not in extra else FLAGS[script][:2]  # another method has flags of its own
+    """Run `script` with `extra` flags; the line it refuses them with, after checking that it wrote
+    nothing."""
+    own = (
+        FLAGS[script] if "--method" not in extra else FLAGS[script][:2]
+    )  # another method has flags of its own
     flags = ["--tag", "bad", "--results-dir", str(results), *own, *extra]
     before = sorted(results.rglob("*"))
     with pytest.raises(SystemExit) as error:
@@ -50,7 +53,8 @@ CASES = [
       for s in EVERYWHERE for flag in ("--ipc", "--repeats", "--epochs-eval") for bad in ("0", "-3")),
     *((s, ["--batch-size", bad], f"argument --batch-size: found {bad}, expected a whole number >= 2")
       for s in TRAINING for bad in ("0", "-1", "1")),
-    *(("validate", ["--batch-size", bad], f"argument --batch-size: found {bad}, expected a whole number >= 1") for bad in ("0", "-1")),
+    *(("validate", ["--batch-size", bad], f"argument --batch-size: found {bad}, expected a whole number >= "
+    "1") for bad in ("0", "-1")),
     *((s, ["--epochs", "9" * 400], "argument --epochs: found 9") for s in TRAINING),
     *((s, ["--epochs", bad], "argument --epochs: found") for s in TRAINING for bad in ("0", "-1", "x", "1.5")),
     *(("gen_condense", ["--width", bad], "argument --width: found") for bad in ("0", "-8")),
@@ -59,7 +63,8 @@ CASES = [
     *((s, ["--ema", bad], "argument --ema: found") for s in TRAINING for bad in ("-0.1", "1", "nan")),
     ("gen_condense", ["--gan", "x"], "argument --gan: invalid choice: 'x'"),
     ("gen_condense", ["--d-steps", "0"], "argument --d-steps: found 0, expected a whole number >= 1"),
-    ("gen_condense", ["--batch-size", "200", "--d-steps", "9"], "--batch-size 200 with --d-steps 9: larger than the training set"),
+    ("gen_condense", ["--batch-size", "200", "--d-steps", "9"], "--batch-size 200 with --d-steps 9: larger "
+    "than the training set"),
     *((s, ["--lr-d", "0"], "argument --lr-d: found 0, expected a number > 0") for s in TRAINING),
     *((s, ["--lr-decay", "x"], "argument --lr-decay: invalid choice: 'x'") for s in TRAINING),
     *((s, ["--diffaug", "blur"], "--diffaug blur: unknown operation 'blur'") for s in TRAINING),
@@ -77,8 +82,10 @@ CASES = [
     *((s, ["--device", "tpu"], "argument --device: found 'tpu', expected auto, cpu, cuda or cuda:N") for s in EVERYWHERE),
     *((s, ["--tag", ""], "--tag ''") for s in EVERYWHERE),
     *((s, ["--tag", tag], f"--tag {tag!r}") for s in STAGES for tag in ("../out", ".", "./")),
-    *((s, ["--seed", str(2**64)], f"argument --seed: found {2**64}, expected a whole number >= 0 and <= {2**64 - 1}") for s in STAGES),
-    ("continual", ["--method", "gdumb", "--buffer-size", "5"], "--buffer-size 5: expected room for one image of each of the 10 classes"),
+    *((s, ["--seed", str(2**64)], f"argument --seed: found {2**64}, expected a whole number >= 0 and <= "
+    f"{2**64 - 1}") for s in STAGES),
+    ("continual", ["--method", "gdumb", "--buffer-size", "5"], "--buffer-size 5: expected room for one "
+    "image of each of the 10 classes"),
     *((s, ["--epoch", "3"], "unrecognized arguments: --epoch 3") for s in TRAINING),
     ("gen_condense", ["--z-dim", "10"], "--z-dim 10: expected more than the 10 classes"),
     ("pool_match", ["--match", "moments"], "argument --match: invalid choice: 'moments'"),
@@ -88,13 +95,16 @@ CASES = [
     ("pool_match", ["--pool-lr", "nan"], "argument --pool-lr: found nan"),
     ("pool_match", ["--pool-steps", "-1"], "argument --pool-steps: found -1"),
     ("pool_match", ["--match-weight", "nan"], "argument --match-weight: found nan"),
-    ("pool_match", ["--match-strategy", "color_blur"], "--match-strategy color_blur: unknown operation 'blur'"),
+    ("pool_match", ["--match-strategy", "color_blur"], "--match-strategy color_blur: unknown operation "
+    "'blur'"),
     ("pool_match", ["--pool-strategy", "zoom"], "--pool-strategy zoom: unknown operation 'zoom'"),
     ("validate", ["--dsa-strategy", "zoom"], "--dsa-strategy zoom: unknown operation 'zoom'"),
     ("validate", ["--dsa-composition", "zoom"], "argument --dsa-composition: invalid choice"),
     ("validate", ["--source", "fake"], "argument --source: invalid choice: 'fake'"),
-    ("validate", ["--ipc", "200"], "--ipc 200: class 8, the smallest of digits, has 146 training images for random-real"),
-    *(("continual", ["--method", "er", *more], "--method er needs --memory-bytes or --buffer-size, and not both")
+    ("validate", ["--ipc", "200"], "--ipc 200: class 8, the smallest of digits, has 146 training images for "
+    "random-real"),
+    *(("continual", ["--method", "er", *more], "--method er needs --memory-bytes or --buffer-size, and not "
+    "both")
       for more in ([], ["--memory-bytes", "9000", "--buffer-size", "5"])),
     *(("continual", ["--method", method, flag, "9000"], f"{flag} 9000: --method {method} keeps {kept}")
       for flag in ("--memory-bytes", "--buffer-size")
@@ -106,14 +116,18 @@ CASES = [
     *(("continual", [flag, *value], f"{flag} is of --method {owners}; found er")
       for owners, flag, *value in (["dim, dgr and condensed", "--retrain"], ["dim and condensed", "--replay-loss", "er"],
       ["dim and condensed", "--distilled-share", "0.5"])),
-    *(("continual", ["--method", "dim", "--distilled-share", "0.5", *more], f"--distilled-share 0.5: expected {found}")
+    *(("continual", ["--method", "dim", "--distilled-share", "0.5", *more], "--distilled-share 0.5: "
+    f"expected {found}")
       for more, found in ((["--retrain"], "what is distilled before a stream, found --retrain"),
                           (["--layout", "carried"], "a generator for each task, found --layout carried"),
-                          (["--recipe-match", "energy", "--match-steps", "3"], "what is distilled before a stream, found --recipe"))),
+                          (["--recipe-match", "energy", "--match-steps", "3"], "what is distilled before a "
+                          "stream, found --recipe"))),
     ("continual", ["--method", "dim", "--distilled-share", "0.06", "--batch-size", "8"],
-     "--distilled-share: expected one distilled image in a batch or more, found 0.06 of --batch-size 8, which rounds to none"),
+     "--distilled-share: expected one distilled image in a batch or more, found 0.06 of --batch-size 8, "
+     "which rounds to none"),
     ("continual", ["--latents", "3"], "--latents is of --method dim; found er"),
-    *(("continual", [*more, "--latents", "3"], f"--latents 3: expected a generator for each task, found {found}")
+    *(("continual", [*more, "--latents", "3"], "--latents 3: expected a generator for each task, found "
+    f"{found}")
       for more, found in ((["--method", "dgr"], "--method dgr"), (["--method", "dim", "--layout", "carried"], "--layout carried"),
                           (["--method", "dim", "--oracle"], "--oracle"))),
     *(("continual", ["--method", "dim", "--latents", "3", *more],
@@ -123,15 +137,20 @@ CASES = [
      "--memory-bytes 5000: --latents 3 take 5880 bytes, expected less than the 5000 of generators"),
     ("continual", ["--latent-steps", "3"], "--latent-steps is of --method dim; found er"),
     ("continual", ["--method", "dim", "--latents", "200", "--match-batch", "150"],
-     "--latents 200 and --match-batch 150: a step matches 150 images of a class, found 148 training images of 4"),
+     "--latents 200 and --match-batch 150: a step matches 150 images of a class, found 148 training images "
+     "of 4"),
     ("continual", ["--method", "dim", "--recipe-match", "energy", "--match-steps", "2", "--match-batch", "150"],
      "--match-batch 150: a step matches 150 images of a class, found 148 training images of 4"),
     ("continual", ["--method", "condensed", "--buffer-size", "9", "--replay-loss", "er", "--retrain"],
      "--replay-loss er: --retrain learns from memory alone"),
-    ("continual", ["--method", "er", "--buffer-size", "9", "--fill-real"], "--fill-real is of --method condensed; found er"),
-    ("continual", ["--method", "dgr", "--replay-loss", "er"], "--replay-loss is of --method dim and condensed; dgr distils"),
-    ("continual", ["--method", "dim", "--replay-loss", "er", "--retrain"], "--replay-loss er: --retrain learns from memory alone"),
-    *(("continual", ["--method", "dim", "--replay-loss", "er", *more], f"{' '.join(more)} weighs the loss that --replay-loss er replaces")
+    ("continual", ["--method", "er", "--buffer-size", "9", "--fill-real"], "--fill-real is of --method "
+    "condensed; found er"),
+    ("continual", ["--method", "dgr", "--replay-loss", "er"], "--replay-loss is of --method dim and "
+    "condensed; dgr distils"),
+    ("continual", ["--method", "dim", "--replay-loss", "er", "--retrain"], "--replay-loss er: --retrain "
+    "learns from memory alone"),
+    *(("continual", ["--method", "dim", "--replay-loss", "er", *more], f"{' '.join(more)} weighs the loss "
+    "that --replay-loss er replaces")
       for more in (["--distill-weight", "0.5"], ["--replay-balance", "equal"])),
     ("continual", ["--method", "ewc"], "argument --method: invalid choice: 'ewc'"),
     ("continual", ["--pool", "vgg"], "--pool vgg: unknown network 'vgg'"),
@@ -139,47 +158,74 @@ CASES = [
     ("continual", ["--num-tasks", "11"], "--num-tasks 11: expected at most the 10 classes"),
     ("continual", ["--num-tasks", "0"], "argument --num-tasks: found 0, expected a whole number >= 1"),
     ("continual", ["--batch-size", "400"], "--batch-size 400: larger than task 1, which has 3"),
-    ("continual", [*DIM, "900000", "--gan-batch-size", "400"], "--gan-batch-size 400: larger than task 1, which has 3"),
-    ("continual", ["--track", "online", "--epochs", "2"], "--epochs 2: --track online sees each image once, expected 1 or --track offline"),
-    ("continual", [*DIM, "900000", "--track", "online"], "--track online: --method dim goes over a task's images several times"),
-    ("continual", [*DIM, "900000", "--match", "mean"], "--match mean: needs the batches of pool_match.py --match-batch"),
-    ("continual", [*DIM, "900000", "--layout", "per-task", "--oracle"], "--oracle is one generator of all classes, found --layout"),
-    ("continual", ["--method", "dgr", "--layout", "per-task"], "--layout per-task: --method dgr carries one generator on"),
-    ("continual", [*DIM, "900000", "--buffer-share", "1"], "--buffer-share 1.0: expected a share below 1 of --memory-bytes"),
+    ("continual", [*DIM, "900000", "--gan-batch-size", "400"], "--gan-batch-size 400: larger than task 1, "
+    "which has 3"),
+    ("continual", ["--track", "online", "--epochs", "2"], "--epochs 2: --track online sees each image once, "
+    "expected 1 or --track offline"),
+    ("continual", [*DIM, "900000", "--track", "online"], "--track online: --method dim goes over a task's "
+    "images several times"),
+    ("continual", [*DIM, "900000", "--match", "mean"], "--match mean: needs the batches of pool_match.py "
+    "--match-batch"),
+    ("continual", [*DIM, "900000", "--layout", "per-task", "--oracle"], "--oracle is one generator of all "
+    "classes, found --layout"),
+    ("continual", ["--method", "dgr", "--layout", "per-task"], "--layout per-task: --method dgr carries one "
+    "generator on"),
+    ("continual", [*DIM, "900000", "--buffer-share", "1"], "--buffer-share 1.0: expected a share below 1 of "
+    "--memory-bytes"),
     ("continual", ["--method", "dim", "--width", "4", "--buffer-share", "0.5"], "--buffer-share 0.5: expected a share below 1"),
-    ("continual", [*DIM, "900000", "--buffer-size", "5"], "--buffer-size 5: expected --memory-bytes or --buffer-size, and not both"),
+    ("continual", [*DIM, "900000", "--buffer-size", "5"], "--buffer-size 5: expected --memory-bytes or "
+    "--buffer-size, and not both"),
     ("continual", [*DIM, "9000"], "--memory-bytes 9000: --width 4: its generators take"),
-    ("continual", ["--method", "dim", "--memory-bytes", "900"], "--memory-bytes 900: 900 bytes are left for generators, expected at least"),
-    ("continual", ["--method", "er", "--memory-bytes", "700"], "--memory-bytes 700: 700 bytes are left for images"),
-    ("continual", ["--method", "cls-er", "--memory-bytes", "9000"], "--memory-bytes 9000: the averaged copies of cls-er take"),
-    ("continual", ["--retrain-steps", "4"], "--retrain-steps 4 is of --method gdumb and --retrain, found neither"),
-    ("continual", ["--method", "dim", "--keep-discriminator"], "--keep-discriminator is for a generator that is carried on"),
-    ("continual", [*DIM, "900000", "--retrain", "--filter", "0.5"], "--filter 0.5: --retrain replays only to a carried generator"),
+    ("continual", ["--method", "dim", "--memory-bytes", "900"], "--memory-bytes 900: 900 bytes are left for "
+    "generators, expected at least"),
+    ("continual", ["--method", "er", "--memory-bytes", "700"], "--memory-bytes 700: 700 bytes are left for "
+    "images"),
+    ("continual", ["--method", "cls-er", "--memory-bytes", "9000"], "--memory-bytes 9000: the averaged "
+    "copies of cls-er take"),
+    ("continual", ["--retrain-steps", "4"], "--retrain-steps 4 is of --method gdumb and --retrain, found "
+    "neither"),
+    ("continual", ["--method", "dim", "--keep-discriminator"], "--keep-discriminator is for a generator "
+    "that is carried on"),
+    ("continual", [*DIM, "900000", "--retrain", "--filter", "0.5"], "--filter 0.5: --retrain replays only "
+    "to a carried generator"),
     ("continual", ["--track", "online", "--offer", "task"], "--offer task goes over a task's images again"),
-    ("continual", ["--method", "dim", "--codec", "png"], "--codec png: there is no buffer of real images to store"),
+    ("continual", ["--method", "dim", "--codec", "png"], "--codec png: there is no buffer of real images to "
+    "store"),
     ("continual", ["--method", "dim", "--z-dim", "2"], "--z-dim 2: expected more than the 2 classes"),
-    ("continual", ["--method", "dim", "--z-dim", "5", "--class-tables", "all"], "--z-dim 5: expected more than the 10 classes"),
-    ("continual", ["--method", "gdumb", "--memory-bytes", "4000"], "expected room for one of each class, 7850 bytes or more"),
+    ("continual", ["--method", "dim", "--z-dim", "5", "--class-tables", "all"], "--z-dim 5: expected more "
+    "than the 10 classes"),
+    ("continual", ["--method", "gdumb", "--memory-bytes", "4000"], "expected room for one of each class, "
+    "7850 bytes or more"),
     ("continual", ["--z-dim", "50"], "--z-dim is of --method dgr and dim; found"),
     ("continual", ["--match-steps", "0"], "--match-steps is of --method dgr and dim; found"),
     ("continual", ["--condense-steps", "5"], "--condense-steps 5 is of --method condensed, found er"),
-    ("continual", [*DIM, "900000", "--condense-match", "dist"], "--condense-match dist is of --method condensed, found dim"),
-    ("continual", [*CONDENSED, "50", "--track", "online"], "--track online: --method condensed goes over a task's images several times"),
-    ("continual", [*CONDENSED, "50", "--offer", "task"], "--offer task is of buffers of real images; --method condensed always fills"),
-    ("continual", [*CONDENSED, "9"], "--buffer-size 9: expected room for one image of each of the 10 classes"),
+    ("continual", [*DIM, "900000", "--condense-match", "dist"], "--condense-match dist is of --method "
+    "condensed, found dim"),
+    ("continual", [*CONDENSED, "50", "--track", "online"], "--track online: --method condensed goes over a "
+    "task's images several times"),
+    ("continual", [*CONDENSED, "50", "--offer", "task"], "--offer task is of buffers of real images; "
+    "--method condensed always fills"),
+    ("continual", [*CONDENSED, "9"], "--buffer-size 9: expected room for one image of each of the 10 "
+    "classes"),
     ("continual", [*CONDENSED, "50", "--condense-network", "vgg"], "unknown network 'vgg'"),
-    ("continual", [*CONDENSED, "50", "--condense-steps", "0"], "argument --condense-steps: found 0, expected a whole number >= 1"),
-    ("continual", ["--method", "condensed", "--memory-bytes", "7849"], "expected room for one of each class, 7850 bytes or more"),
-    ("continual", ["--method", "condensed"], "--method condensed needs --memory-bytes or --buffer-size, and not both"),
+    ("continual", [*CONDENSED, "50", "--condense-steps", "0"], "argument --condense-steps: found 0, "
+    "expected a whole number >= 1"),
+    ("continual", ["--method", "condensed", "--memory-bytes", "7849"], "expected room for one of each "
+    "class, 7850 bytes or more"),
+    ("continual", ["--method", "condensed"], "--method condensed needs --memory-bytes or --buffer-size, and "
+    "not both"),
     ("continual", ["--codec", "gif"], "argument --codec: invalid choice: 'gif'"),
-    ("continual", ["--quality", "99"], "argument --quality: found 99, expected a whole number >= 1 and <= 95"),
+    ("continual", ["--quality", "99"], "argument --quality: found 99, expected a whole number >= 1 and <= "
+    "95"),
     *(("continual", [flag, "-1"], f"argument {flag}: found -1") for flag in ("--alpha", "--beta", "--consistency", "--class-order")),
     *(("continual", [flag, "2"], f"argument {flag}: found 2") for flag in ("--filter", "--distill-weight", "--buffer-share")),
     *((s, ["--data", "mnist"], "--data mnist: {gan} was trained on digits") for s in ("pool_match", "validate")),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("script", "extra", "message"), CASES, ids=lambda v: v if isinstance(v, str) else " ".join(v))
+@pytest.mark.parametrize(
+    ("script", "extra", "message"), CASES, ids=lambda v: v if isinstance(v, str) else " ".join(v)
+)
 def test_bad_flags(script, extra, message, trained, tmp_path, capsys):
     gan = trained / "gan" / "last.pth"
     assert message.format(gan=gan) in refused(script, extra, tmp_path, capsys, gan)
@@ -200,7 +246,13 @@ def test_bad_checkpoints(script, trained, tmp_path, capsys):
 @pytest.mark.parametrize("script", ["pool_match", "validate"])
 def test_a_reference_checkpoint_of_another_set(script, tmp_path, capsys, trained):
     reference_checkpoint(tmp_path / "official.pth", channels=3, size=32, width=4)
-    line = refused(script, [FLAGS[script][0], str(tmp_path / "official.pth"), "--data", "digits"], tmp_path, capsys, trained)
+    line = refused(
+        script,
+        [FLAGS[script][0], str(tmp_path / "official.pth"), "--data", "digits"],
+        tmp_path,
+        capsys,
+        trained,
+    )
     assert "was made for channels 3, found 1 in digits; name its set with --data" in line
 
 

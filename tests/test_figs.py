@@ -21,9 +21,15 @@ from utils import UsageError
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
-    """Folders of two seeds of er, one of them older, one of finetune, one of dim, and one that is not finished."""
+    """Folders of two seeds of er, one of them older, one of finetune, one of dim, and one that is not
+    finished."""
     results = tmp_path_factory.mktemp("runs")
-    for method, name, seed in (("er", "er", 0), ("er", "er", 1), ("finetune", "finetune", 0), ("dim", "dim", 0)):
+    for method, name, seed in (
+        ("er", "er", 0),
+        ("er", "er", 1),
+        ("finetune", "finetune", 0),
+        ("dim", "dim", 0),
+    ):
         tag = ["--tag", f"digits_20000_{name}_{seed}", "--seed", str(seed), "--num-tasks", "2"]
         run(continual, continual_flags(results, method, *tag))
     older = results / "digits_20000_er_1" / "results.json"  # of a time before these flags
@@ -40,7 +46,10 @@ def runs(tmp_path_factory) -> Path:
 
 def test_a_generator_with_tables_of_all_classes_has_a_row_of_its_own(runs):
     (new,) = read_runs([str(runs / "digits_20000_dim_0")])
-    older = new | {"seed": 1, "flags": {name: value for name, value in new["flags"].items() if name != "class_tables"}}
+    older = new | {
+        "seed": 1,
+        "flags": {name: value for name, value in new["flags"].items() if name != "class_tables"},
+    }
     of_all = older | {"seed": 2, "flags": older["flags"] | {"class_tables": "all"}}
     assert [row["seeds"] for row in rows_of([new, older, of_all])] == [[0], [1, 2]]
 
@@ -49,7 +58,9 @@ def test_of_two_records_the_one_with_more_seeds_is_drawn(runs, tmp_path, monkeyp
     rows = rows_of(read_runs([str(runs / f"digits_20000_{name}_0") for name in ("er", "finetune")]))
     more = rows[0] | {"n": 5, "mean": 61.0, "std": 1.0}
     drawn = []
-    monkeypatch.setattr(draw_continual.plt.Axes, "errorbar", lambda self, places, means, *args, **kwargs: drawn.extend(means))
+    monkeypatch.setattr(
+        draw_continual.plt.Axes, "errorbar", lambda self, places, means, *args, **kwargs: drawn.extend(means)
+    )
     for order in ([more, *rows], [*rows, more]):
         draw_continual.draw_bytes(order, tmp_path / "bytes.png")
         assert drawn == [61.0]
@@ -68,15 +79,24 @@ def test_an_older_generator_was_matched_for_100_steps_by_default(runs):
 
 def test_flags_without_an_effect_do_not_part_the_runs_of_a_row(runs):
     er, dim = (read_runs([str(runs / f"digits_20000_{name}_0")])[0] for name in ("er", "dim"))
-    for run_, flags, rows in ((er, {"alpha": 0.7, "latent_steps": 200}, 1), (er, {"lr": 0.7}, 2), (dim, {"latent_steps": 200}, 1)):
+    for run_, flags, rows in (
+        (er, {"alpha": 0.7, "latent_steps": 200}, 1),
+        (er, {"lr": 0.7}, 2),
+        (dim, {"latent_steps": 200}, 1),
+    ):
         other = run_ | {"seed": 5, "flags": run_["flags"] | flags}
-        assert len(rows_of([run_, other | {"folder": Path("er_5" if run_ is er else "dim_5")}])) == rows, flags
+        assert len(rows_of([run_, other | {"folder": Path("er_5" if run_ is er else "dim_5")}])) == rows, (
+            flags
+        )
 
 
 def test_rows_tables_and_figures(runs, tmp_path, capsys):
     record, out = tmp_path / "record.json", tmp_path / "figures"
     folders = sorted(map(str, runs.iterdir()))
-    rows = run(draw_continual, [*folders, "--out", str(out), "--record", str(record), "--command", "a", "b", "--hardware", "h"])
+    rows = run(
+        draw_continual,
+        [*folders, "--out", str(out), "--record", str(record), "--command", "a", "b", "--hardware", "h"],
+    )
     assert sorted((row["label"], row["n"]) for row in rows) == [("dim", 1), ("er", 2), ("finetune", 1)]
     er = next(row for row in rows if row["label"] == "er")
     singles = [json.loads((runs / f"digits_20000_er_{seed}" / "results.json").read_text()) for seed in (0, 1)]
@@ -93,7 +113,9 @@ def test_rows_tables_and_figures(runs, tmp_path, capsys):
     printed = capsys.readouterr()
     assert "digits_20000_half_0: 2 of 2 tasks are done, left out" in printed.err
     table = [line for line in printed.out.splitlines() if line.startswith("| digits")]
-    assert [float(line.split("|")[5].split("±")[0]) for line in table] == sorted((round(row["mean"], 2) for row in rows), reverse=True)
+    assert [float(line.split("|")[5].split("±")[0]) for line in table] == sorted(
+        (round(row["mean"], 2) for row in rows), reverse=True
+    )
 
     again = run(draw_continual, ["--from", str(record), "--out", str(tmp_path / "again")])
     other = tmp_path / "other.json"
@@ -104,9 +126,16 @@ def test_rows_tables_and_figures(runs, tmp_path, capsys):
     assert both.count(f"({other}) 0 |") == both.count(f"({record}) 1 |") == 1
     run(draw_continual, ["--from", str(record), "--nearness"])
     near = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| digits")]
-    assert [(cells[1], cells[3], cells[5]) for cells in near] == [("dim", "generated", "0.00"), ("er", "stored", "100.00")]
+    assert [(cells[1], cells[3], cells[5]) for cells in near] == [
+        ("dim", "generated", "0.00"),
+        ("er", "stored", "100.00"),
+    ]
     assert again == json.loads(json.dumps(rows))
-    assert sorted(path.name for path in (tmp_path / "again").iterdir()) == ["bytes.png", "matrices.png", "tasks.png"]
+    assert sorted(path.name for path in (tmp_path / "again").iterdir()) == [
+        "bytes.png",
+        "matrices.png",
+        "tasks.png",
+    ]
 
 
 def test_differences_are_of_the_same_seeds_at_the_same_budget(runs, tmp_path, capsys):
@@ -116,7 +145,12 @@ def test_differences_are_of_the_same_seeds_at_the_same_budget(runs, tmp_path, ca
     def row(label, accs, seeds=(0, 1, 2), budget=20000):
         return er | {"label": label, "seeds": list(seeds[: len(accs)]), "accs": accs, "memory_bytes": budget}
 
-    rows = [row("a", [51.0, 53.0, 60.0]), row("b", [50.0, 52.0], (1, 0)), row("c", [50.0], (7,)), row("a", [9.0], budget=30000)]
+    rows = [
+        row("a", [51.0, 53.0, 60.0]),
+        row("b", [50.0, 52.0], (1, 0)),
+        row("c", [50.0], (7,)),
+        row("a", [9.0], budget=30000),
+    ]
     rows += [row("d", [52.5, 50.5]), row("e", [1.0], budget=None), row("b", [2.0], budget=None)]
     record = tmp_path / "record.json"
     record.write_text(json.dumps({"rows": rows}))
@@ -134,7 +168,10 @@ def test_differences_are_of_the_same_seeds_at_the_same_budget(runs, tmp_path, ca
     copied.write_text(record.read_text())
     with pytest.raises(SystemExit, match="2"):
         run(draw_continual, ["--from", str(record), str(copied), "--against", "b"])
-    assert "--against b: expected one row of this name at a budget, found 2 rows of digits at 20,000 bytes" in capsys.readouterr().err
+    assert (
+        "--against b: expected one row of this name at a budget, found 2 rows of digits at 20,000 bytes"
+        in capsys.readouterr().err
+    )
     other = tmp_path / "other.json"
     record.write_text(json.dumps({"rows": rows[:1]}))
     other.write_text(json.dumps({"rows": [rows[3], rows[1]]}))
@@ -143,13 +180,18 @@ def test_differences_are_of_the_same_seeds_at_the_same_budget(runs, tmp_path, ca
 
 
 def test_the_front_has_a_line_for_each_method_and_a_column_for_each_budget(runs, tmp_path, capsys):
-    """Qualities go with budgets, of two rows the one with more seeds counts, and rows of other networks are not mixed in."""
+    """Qualities go with budgets, of two rows the one with more seeds counts, and rows of other networks are
+    not mixed in."""
     (er,) = rows_of(read_runs([str(runs / f"digits_20000_er_{seed}") for seed in (0, 1)]))
 
     def row(label, mean, budget, **changes):
         return er | {"label": label, "mean": mean, "std": 1.0, "n": 3, "memory_bytes": budget} | changes
 
-    rows = [row("er_scan12_rd", 50.0, 50000), row("er_scan50_rd", 60.0, 1500000, n=1, std=None), row("er_scan50_rd", 61.0, 1500000)]
+    rows = [
+        row("er_scan12_rd", 50.0, 50000),
+        row("er_scan50_rd", 60.0, 1500000, n=1, std=None),
+        row("er_scan50_rd", 61.0, 1500000),
+    ]
     rows += [row("cls-er_scan50_rd", 64.0, 1500000), row("joint", 70.0, None)]
     record = tmp_path / "record.json"
     record.write_text(json.dumps({"rows": rows}))
@@ -160,7 +202,10 @@ def test_the_front_has_a_line_for_each_method_and_a_column_for_each_budget(runs,
         f"| digits | cls-er_scan_rd |  | 64.00 ± 1.00 (3) | [record]({record}) 3 |",
         f"| digits | er_scan_rd | 50.00 ± 1.00 (3) | 61.00 ± 1.00 (3) | [record]({record}) 0, 2 |",
     ]
-    for more, message in (([row("er", 1.0, 9, networks=["mlp_w400"])], "expected rows of one setting of digits"), ([], "found none")):
+    for more, message in (
+        ([row("er", 1.0, 9, networks=["mlp_w400"])], "expected rows of one setting of digits"),
+        ([], "found none"),
+    ):
         record.write_text(json.dumps({"rows": (rows if more else rows[4:]) + more}))
         with pytest.raises(SystemExit, match="2"):
             run(draw_continual, ["--from", str(record), "--front"])
@@ -171,7 +216,11 @@ def test_seconds_on_a_gpu_are_hollow_and_not_joined_with_those_of_cores(runs, tm
     (er,) = rows_of(read_runs([str(runs / f"digits_20000_er_{seed}") for seed in (0, 1)]))
     lines = []
     draw = draw_continual.plt.Axes.plot
-    monkeypatch.setattr(draw_continual.plt.Axes, "plot", lambda self, *args, **kwargs: lines.extend(draw(self, *args, **kwargs)))
+    monkeypatch.setattr(
+        draw_continual.plt.Axes,
+        "plot",
+        lambda self, *args, **kwargs: lines.extend(draw(self, *args, **kwargs)),
+    )
     rows = [
         er | {"memory_bytes": 20000 * i, "seconds": 10.0 * i, "device": device}
         for i, device in enumerate(("cpu, 2 threads", "NVIDIA H200", "cpu, 1 threads"), 1)
@@ -184,11 +233,20 @@ def test_seconds_on_a_gpu_are_hollow_and_not_joined_with_those_of_cores(runs, tm
 def test_records_without_nearness_or_of_two_sets_are_told_before_anything_is_written(runs, tmp_path, capsys):
     rows = rows_of(read_runs([str(runs / "digits_20000_er_0"), str(runs / "digits_20000_dim_0")]))
     older, out, record = tmp_path / "older.json", tmp_path / "out", tmp_path / "record.json"
-    older.write_text(json.dumps({"rows": [{k: v for k, v in rows[0].items() if k not in ("distance_ratio", "near_copies")}]}))
+    older.write_text(
+        json.dumps(
+            {"rows": [{k: v for k, v in rows[0].items() if k not in ("distance_ratio", "near_copies")}]}
+        )
+    )
     with pytest.raises(SystemExit, match="2"):
         run(draw_continual, ["--from", str(older), "--nearness"])
-    assert "--nearness: expected runs that measured how near their images are, found none" in capsys.readouterr().err
-    older.write_text(json.dumps({"rows": [rows[0] | {"distance_ratio": None}, rows[1], rows[0] | {"data": "mnist"}]}))
+    assert (
+        "--nearness: expected runs that measured how near their images are, found none"
+        in capsys.readouterr().err
+    )
+    older.write_text(
+        json.dumps({"rows": [rows[0] | {"distance_ratio": None}, rows[1], rows[0] | {"data": "mnist"}]})
+    )
     run(draw_continual, ["--from", str(older), "--nearness"])
     assert [line.split(" | ")[1] for line in capsys.readouterr().out.splitlines()[2:]] == ["dim", "er"]
     with pytest.raises(SystemExit, match="2"):
@@ -206,7 +264,10 @@ def test_records_without_nearness_or_of_two_sets_are_told_before_anything_is_wri
         (["{0}/bad"], "results.json: expected the results of continual.py"),
         (["--from", "{0}/bad/results.json"], "expected a record of continual runs"),
         (["--from", "{0}/missing"], "expected a record of continual runs"),
-        (["--from", "{0}/bad/results.json", "--against", "er", "--nearness"], "not allowed with argument --against"),
+        (
+            ["--from", "{0}/bad/results.json", "--against", "er", "--nearness"],
+            "not allowed with argument --against",
+        ),
     ],
 )
 def test_what_is_not_a_run_is_one_line(flags, message, tmp_path, capsys):
@@ -261,7 +322,9 @@ def test_labels_are_names_without_set_bytes_and_seed():
 
 def grid(value: int, per_class: int = 2, size: int = 4, channels: int = 1) -> str:
     """A PNG of ten lines of images, each of one gray: value + 10 * class + its column."""
-    images = np.array([[value + 10 * label + column for column in range(per_class)] for label in range(10)], np.uint8)
+    images = np.array(
+        [[value + 10 * label + column for column in range(per_class)] for label in range(10)], np.uint8
+    )
     image = np.kron(images, np.ones((size, size), np.uint8))
     file = io.BytesIO()
     Image.fromarray(image if channels == 1 else np.stack([image] * channels, 2)).save(file, "PNG")
@@ -269,26 +332,55 @@ def grid(value: int, per_class: int = 2, size: int = 4, channels: int = 1) -> st
 
 
 def samples(channels: int = 1, **changes) -> dict:
-    found = {"class_names": list("abcdefghij"), "size": 4, "channels": channels, "per_class": 2, "images": grid(0, channels=channels)}
-    found |= {"real": grid(100, channels=channels), "nearest": grid(50, channels=channels), "distance_ratio": 0.5}
+    found = {
+        "class_names": list("abcdefghij"),
+        "size": 4,
+        "channels": channels,
+        "per_class": 2,
+        "images": grid(0, channels=channels),
+    }
+    found |= {
+        "real": grid(100, channels=channels),
+        "nearest": grid(50, channels=channels),
+        "distance_ratio": 0.5,
+    }
     return found | changes
 
 
 def full_rows() -> list[dict]:
-    """Rows that have something for every figure: three trainings of a generator, its int8, real images and a file, of two classifiers."""
+    """Rows that have something for every figure: three trainings of a generator, its int8, real images and a
+    file, of two classifiers."""
     confusion = [" ".join(["80" if i == j else str(i) for j in range(10)]) for i in range(10)]
     rows = []
     for classifier, below in (("convnet", 0.0), ("vgg11", 5.0)):
         for budget in ("stream", "fixed"):
 
-            def add(source: str, accs: tuple, classifier=classifier, budget=budget, below=below, **changes) -> None:
-                about = {"classifier": classifier, "budget": budget, "confusion": confusion, "curve": 2, "curve_images_seen": [100, 1000]}
+            def add(
+                source: str, accs: tuple, classifier=classifier, budget=budget, below=below, **changes
+            ) -> None:
+                about = {
+                    "classifier": classifier,
+                    "budget": budget,
+                    "confusion": confusion,
+                    "curve": 2,
+                    "curve_images_seen": [100, 1000],
+                }
                 accs = tuple(acc - below for acc in accs)
-                rows.append(fake_row(source, accs, **about, curve_accs=[[acc - 10, acc] for acc in accs]) | changes)
+                rows.append(
+                    fake_row(source, accs, **about, curve_accs=[[acc - 10, acc] for acc in accs]) | changes
+                )
 
             for sha, acc in (("a", 70.0), ("b", 72.0), ("c", 77.0)):
                 add("generator", (acc, acc + 1), storage="fp16", checkpoint_sha256=sha, num_bytes=2000)
-            add("generator", (69.0, 70.0), storage="int8", checkpoint_sha256="a", num_bytes=1000, labels="soft", temperature=4.0)
+            add(
+                "generator",
+                (69.0, 70.0),
+                storage="int8",
+                checkpoint_sha256="a",
+                num_bytes=1000,
+                labels="soft",
+                temperature=4.0,
+            )
             add("real", (90.0, 91.0), num_bytes=10**6)
             add("random-real-jpeg", (60.0, 62.0), match_bytes=2000, num_bytes=1900)
             add("file", (75.0, 76.0), file="mine.pt", file_sha256="f", set=0, num_bytes=7840)
@@ -299,7 +391,10 @@ def full_rows() -> list[dict]:
 
 def test_validation_tables_figures_and_record(tmp_path, capsys):
     folder, record, out = kept(tmp_path / "test", full_rows()), tmp_path / "record.json", tmp_path / "figures"
-    rows = run(make_figures, [folder, "--out", str(out), "--record", str(record), "--command", "a", "b", "--hardware", "h"])
+    rows = run(
+        make_figures,
+        [folder, "--out", str(out), "--record", str(record), "--command", "a", "b", "--hardware", "h"],
+    )
     assert rows == full_rows()
     names = sorted(path.stem for path in out.iterdir())
     assert names == ["architectures", "bytes", "confusion", "curves", "neighbours", "samples"]
@@ -308,17 +403,30 @@ def test_validation_tables_figures_and_record(tmp_path, capsys):
     printed = capsys.readouterr()
     assert not printed.err
     table = printed.out.splitlines()
-    assert table[0] == "| data | classifier | images | stream | fixed | ipc | stored MB | bits per class | n | record, rows |"
+    assert (
+        table[0]
+        == "| data | classifier | images | stream | fixed | ipc | stored MB | bits per class | n | record, "
+        "rows |"
+    )
     assert len(table) == 2 + 2 * 5
     three = next(line for line in table if "vgg11 | generator fp16, 3 trainings" in line)
     means, link = "68.50 ± 3.61", f"[record]({record}) 14, 15, 16, 21, 22, 23"
-    assert three == f"| digits | vgg11 | generator fp16, 3 trainings | {means} | {means} | 10 | 0.002 | 3,200 | 3x2 | {link} |"
-    assert any("| convnet | generator int8, soft labels at 4 | 69.50 ± 0.71 | 69.50 ± 0.71 |" in line for line in table)
+    assert (
+        three
+        == f"| digits | vgg11 | generator fp16, 3 trainings | {means} | {means} | 10 | 0.002 | 3,200 | 3x2 "
+        f"| {link} |"
+    )
+    assert any(
+        "| convnet | generator int8, soft labels at 4 | 69.50 ± 0.71 | 69.50 ± 0.71 |" in line
+        for line in table
+    )
     assert any("| convnet | file mine.pt | 75.50 ± 0.71 |" in line for line in table)
 
     found = json.loads(record.read_text())
     assert (found["commands"], found["hardware"], found["minutes"]) == (["a", "b"], "h", 28 * 2 * 30 / 60)
-    assert found["rows"] == [{name: value for name, value in row.items() if name != "samples"} for row in rows]
+    assert found["rows"] == [
+        {name: value for name, value in row.items() if name != "samples"} for row in rows
+    ]
     again = tmp_path / "again"
     assert run(make_figures, ["--from", str(record), "--out", str(again)]) == found["rows"]
     printed = capsys.readouterr()
@@ -343,7 +451,13 @@ def test_curves_and_bytes_show_the_rows_numbers(figures):
     (curves, *_), (points, *_) = (figure.axes for figure in figures)
     drawn = {line.get_label(): line for line in curves.lines}
     assert list(drawn) == [
-        *("real", "file mine.pt", "generator fp16, 3 trainings, stream", "generator int8, soft labels at 4, stream", "random-real-jpeg"),
+        *(
+            "real",
+            "file mine.pt",
+            "generator fp16, 3 trainings, stream",
+            "generator int8, soft labels at 4, stream",
+            "random-real-jpeg",
+        ),
         *("generator fp16, 3 trainings, fixed", "generator int8, soft labels at 4, fixed"),
     ]
     three = drawn["generator fp16, 3 trainings, stream"]
@@ -365,7 +479,10 @@ def test_a_curve_is_of_the_trainings_that_have_one(figures):
     shown = [row | (without if row["checkpoint_sha256"] in ("a", "c") else {}) for row in full_rows()[:3]]
     make_figures.draw_curves(lines_of(shown), None)
     (line,) = figures[0].axes[0].lines
-    assert (line.get_label(), line.get_xydata().tolist()) == ("generator fp16, stream", [[100, 62.5], [1000, 72.5]])
+    assert (line.get_label(), line.get_xydata().tolist()) == (
+        "generator fp16, stream",
+        [[100, 62.5], [1000, 72.5]],
+    )
 
 
 def test_heat_maps_show_the_rows_numbers(figures):
@@ -373,8 +490,17 @@ def test_heat_maps_show_the_rows_numbers(figures):
     assert make_figures.draw_architectures(lines, None)
     assert make_figures.draw_confusion(lines, None)
     heat, confusion = (figure.axes for figure in figures)
-    assert [ax.get_title() for ax in heat] == ["digits, ipc 10, stream: accuracy, %", "digits, ipc 10, fixed: accuracy, %"]
-    names = ["real", "file mine.pt", "generator fp16, 3 trainings", "generator int8, soft labels at 4", "random-real-jpeg"]
+    assert [ax.get_title() for ax in heat] == [
+        "digits, ipc 10, stream: accuracy, %",
+        "digits, ipc 10, fixed: accuracy, %",
+    ]
+    names = [
+        "real",
+        "file mine.pt",
+        "generator fp16, 3 trainings",
+        "generator int8, soft labels at 4",
+        "random-real-jpeg",
+    ]
     assert [text.get_text() for text in heat[0].get_xticklabels()] == names
     assert [text.get_text() for text in heat[0].get_yticklabels()] == ["convnet", "vgg11"]
     assert [text.get_text() for text in heat[0].texts][5:] == [
@@ -390,7 +516,9 @@ def test_heat_maps_show_the_rows_numbers(figures):
     assert np.isnan(colors.filled(np.nan)[1, 1])
     three = confusion[2]
     assert three.get_title() == "generator fp16, 3 trainings\ndigits, convnet, ipc 10, stream"
-    assert three.images[0].get_array()[3].tolist() == pytest.approx([100 * (80 if j == 3 else 3) / (80 + 9 * 3) for j in range(10)])
+    assert three.images[0].get_array()[3].tolist() == pytest.approx(
+        [100 * (80 if j == 3 else 3) / (80 + 9 * 3) for j in range(10)]
+    )
     assert [text.get_text() for text in three.get_xticklabels()] == list("0123456789")
 
 
@@ -410,24 +538,35 @@ def test_images_stand_where_their_class_is(channels, figures):
     assert [text.get_text() for text in real.get_yticklabels()] == list("abcdefghij")
     assert real.images[0].get_array()[4 * 7, :, 0].tolist() == [170] * 4 + [171] * 4
     assert generator.images[0].get_array()[4 * 7, :, 0].tolist() == [70] * 4 + [71] * 4
-    assert neighbours.images[0].get_array()[4 * 7, :, 0].tolist() == [70] * 4 + [120] * 4 + [255] + [71] * 4 + [121] * 4 + [255]
+    assert neighbours.images[0].get_array()[4 * 7, :, 0].tolist() == [70] * 4 + [120] * 4 + [255] + [
+        71
+    ] * 4 + [121] * 4 + [255]
     assert "distance ratio 0.50" in neighbours.get_title().replace("\n", " ")
 
 
 def test_rows_older_than_the_figures_are_drawn(tmp_path, capsys):
-    run(make_figures, ["--from", str(ROOT / "benchmarks/results/2026-11-22_fashion_cpu.json"), "--out", str(tmp_path)])
+    run(
+        make_figures,
+        ["--from", str(ROOT / "benchmarks/results/2026-11-22_fashion_cpu.json"), "--out", str(tmp_path)],
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["bytes.png"]
     printed = capsys.readouterr()
     assert [line.split(": left out")[0] for line in printed.err.splitlines()] == [
         f"{name}.png" for name in ("curves", "architectures", "samples", "neighbours", "confusion")
     ]
-    assert "| fashion | convnet_w32 | generator fp32, stage 1 | 78.37 ± 0.21 | 74.43 ± 0.31 | 10 | 0.536 |  | 3 |" in printed.out
+    assert (
+        "| fashion | convnet_w32 | generator fp32, stage 1 | 78.37 ± 0.21 | 74.43 ± 0.31 | 10 | 0.536 |  | "
+        "3 |" in printed.out
+    )
 
 
 def test_a_row_of_the_least_is_drawn(tmp_path, capsys):
     least = {name: fake_row()[name] for name in ("dataset", "source", "n", "mean", "accs")}
     one = fake_row(accs=(60.0,), curve_images_seen=[10, 100], curve_accs=[[20.0, 60.0]])
-    assert run(make_figures, [kept(tmp_path, [least, one]), "--out", str(tmp_path / "figures")]) == [least, one]
+    assert run(make_figures, [kept(tmp_path, [least, one]), "--out", str(tmp_path / "figures")]) == [
+        least,
+        one,
+    ]
     assert sorted(path.stem for path in (tmp_path / "figures").iterdir()) == ["bytes", "confusion", "curves"]
     assert "| digits | None | generator fp32 | 71.10 |  | None |  |  | 5 |" in capsys.readouterr().out
 
@@ -436,19 +575,36 @@ def test_lines_tell_rows_apart_by_what_differs():
     def labels(*changes: dict) -> list[str]:
         return sorted(line.label for line in lines_of([fake_row() | change for change in changes]))
 
-    assert labels({}, {"checkpoint_sha256": "b", "commit": "other", "num_bytes": 9}) == ["generator fp32, 2 trainings"]
-    assert labels({}, {"recipe": "strong", "epochs": 9}) == ["generator fp32, recipe dim", "generator fp32, recipe strong"]
+    assert labels({}, {"checkpoint_sha256": "b", "commit": "other", "num_bytes": 9}) == [
+        "generator fp32, 2 trainings"
+    ]
+    assert labels({}, {"recipe": "strong", "epochs": 9}) == [
+        "generator fp32, recipe dim",
+        "generator fp32, recipe strong",
+    ]
     assert labels({}, {"trained": "stage 1"}) == ["generator fp32", "generator fp32, stage 1"]
-    assert labels({}, {"ipc": 1}, {"dataset": "mnist"}, {"budget": "fixed"}, {"classifier": "b"}) == ["generator fp32"] * 5
+    assert (
+        labels({}, {"ipc": 1}, {"dataset": "mnist"}, {"budget": "fixed"}, {"classifier": "b"})
+        == ["generator fp32"] * 5
+    )
     trainings = [{"checkpoint_sha256": sha} for sha in "ab"]
-    found = labels(*trainings, {"budget": "fixed"}, {"recipe": "strong"})  # one line of the table holds both budgets of one recipe
-    assert found == ["generator fp32, recipe dim", "generator fp32, recipe dim, 2 trainings", "generator fp32, recipe strong"]
+    found = labels(
+        *trainings, {"budget": "fixed"}, {"recipe": "strong"}
+    )  # one line of the table holds both budgets of one recipe
+    assert found == [
+        "generator fp32, recipe dim",
+        "generator fp32, recipe dim, 2 trainings",
+        "generator fp32, recipe strong",
+    ]
     both = ["a", "b"], {"filter": 0.5}
     assert labels({"checkpoint_sha256": both[0], "storage": ["int8", "fp16"]} | both[1]) == [
         "generator fp16/int8, mixture of 2, filter 0.5"
     ]
     sizes = [fake_row("random-real-jpeg", match_bytes=size, num_bytes=size) for size in (1000, 2000)]
-    assert [line.label for line in lines_of(sizes)] == ["random-real-jpeg, match_bytes 1000", "random-real-jpeg, match_bytes 2000"]
+    assert [line.label for line in lines_of(sizes)] == [
+        "random-real-jpeg, match_bytes 1000",
+        "random-real-jpeg, match_bytes 2000",
+    ]
     assert {line.series for line in lines_of(sizes)} == {"random-real-jpeg"}
 
 
@@ -467,9 +623,18 @@ def test_a_row_that_stands_twice_is_used_once(tmp_path, capsys):
     [
         ([], "expected either folders of results or --from RECORD"),
         (["{0}", "--from", "{0}"], "expected either folders of results or --from RECORD"),
-        (["{0}/missing"], "{0}/missing: expected the results.json of validate.py, found No such file or directory"),
-        (["a={0}/missing"], "{0}/missing: expected the results.json of validate.py, found No such file or directory"),
-        (["--from", "{0}/bad/results.json"], "results.json: expected the results.json of validate.py, found something else"),
+        (
+            ["{0}/missing"],
+            "{0}/missing: expected the results.json of validate.py, found No such file or directory",
+        ),
+        (
+            ["a={0}/missing"],
+            "{0}/missing: expected the results.json of validate.py, found No such file or directory",
+        ),
+        (
+            ["--from", "{0}/bad/results.json"],
+            "results.json: expected the results.json of validate.py, found something else",
+        ),
     ],
 )
 def test_what_is_not_a_result_is_one_line(flags, message, tmp_path, capsys):

@@ -56,7 +56,11 @@ def declared(script: str) -> dict[str, argparse.Action]:
 def read(path, name: str = "args") -> set[str]:
     """The attributes taken from a variable of this name."""
     tree = ast.parse(path.read_text())
-    return {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id == name}
+    return {
+        n.attr
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id == name
+    }
 
 
 def read_elsewhere(script: str) -> set[str]:
@@ -113,5 +117,14 @@ def test_flags_free_to_change_exist():
 def test_nothing_writes_to_args_after_parsing():
     for script in SCRIPTS:
         for node in ast.walk(ast.parse((ROOT / f"{script}.py").read_text())):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AugAssign) else []
-            assert not any(isinstance(t, ast.Attribute) and isinstance(t.value, ast.Name) and t.value.id == "args" for t in targets)
+            targets = (
+                node.targets
+                if isinstance(node, ast.Assign)
+                else [node.target]
+                if isinstance(node, ast.AugAssign)
+                else []
+            )
+            assert not any(
+                isinstance(t, ast.Attribute) and isinstance(t.value, ast.Name) and t.value.id == "args"
+                for t in targets
+            )

@@ -1,4 +1,5 @@
-"""The four scripts on a folder of transparent pictures with a val/ folder, and the flags of --file in one command each."""
+"""The four scripts on a folder of transparent pictures with a val/ folder, and the flags of --file in one
+command each."""
 
 import numpy as np
 import pytest
@@ -22,7 +23,9 @@ def pictures(tmp_path):
             for number in range(n):
                 alpha = np.where(np.tri(28) == label, 255, rng.integers(0, 60, (28, 28))).astype(np.uint8)
                 plain = Image.new("L", (28, 28))
-                Image.merge("LA", (plain, Image.fromarray(alpha))).save(tmp_path / "set" / split / name / f"{number}.png")
+                Image.merge("LA", (plain, Image.fromarray(alpha))).save(
+                    tmp_path / "set" / split / name / f"{number}.png"
+                )
     return tmp_path / "set"
 
 
@@ -32,7 +35,17 @@ def test_each_script_takes_the_flags_of_a_folder(pictures, tmp_path, capsys):
     new = ["--data", "folder", *folder, "--image-size", "28", "--background", "white", *sizes]
     gan = run(gen_condense, gan_flags(tmp_path, *new))
     match = run(pool_match, match_flags(tmp_path, gan.best_path, *folder, *sizes))
-    weights = ["--pretrain-weight", str(match.best_path), "--source", "generator", "real", "--epochs-eval", "1", "--repeats", "1"]
+    weights = [
+        "--pretrain-weight",
+        str(match.best_path),
+        "--source",
+        "generator",
+        "real",
+        "--epochs-eval",
+        "1",
+        "--repeats",
+        "1",
+    ]
     rows = run(validate, validate_flags(tmp_path, *weights, *folder))
     assert {row["dataset"] for row in rows} == {"folder"}
     assert rows[0]["class_names"] == ["cat", "dog"]
@@ -46,10 +59,22 @@ def test_each_script_takes_the_flags_of_a_folder(pictures, tmp_path, capsys):
     [
         ("--source real --data folder", "test: no such folder"),
         ("--source real --data folder --test-folder val", "train: its 72 images are all equal"),
-        ("--source real --data folder --test-folder train", "--test-folder train: is the folder of the training pictures"),
-        ("--source real --data digits --test-folder val", "--test-folder val: digits is no folder of pictures"),
-        ("--source real --data digits --background white", "--background white: digits is no folder of pictures"),
-        ("--source real --data digits --label-kind logits", "--label-kind logits is of the sets in --file, found none"),
+        (
+            "--source real --data folder --test-folder train",
+            "--test-folder train: is the folder of the training pictures",
+        ),
+        (
+            "--source real --data digits --test-folder val",
+            "--test-folder val: digits is no folder of pictures",
+        ),
+        (
+            "--source real --data digits --background white",
+            "--background white: digits is no folder of pictures",
+        ),
+        (
+            "--source real --data digits --label-kind logits",
+            "--label-kind logits is of the sets in --file, found none",
+        ),
         ("--source real --data digits --factor 2", "--factor 2 is of the sets in --file, found none"),
         ("--source real --data digits --group a", "--group a is of the sets in --file, found none"),
         ("--source file --data digits --file none.npz", "none.npz: no such file, expected arrays of numpy"),

@@ -1,4 +1,5 @@
-"""The rooms of the house: imports point one way, files stay of one topic, and what the README and DESIGN promise of the root holds."""
+"""The rooms of the house: imports point one way, files stay of one topic, and what the README and DESIGN
+promise of the root holds."""
 
 import ast
 import subprocess
@@ -21,7 +22,11 @@ ROOMS = [
 ]
 LEVEL = {name: level for level, names in enumerate(ROOMS) for name in names}
 SCRIPTS = ROOMS[6]
-FILES = [path for name in LEVEL for path in (sorted((ROOT / name).rglob("*.py")) if (ROOT / name).is_dir() else [ROOT / f"{name}.py"])]
+FILES = [
+    path
+    for name in LEVEL
+    for path in (sorted((ROOT / name).rglob("*.py")) if (ROOT / name).is_dir() else [ROOT / f"{name}.py"])
+]
 
 
 def room(path: Path) -> str:
@@ -50,8 +55,14 @@ def test_imports_point_one_way(path):
 
 
 def test_there_is_no_circle_of_files():
-    names = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
-    below = {name: {module for module in imported(path) if module in names and module != name} for name, path in names.items()}
+    names = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in FILES
+    }
+    below = {
+        name: {module for module in imported(path) if module in names and module != name}
+        for name, path in names.items()
+    }
     while below:
         free = {name for name, modules in below.items() if not modules & below.keys()}
         assert free, f"a circle among {sorted(below)}"
@@ -59,7 +70,9 @@ def test_there_is_no_circle_of_files():
 
 
 def test_a_script_imports_another_only_for_its_loop():
-    importing = {path.name: {m for m in imported(path) if m in SCRIPTS} for path in FILES if room(path) in SCRIPTS}
+    importing = {
+        path.name: {m for m in imported(path) if m in SCRIPTS} for path in FILES if room(path) in SCRIPTS
+    }
     assert {name: found for name, found in importing.items() if found} == {
         "continual.py": {"gen_condense", "pool_match"},
         "validate.py": {"pool_match"},  # its loop optimises latents too
@@ -67,10 +80,14 @@ def test_a_script_imports_another_only_for_its_loop():
 
 
 def test_the_root_shows_what_the_project_is():
-    files = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    files = subprocess.run(
+        ["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.split()
     root = [name for name in files if "/" not in name] or [path.name for path in ROOT.glob("*.py")]
     assert len(root) <= 9, root
-    assert {name.removesuffix(".py") for name in root} == {name for name in LEVEL if (ROOT / f"{name}.py").exists()}
+    assert {name.removesuffix(".py") for name in root} == {
+        name for name in LEVEL if (ROOT / f"{name}.py").exists()
+    }
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

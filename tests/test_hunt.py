@@ -1,8 +1,10 @@
-"""Random combinations of the flags of the four scripts: each ends in a result or in one line with exit code 2.
+"""Random combinations of the flags of the four scripts: each ends in a result or in one line with exit code
+2.
 
 A rate of 1e9 may also end with exit code 1 and a loss or weight that is not finite.
 
-`PYTHONPATH=.:tests python tests/test_hunt.py FIRST LAST` runs some of them, also beyond those of the test, and prints how each ends.
+`PYTHONPATH=.:tests python tests/test_hunt.py FIRST LAST` runs some of them, also beyond those of the test,
+and prints how each ends.
 """
 
 import io
@@ -40,7 +42,12 @@ SECONDS = 240  # after which a combination hangs
 SMALL = ["convnet_w32", "mlp_w100", "mlp_w400"]
 ODD = ["0", "1", "2", "3", "7", "-1", "1e9", "nan", "", "x", "4294967295"]  # in the place of any number
 STRATEGIES = ["none", "flip", "color_crop_cutout_flip_scale_rotate", "cutout", "crop_crop", "color crop", ""]
-RATES, SHARES, COUNTS, ON = ["1e-3", "0.1"], ["0", "0.3", "1"], ["1", "2", "5"], []  # ON: a flag without a value
+RATES, SHARES, COUNTS, ON = (
+    ["1e-3", "0.1"],
+    ["0", "0.3", "1"],
+    ["1", "2", "5"],
+    [],
+)  # ON: a flag without a value
 
 EVALUATION = {
     "--eval-model": [["convnet_w32"], ["mlp_w100", "convnet_w32"], ["vgg"]],
@@ -78,7 +85,13 @@ RUNS = {
     **COMMON,
 }
 CHOICES = {
-    "gen_condense": {**RUNS, "--gan": GANS, "--width": ["1", "4"], "--z-dim": ["10", "11", "50"], "--d-steps": ["1", "3"]},
+    "gen_condense": {
+        **RUNS,
+        "--gan": GANS,
+        "--width": ["1", "4"],
+        "--z-dim": ["10", "11", "50"],
+        "--d-steps": ["1", "3"],
+    },
     "pool_match": {
         **RUNS,
         "--weight": ["{gan}", "{match}", "{exported}", "{teacher}", "{missing}"],
@@ -111,7 +124,8 @@ CHOICES = {
     "validate": {
         **EVALUATION,
         **COMMON,
-        "--source": [[one] for one in SOURCES] + [["generator", "random-real", "herding"], ["file", "random-real"], ["real", "file"]],
+        "--source": [[one] for one in SOURCES]
+        + [["generator", "random-real", "herding"], ["file", "random-real"], ["real", "file"]],
         "--no-real": ON,
         "--pretrain-weight": [["{gan}"], ["{match}", "{exported}"], ["{gan}", "{gan}"], ["{missing}"]],
         "--mixture": ON,
@@ -200,12 +214,15 @@ CHOICES = {
 }
 # What makes a command small; the flags of a combination come after these and win.
 BASE = {
-    "gen_condense": "--data digits --width 4 --val-size 1180 --batch-size 64 --epochs 1 --eval-interval 0 --epochs-eval 2 "
+    "gen_condense": "--data digits --width 4 --val-size 1180 --batch-size 64 --epochs 1 --eval-interval 0 "
+    "--epochs-eval 2 "
     "--eval-model convnet_w32",
-    "pool_match": "--weight {gan} --val-size 1180 --batch-size 64 --epochs 1 --eval-interval 0 --epochs-eval 2 --eval-model convnet_w32 "
+    "pool_match": "--weight {gan} --val-size 1180 --batch-size 64 --epochs 1 --eval-interval 0 "
+    "--epochs-eval 2 --eval-model convnet_w32 "
     "--pool convnet_w32 --pool-steps 1 --teacher-epochs 1",
     "validate": "--data digits --eval-model convnet_w32 --epochs-eval 2 --repeats 2 --samples 1",
-    "continual": "--data digits --pool mlp_w100 --batch-size 8 --epochs 1 --val-size 1380 --gan-steps 3 --match-steps 2 --replay-images 12 "
+    "continual": "--data digits --pool mlp_w100 --batch-size 8 --epochs 1 --val-size 1380 --gan-steps 3 "
+    "--match-steps 2 --replay-images 12 "
     "--gan-batch-size 8 --restat 2 --width 4",
 }
 NEEDS = {  # what a method or source does not run without, added in most combinations
@@ -214,10 +231,13 @@ NEEDS = {  # what a method or source does not run without, added in most combina
     "file": ["--file", "{set}"],
 }
 OF_GENERATORS = ("--gan-steps", "--match-steps", "--replay-images", "--gan-batch-size", "--restat", "--width")
-REFUSED_WITHOUT = {  # by most methods and sources: left out of most combinations of these, so that they come further
-    "--method": "--oracle --retrain --keep-discriminator --buffer-share --filter --layout --distill-weight --z-dim --gan-lr-d "
+# by most methods and sources: left out of most combinations of these, so that they come further
+REFUSED_WITHOUT = {
+    "--method": "--oracle --retrain --keep-discriminator --buffer-share --filter --layout --distill-weight "
+    "--z-dim --gan-lr-d "
     "--match-weight --replay-loss --width --match-steps --replay-images --retrain-steps --memory-bytes".split(),
-    "--source": "--mixture --match-bytes --export --filter --storage --teacher --labels --temperature --file --image-range --group".split(),
+    "--source": "--mixture --match-bytes --export --filter --storage --teacher --labels --temperature "
+    "--file --image-range --group".split(),
 }
 
 
@@ -227,7 +247,11 @@ def combination(number: int) -> tuple[str, list[str]]:
     script = list(CHOICES)[number % 4]
     flags = BASE[script].split()
     chosen = rng.sample(sorted(CHOICES[script]), rng.choice([1, 2, 3, 4, 6]))
-    for flag in [name for name in ("--method", "--source") if name in CHOICES[script] and name not in chosen and rng.random() < 0.8]:
+    for flag in [
+        name
+        for name in ("--method", "--source")
+        if name in CHOICES[script] and name not in chosen and rng.random() < 0.8
+    ]:
         chosen.append(flag)
     for flag, others in REFUSED_WITHOUT.items():
         if flag in chosen and rng.random() < 0.6:
@@ -242,7 +266,9 @@ def combination(number: int) -> tuple[str, list[str]]:
             if name in NEEDS and rng.random() < 0.9:
                 flags += NEEDS[name]
         if "condensed" in value and flag in ("--method", "--source"):
-            flags += "--condense-steps 2 --condense-batch 4".split()  # a thousand steps of 64 images a class otherwise
+            flags += (
+                "--condense-steps 2 --condense-batch 4".split()
+            )  # a thousand steps of 64 images a class otherwise
             flags += ["--ipc", "2"] if flag == "--source" and "--ipc" not in (*chosen, *flags) else []
         if flag == "--method" and METHODS[value[0]].memory != "generator":  # whose flags would be refused
             for other in OF_GENERATORS:
@@ -252,22 +278,66 @@ def combination(number: int) -> tuple[str, list[str]]:
 
 
 def inputs(folder: Path) -> dict[str, str]:
-    """The files that combinations name: checkpoints, a teacher, distilled sets, and a file that is missing."""
+    """The files that combinations name: checkpoints, a teacher, distilled sets, and a file that is
+    missing."""
 
     def quietly(script, *flags):
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            script.main(script.parse_args([*flags, "--results-dir", str(folder), "--device", "cpu", *PRECISION]))
+            script.main(
+                script.parse_args([*flags, "--results-dir", str(folder), "--device", "cpu", *PRECISION])
+            )
 
     gan, match = folder / "gan" / "last.pth", folder / "match" / "last.pth"
     quietly(gen_condense, *BASE["gen_condense"].split(), "--tag", "gan")
     quietly(pool_match, *BASE["pool_match"].format(gan=gan).split(), "--tag", "match")
     score = BASE["validate"].split()
-    quietly(validate, *score, "--tag", "teacher", "--source", "real", "--ipc", "5", "--repeats", "1", "--save-classifiers")
+    quietly(
+        validate,
+        *score,
+        "--tag",
+        "teacher",
+        "--source",
+        "real",
+        "--ipc",
+        "5",
+        "--repeats",
+        "1",
+        "--save-classifiers",
+    )
     (teacher,) = (folder / "teacher" / "classifiers").iterdir()
-    weight = ["--source", "generator", "--no-real", "--pretrain-weight", str(gan), "--ipc", "2", "--export", str(folder / "shipped")]
-    quietly(validate, *score, "--tag", "export", *weight, "--labels", "hard", "soft", "--teacher", str(teacher), "--storage", "int8")
+    weight = [
+        "--source",
+        "generator",
+        "--no-real",
+        "--pretrain-weight",
+        str(gan),
+        "--ipc",
+        "2",
+        "--export",
+        str(folder / "shipped"),
+    ]
+    quietly(
+        validate,
+        *score,
+        "--tag",
+        "export",
+        *weight,
+        "--labels",
+        "hard",
+        "soft",
+        "--teacher",
+        str(teacher),
+        "--storage",
+        "int8",
+    )
     shipped = folder / "shipped"
-    names = {"gan": gan, "match": match, "teacher": teacher, "exported": shipped / "generator.safetensors", "set": shipped / "ipc2.pt"}
+    names = {
+        "gan": gan,
+        "match": match,
+        "teacher": teacher,
+        "exported": shipped / "generator.safetensors",
+        "set": shipped / "ipc2.pt",
+    }
     names |= {"folder": shipped / "ipc2", "soft": shipped / "ipc2_soft.pt", "missing": folder / "missing.pth"}
     return {name: str(path) for name, path in names.items()}
 
@@ -276,7 +346,13 @@ def tried(number: int, files: dict[str, str], folder: Path) -> tuple[str | None,
     """Run combination `number` in `folder`: what is wrong with how it ended, or None; and its last line."""
     script, flags = combination(number)
     names = files | {"out": str(folder / "out")}
-    flags = ["--tag", "run", *(flag.format(**names) for flag in flags), "--results-dir", str(folder / "results")]
+    flags = [
+        "--tag",
+        "run",
+        *(flag.format(**names) for flag in flags),
+        "--results-dir",
+        str(folder / "results"),
+    ]
     flags += PRECISION if "--device" in flags else ["--device", "cpu", *PRECISION]
     out, err, code = io.StringIO(), io.StringIO(), 0
 
@@ -337,7 +413,9 @@ def ends_well(code, out: str, lines: list[str], folder: Path) -> str | None:
 def test_random_combinations_of_flags_end_in_a_result_or_in_one_line(part, tmp_path):
     files = inputs(tmp_path / "inputs")
     size = NUMBER // 10
-    faults = [tried(number, files, tmp_path / str(number))[0] for number in range(part * size, (part + 1) * size)]
+    faults = [
+        tried(number, files, tmp_path / str(number))[0] for number in range(part * size, (part + 1) * size)
+    ]
     assert not any(faults), "\n".join(filter(None, faults))
 
 

@@ -53,7 +53,10 @@ def test_gradient_penalty_interpolates_between_real_and_fake():
 A, B = torch.tensor([[1.0, 2.0], [0.0, 4.0]]), torch.tensor([[1.0, 0.0], [3.0, 0.0]])
 
 
-@pytest.mark.parametrize(("name", "expected"), [("l1", 9.0), ("mse", 29.0), ("l1_mean", 1 + 3.5), ("cos", 1 - 1 / math.sqrt(5) + 1)])
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("l1", 9.0), ("mse", 29.0), ("l1_mean", 1 + 3.5), ("cos", 1 - 1 / math.sqrt(5) + 1)],
+)
 def test_distances_by_hand(name, expected):
     assert losses.METRICS[name](A, B).item() == pytest.approx(expected, abs=1e-4)
 
@@ -66,11 +69,16 @@ def test_distances_are_zero_at_equality_and_take_any_shape(name):
 
 
 def test_logit_matching_by_hand():
-    real, fake = torch.tensor([[0.0, 0.0]]), torch.tensor([[math.log(3.0), 0.0]])  # probabilities 1/2, 1/2 and 3/4, 1/4
+    real, fake = (
+        torch.tensor([[0.0, 0.0]]),
+        torch.tensor([[math.log(3.0), 0.0]]),
+    )  # probabilities 1/2, 1/2 and 3/4, 1/4
     gap = torch.tensor([math.log(0.75 / 0.5), math.log(0.25 / 0.5)])
     assert losses.match_logits(real, fake).item() == pytest.approx(gap.square().mean().item(), rel=1e-5)
     assert losses.match_logits(real, fake, "l1").item() == pytest.approx(gap.abs().sum().item(), rel=1e-5)
-    assert losses.match_logits(real, real + 5).item() == pytest.approx(0, abs=1e-10)  # softmax forgets a constant
+    assert losses.match_logits(real, real + 5).item() == pytest.approx(
+        0, abs=1e-10
+    )  # softmax forgets a constant
 
 
 def test_feature_matching_compares_batch_means():
@@ -116,7 +124,8 @@ def test_energy_distance_by_hand():
 
 
 def test_energy_distance_does_not_pull_a_class_to_its_mean():
-    """Fakes of the right distribution have no push towards their mean, as paired distances give; collapsed ones are pushed apart."""
+    """Fakes of the right distribution have no push towards their mean, as paired distances give; collapsed
+    ones are pushed apart."""
     torch.manual_seed(0)
     y = torch.arange(10).repeat(40)
 
@@ -137,7 +146,9 @@ def test_energy_distance_does_not_pull_a_class_to_its_mean():
 def test_energy_distance_is_unbiased_and_its_gradient_finite_for_equal_images():
     torch.manual_seed(0)
     y = torch.arange(5).repeat(4)
-    values = [losses.match_distributions([torch.randn(20, 4)], [torch.randn(20, 4)], y).item() for _ in range(400)]
+    values = [
+        losses.match_distributions([torch.randn(20, 4)], [torch.randn(20, 4)], y).item() for _ in range(400)
+    ]
     assert abs(statistics.mean(values)) < 4 * statistics.stdev(values) / 20
     fake = torch.zeros(20, 4, requires_grad=True)
     losses.match_distributions([torch.zeros(20, 4)], [fake], y).backward()
@@ -157,12 +168,19 @@ def test_class_wise_energy_distance_by_hand():
 
 def test_class_wise_energy_distance_agrees_with_double_precision():
     torch.manual_seed(0)
-    real, fake = torch.randn(3, 6, 50) + 100, torch.randn(3, 5, 50) + 100.1  # a small difference of large numbers
+    real, fake = (
+        torch.randn(3, 6, 50) + 100,
+        torch.randn(3, 5, 50) + 100.1,
+    )  # a small difference of large numbers
 
     def reference(c: int) -> float:
         r, f = real[c].double(), fake[c].double()
         across = sum((a - b).norm() for a in f for b in r) / 30
-        return 2 * across - sum((a - b).norm() for a in f for b in f) / 20 - sum((a - b).norm() for a in r for b in r) / 30
+        return (
+            2 * across
+            - sum((a - b).norm() for a in f for b in f) / 20
+            - sum((a - b).norm() for a in r for b in r) / 30
+        )
 
     unit = sum((a - b).norm() for c in range(3) for a in real[c].double() for b in real[c].double()) / 90
     expected = sum(reference(c) for c in range(3)) / 3 / unit
@@ -171,10 +189,14 @@ def test_class_wise_energy_distance_agrees_with_double_precision():
 
 def test_class_wise_energy_distance_is_zero_in_expectation_for_two_draws_of_one_set():
     torch.manual_seed(0)
-    values = torch.stack([losses.energy_distance(torch.randn(4, 5, 3), torch.randn(4, 4, 3)) for _ in range(1000)])
+    values = torch.stack(
+        [losses.energy_distance(torch.randn(4, 5, 3), torch.randn(4, 4, 3)) for _ in range(1000)]
+    )
     error = values.std() / math.sqrt(1000)
     assert abs(values.mean()) < 4 * error
-    narrow = torch.stack([losses.energy_distance(torch.randn(4, 5, 3), 0.5 * torch.randn(4, 4, 3)) for _ in range(1000)])
+    narrow = torch.stack(
+        [losses.energy_distance(torch.randn(4, 5, 3), 0.5 * torch.randn(4, 4, 3)) for _ in range(1000)]
+    )
     assert narrow.mean() > 10 * error
     fake = torch.zeros(2, 3, 4, requires_grad=True)
     losses.energy_distance(torch.zeros(2, 3, 4), fake).backward()
@@ -182,7 +204,10 @@ def test_class_wise_energy_distance_is_zero_in_expectation_for_two_draws_of_one_
 
 
 def test_mean_distance_by_hand():
-    real, fake = torch.tensor([[[0.0, 0.0], [2.0, 0.0]]]), torch.tensor([[[1.0, 3.0], [1.0, 3.0], [4.0, 0.0]]])
+    real, fake = (
+        torch.tensor([[[0.0, 0.0], [2.0, 0.0]]]),
+        torch.tensor([[[1.0, 3.0], [1.0, 3.0], [4.0, 0.0]]]),
+    )
     # means (1, 0) and (2, 2); real images lie 1 from their mean, squared
     assert losses.mean_distance(real, fake).item() == pytest.approx(1 + 4)
     assert losses.mean_distance(10 * real, 10 * fake).item() == pytest.approx(5)
@@ -193,11 +218,17 @@ def test_standardized_logits_by_hand():
     p = 1 / (1 + math.exp(-2 / 2))  # at temperature 2
     expected = 4 * (p * math.log(p / (1 - p)) + (1 - p) * math.log((1 - p) / p))
     assert losses.match_standardized_logits(real, fake).item() == pytest.approx(expected, rel=1e-5)
-    assert losses.match_standardized_logits(real, 7 * real + 3).item() == pytest.approx(0, abs=1e-6)  # scale and shift are forgotten
+    assert losses.match_standardized_logits(real, 7 * real + 3).item() == pytest.approx(
+        0, abs=1e-6
+    )  # scale and shift are forgotten
 
 
 def test_attention_distance_by_hand():
-    real = torch.tensor([[[[[1.0, 0.0]], [[1.0, 0.0]]]]])  # one class, one image, two channels of 1 x 2: map (2, 0) -> (1, 0)
-    fake = torch.tensor([[[[[0.0, 1.0]], [[0.0, -1.0]]], [[[3.0, 0.0]], [[0.0, 0.0]]]]])  # maps (0, 1) and (1, 0), mean (1/2, 1/2)
+    real = torch.tensor(
+        [[[[[1.0, 0.0]], [[1.0, 0.0]]]]]
+    )  # one class, one image, two channels of 1 x 2: map (2, 0) -> (1, 0)
+    fake = torch.tensor(
+        [[[[[0.0, 1.0]], [[0.0, -1.0]]], [[[3.0, 0.0]], [[0.0, 0.0]]]]]
+    )  # maps (0, 1) and (1, 0), mean (1/2, 1/2)
     assert losses.attention_distance(real, fake).item() == pytest.approx(0.5)
     assert losses.attention_distance(real, 5 * real).item() == pytest.approx(0)

@@ -21,7 +21,9 @@ from scoring.storage import export_generator
 from utils import UsageError
 
 ALONE = "--recipe-match energy --match-batch 8 --epochs 2 --batch-size 1600 --teacher-weight 0".split()
-ALONE += "--pool-data real --pool-steps 0 --pool-size 1 --pool-age 1 --match-fresh 0".split()  # the GAN's batch size is not used
+ALONE += (
+    "--pool-data real --pool-steps 0 --pool-size 1 --pool-age 1 --match-fresh 0".split()
+)  # the GAN's batch size is not used
 CPU = Runtime(torch.device("cpu"))
 STEPS = 3  # of a pass over 120 digits in batches of 8 images of 5 classes
 
@@ -53,7 +55,12 @@ def test_matching_alone_trains_the_generator_and_keeps_no_discriminator(trained,
     before = torch.load(trained / "gan" / "last.pth", weights_only=True)["generator"]
     assert not same(kept["generator"], before)
     flags = json.loads((matched.folder / "args.json").read_text())["flags"]
-    assert (flags["match"], flags["gan_weight"], flags["match_batch"], flags["betas"]) == ("dist", 0.0, 8, [0.5, 0.99])
+    assert (flags["match"], flags["gan_weight"], flags["match_batch"], flags["betas"]) == (
+        "dist",
+        0.0,
+        8,
+        [0.5, 0.99],
+    )
     assert load_generator(matched.folder / "last.pth").sample(torch.arange(10)).shape == (10, 1, 28, 28)
 
 
@@ -72,10 +79,19 @@ def test_flags_override_the_recipe_and_the_recipe_the_defaults():
 def test_a_file_without_a_discriminator_can_be_matched_and_not_trained_as_a_gan(matched, tmp_path, capsys):
     found = alone(tmp_path, matched.folder / "last.pth", "--epochs", "1")
     assert not same(state(found)["generator"], state(matched)["generator"])
-    exported = ["--pretrain-weight", str(found.folder / "last.pth"), "--storage", "fp16", "--export", str(tmp_path / "out")]
+    exported = [
+        "--pretrain-weight",
+        str(found.folder / "last.pth"),
+        "--storage",
+        "fp16",
+        "--export",
+        str(tmp_path / "out"),
+    ]
     run(validate, validate_flags(tmp_path, "--source", "generator", *exported))
     alone(tmp_path / "again", tmp_path / "out" / "generator.safetensors", "--epochs", "1")
-    with pytest.raises(UsageError, match=r"last.pth: holds a generator without its discriminator.*--gan-weight 0"):
+    with pytest.raises(
+        UsageError, match=r"last.pth: holds a generator without its discriminator.*--gan-weight 0"
+    ):
         read_gan(found.folder / "last.pth").players()
     with pytest.raises(SystemExit) as error:
         run(pool_match, match_flags(tmp_path / "gan", found.folder / "last.pth"))
@@ -85,7 +101,18 @@ def test_a_file_without_a_discriminator_can_be_matched_and_not_trained_as_a_gan(
 
 @pytest.mark.parametrize("at", [1, STEPS, STEPS + 2])
 def test_stopped_anywhere_the_same_command_ends_with_the_same_bits(trained, tmp_path, monkeypatch, at):
-    extra = ["--pool-steps", "1", "--pool-size", "2", "--pool-age", "4", "--batch-size", "16", "--pool-data", "generated"]
+    extra = [
+        "--pool-steps",
+        "1",
+        "--pool-size",
+        "2",
+        "--pool-age",
+        "4",
+        "--batch-size",
+        "16",
+        "--pool-data",
+        "generated",
+    ]
     extra += ["--match-fresh", "0.5"]
     weight = trained / "gan" / "last.pth"
     whole = alone(tmp_path / "whole", weight, *extra)
@@ -113,9 +140,21 @@ def test_an_untrained_network_of_each_step_adds_its_share(trained, monkeypatch):
     gan = GAN(read_gan(trained / "gan" / "last.pth").trainee(), None, 0.0)
     pool = Pool(["convnet_w32"], info, 0.01, "none", 0, CPU)
     seen, loss = [], Matching.loss
-    monkeypatch.setattr(Matching, "loss", lambda self, model, *args: seen.append((model, loss(self, model, *args))) or seen[-1][1])
+    monkeypatch.setattr(
+        Matching,
+        "loss",
+        lambda self, model, *args: seen.append((model, loss(self, model, *args))) or seen[-1][1],
+    )
     matching = Matching("dist", batch=4, classes=5, fresh=0.25)
-    settings = {"epochs": 1, "batch_size": 9, "gp_weight": 0, "pool_steps": 0, "seed": 0, "runtime": CPU, "gan_weight": 0.0}
+    settings = {
+        "epochs": 1,
+        "batch_size": 9,
+        "gp_weight": 0,
+        "pool_steps": 0,
+        "seed": 0,
+        "runtime": CPU,
+        "gan_weight": 0.0,
+    }
     weights = []
     for at in itertools.islice(pool_match.train_match(gan, pool, train, matching=matching, **settings), 3):
         (model, own), (fresh, other) = seen
@@ -162,7 +201,10 @@ def test_a_network_is_drawn_anew_after_pool_age_steps(trained, tmp_path, monkeyp
     assert [torch.equal(a, b) for a, b in itertools.pairwise(seen)] == [True, False, True, False, True]
 
 
-@pytest.mark.parametrize("match", ["mean", "standardized", "attention", "grad --metric cos", "dist --gan-weight 0.1 --batch-size 16"])
+@pytest.mark.parametrize(
+    "match",
+    ["mean", "standardized", "attention", "grad --metric cos", "dist --gan-weight 0.1 --batch-size 16"],
+)
 def test_every_distance_trains_in_batches_of_its_own(trained, tmp_path, match):
     found = alone(tmp_path, trained / "gan" / "last.pth", "--epochs", "1", "--match", *match.split())
     assert ("loss_d" in json.loads((found.folder / "metrics.jsonl").read_text())) == ("gan-weight" in match)
@@ -171,13 +213,23 @@ def test_every_distance_trains_in_batches_of_its_own(trained, tmp_path, match):
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ("--match none", "--gan-weight 0 is of matching alone, in batches of its own: expected --match and --match-batch, found none"),
+        (
+            "--match none",
+            "--gan-weight 0 is of matching alone, in batches of its own: expected --match and "
+            "--match-batch, found none",
+        ),
         ("--match-batch 0", "--match-classes 5 is of --match-batch"),
         ("--match-batch 1", "--match-batch 1: expected"),
         ("--match-batch 100", "--match-batch 100: class 0 has 13 training images"),
         ("--pool-age 2 --pool-size 3", "--pool-age 2: expected a turn or more for each of the 3 networks"),
-        ("--match none --match-fresh 1 --gan-weight 1", "--match-fresh 1: expected a distance to go with, found --match none"),
-        ("--match none --teacher-weight 2 --gan-weight 1", "--teacher-weight 2: expected a distance to go with"),
+        (
+            "--match none --match-fresh 1 --gan-weight 1",
+            "--match-fresh 1: expected a distance to go with, found --match none",
+        ),
+        (
+            "--match none --teacher-weight 2 --gan-weight 1",
+            "--teacher-weight 2: expected a distance to go with",
+        ),
         ("--pool-steps 1", "--batch-size 1600: larger than the training set, which has 120"),
         ("--betas 0.5 1.0", "--betas: "),
     ],
@@ -218,10 +270,20 @@ def test_a_teacher_is_trained_once_and_makes_classes_clearer(trained, tmp_path, 
 
 def test_the_teacher_s_term_is_its_cross_entropy_under_the_matching_s_augmentation(trained, monkeypatch):
     info = DATASETS["digits"].info
-    teachers = [build_classifier(name, info).eval().requires_grad_(False) for name in ("mlp_w100", "convnet_w32")]
+    teachers = [
+        build_classifier(name, info).eval().requires_grad_(False) for name in ("mlp_w100", "convnet_w32")
+    ]
     gan = GAN(read_gan(trained / "gan" / "last.pth").trainee(), None, 0.0)
     pool = Pool(["convnet_w32"], info, 0.01, "none", 0, CPU)
-    settings = {"epochs": 1, "batch_size": 9, "gp_weight": 0, "pool_steps": 0, "seed": 0, "runtime": CPU, "gan_weight": 0.0}
+    settings = {
+        "epochs": 1,
+        "batch_size": 9,
+        "gp_weight": 0,
+        "pool_steps": 0,
+        "seed": 0,
+        "runtime": CPU,
+        "gan_weight": 0.0,
+    }
     matching = Matching("dist", batch=4, strategy="color", classes=5)
     seen = []
     sample = gan.generator.sample
@@ -229,7 +291,13 @@ def test_the_teacher_s_term_is_its_cross_entropy_under_the_matching_s_augmentati
     draw = pool_match.draw_operations
     monkeypatch.setattr(pool_match, "draw_operations", lambda *args: seen.append(draw(*args)) or seen[-1])
     steps = pool_match.train_match(
-        gan, pool, load_data("digits", "").train, matching=matching, teachers=teachers, teacher_weight=3.0, **settings
+        gan,
+        pool,
+        load_data("digits", "").train,
+        matching=matching,
+        teachers=teachers,
+        teacher_weight=3.0,
+        **settings,
     )
     for number, at in enumerate(itertools.islice(steps, 4)):
         (fake, y), augment = seen
@@ -245,7 +313,9 @@ def test_matching_alone_from_an_untrained_generator_teaches_the_digits(tmp_path)
     torch.manual_seed(0)
     info = DATASETS["digits"].info
     config = {"num_classes": 10, "channels": 1, "image_size": 28, "width": 32, "z_dim": 100}
-    untrained = GanCheckpoint(tmp_path / "untrained", config, info, 0, {"generator": build_generator(config).state_dict()})
+    untrained = GanCheckpoint(
+        tmp_path / "untrained", config, info, 0, {"generator": build_generator(config).state_dict()}
+    )
     export_generator(tmp_path / "untrained.safetensors", untrained, "fp32")
     recipe = f"--recipe-match energy --epochs 30 --teacher-epochs 40 --results-dir {tmp_path} --device cpu --no-amp"
     found = run(pool_match, ["--weight", str(tmp_path / "untrained.safetensors"), *recipe.split()])

@@ -1,4 +1,5 @@
-"""The tests of CUDA on an emulated device, where there is no GPU: see tests/pretend_cuda. What passes here alone was emulated.
+"""The tests of CUDA on an emulated device, where there is no GPU: see tests/pretend_cuda. What passes here
+alone was emulated.
 
 The default run takes a part of tests/test_gpu.py, `-m slow` all of it that can be emulated, hours.
 """
@@ -39,14 +40,18 @@ pytestmark = pytest.mark.skipif(bool(reason_to_skip()), reason=reason_to_skip())
 NOT_EMULATED = {
     "test_a_lack_of_memory_is_one_line": "the emulation has no allocator",
     "test_the_benchmark_runs": "it starts a process of its own, which times the device",
-    "test_200_steps_end_within_the_spread_of_three_seeds": "over a thousand steps, and what they end at is the kernels' precision",
-    "test_gradients_of_one_step_agree_with_the_cpu": "it replaces torch.rand, and compares the precision of kernels",
+    "test_200_steps_end_within_the_spread_of_three_seeds": "over a thousand steps, and what they end at is "
+    "the kernels' precision",
+    "test_gradients_of_one_step_agree_with_the_cpu": "it replaces torch.rand, and compares the precision of "
+    "kernels",
 }
 # What the default run takes: every way of executing a step, at the smallest sizes.
 CHUNKS = {
-    "steps and saves": "resume_inside or step_recorded or come_to_the_host or seconds_of or redrawn or save_waits or statistics_are",
+    "steps and saves": "resume_inside or step_recorded or come_to_the_host or seconds_of or redrawn or "
+    "save_waits or statistics_are",
     "stage 4": "(does_not_wait and (er-pool0 or pool1 or pool2-graphs)) or "
-    "(controls and (graphs-kept or graphs-oracle or graphs-jpeg or graphs-energy or graphs-latents or eager-webp or eager-filter))",
+    "(controls and (graphs-kept or graphs-oracle or graphs-jpeg or graphs-energy or graphs-latents or "
+    "eager-webp or eager-filter))",
 }
 
 
@@ -62,8 +67,26 @@ def emulated(tmp_path_factory) -> dict[str, str]:
 
 def run_tests(emulated: dict[str, str], report: Path, *arguments: str) -> dict[str, list]:
     """Run tests on the emulated device; the report, in which nothing may stand that a GPU refuses."""
-    command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "pretend_cuda.plugin", "-p", "no:cacheprovider", "--timeout", "1800"]
-    done = subprocess.run([*command, *arguments], cwd=ROOT, env=emulated | {"PRETEND_OUT": str(report)}, capture_output=True, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-n",
+        "0",
+        "-p",
+        "pretend_cuda.plugin",
+        "-p",
+        "no:cacheprovider",
+        "--timeout",
+        "1800",
+    ]
+    done = subprocess.run(
+        [*command, *arguments],
+        cwd=ROOT,
+        env=emulated | {"PRETEND_OUT": str(report)},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     return json.loads(report.read_text())
 
@@ -71,7 +94,9 @@ def run_tests(emulated: dict[str, str], report: Path, *arguments: str) -> dict[s
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("chunk", CHUNKS)
 def test_cuda(emulated, tmp_path, chunk):
-    found = run_tests(emulated, tmp_path / "report.json", "-m", "gpu and not slow", "tests/test_gpu.py", "-k", CHUNKS[chunk])
+    found = run_tests(
+        emulated, tmp_path / "report.json", "-m", "gpu and not slow", "tests/test_gpu.py", "-k", CHUNKS[chunk]
+    )
     assert found["host waits"]
     assert not {"faults", "races", "CPU scalars in CUDA operations"} & found.keys()
 
@@ -83,7 +108,9 @@ def test_faults_put_in_on_purpose_are_seen(emulated, tmp_path):
 
 def names() -> list[str]:
     tree = ast.parse((ROOT / "tests" / "test_gpu.py").read_text())
-    return [node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
+    return [
+        node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    ]
 
 
 @pytest.mark.slow
@@ -107,15 +134,33 @@ def test_two_ranks(emulated, tmp_path):
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         job = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        command = [sys.executable, "-m", "pretend_cuda", "gen_condense.py", *flags.split(), more, "--results-dir", str(tmp_path / more)]
+        command = [
+            sys.executable,
+            "-m",
+            "pretend_cuda",
+            "gen_condense.py",
+            *flags.split(),
+            more,
+            "--results-dir",
+            str(tmp_path / more),
+        ]
         ranks = []
         for rank in "01":
             own = emulated | job | {"RANK": rank, "PRETEND_OUT": str(tmp_path / f"{more}{rank}.json")}
-            ranks.append(subprocess.Popen(command, cwd=ROOT, env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+            ranks.append(
+                subprocess.Popen(
+                    command, cwd=ROOT, env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+                )
+            )
         for rank in ranks:
             output, _ = rank.communicate(timeout=600)
             assert rank.returncode == 0, output
-        losses.append([json.loads(line)["loss_d"] for line in (tmp_path / more / "gan" / "metrics.jsonl").read_text().splitlines()])
+        losses.append(
+            [
+                json.loads(line)["loss_d"]
+                for line in (tmp_path / more / "gan" / "metrics.jsonl").read_text().splitlines()
+            ]
+        )
         reports = [json.loads((tmp_path / f"{more}{rank}.json").read_text()) for rank in "01"]
         assert [("recordings" in report) == (more == "--graphs") for report in reports] == [True, True]
         assert not {"faults", "races"} & set().union(*reports)

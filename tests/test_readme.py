@@ -1,13 +1,15 @@
-"""Each measured figure in README.md and docs/ is that of a committed record; each link and flag there exists; the README is one page.
+"""Each measured figure in README.md and docs/ is that of a committed record; each link and flag there exists;
+the README is one page.
 
-A figure in running text carries a comment right after it, which is not shown: 7.6<!-- 2026-11-22_cifar10_cpu: 1.mean - 0.mean -->.
-It is one of
+A figure in running text carries a comment right after it, which is not shown: 7.6<!-- 2026-11-22_cifar10_cpu:
+1.mean - 0.mean -->. It is one of
     RECORD: TERM, or TERM - TERM, or TERM / TERM, of benchmarks/results/RECORD.json
     docs/LOG.md DATE, where an entry of that date has the very same figure
     published: arXiv:NUMBER
-A TERM is a power of ten (1e6), a field of the record (minutes.stage 1), a field of a row (12.generator.width), a row (12: its mean and
-deviation) or several (3 19 20: mean and deviation of their means). A list stands for its mean and deviation; .0 is its first value.
-Settings and names stand in backticks, and a published figure may be the text of a link to arxiv.org; neither needs a comment.
+A TERM is a power of ten (1e6), a field of the record (minutes.stage 1), a field of a row
+(12.generator.width), a row (12: its mean and deviation) or several (3 19 20: mean and deviation of their
+means). A list stands for its mean and deviation; .0 is its first value. Settings and names stand in
+backticks, and a published figure may be the text of a link to arxiv.org; neither needs a comment.
 """
 
 import json
@@ -30,7 +32,9 @@ README = TEXTS[ROOT / "README.md"]
 
 MEASURED = re.compile(r"(\d+\.\d+) ± (\d+\.\d+)")
 RECORD = re.compile(r"\]\(((?:\.\./)?benchmarks/results/[\w.-]+\.json)\)(.*)")
-ANNOTATED = re.compile(r"(?P<figure>[+-]?\d[\d,]*(?:\.\d+)?(?: ± \d+\.\d+)?)<!--\s*(?P<note>.*?)\s*-->", re.DOTALL)
+ANNOTATED = re.compile(
+    r"(?P<figure>[+-]?\d[\d,]*(?:\.\d+)?(?: ± \d+\.\d+)?)<!--\s*(?P<note>.*?)\s*-->", re.DOTALL
+)
 FROM_RECORD = re.compile(r"(\d{4}-\d\d-\d\d_\w+): (.+)")
 FROM_LOG = re.compile(r"docs/LOG\.md (\d{4}-\d\d-\d\d)")
 PUBLISHED = re.compile(r"published: arXiv:\d{4}\.\d{5}")
@@ -77,7 +81,9 @@ def of_kind(kind: str) -> list[tuple[dict[str, str], str, Path]]:
 def record_of(line: str, document: Path) -> tuple[dict, list[int]]:
     """The record that a row links, and the numbers of its rows there."""
     target, numbers = RECORD.search(line).groups()
-    return json.loads((document.parent / target).read_text()), [int(number) for number in re.findall(r"\d+", numbers)]
+    return json.loads((document.parent / target).read_text()), [
+        int(number) for number in re.findall(r"\d+", numbers)
+    ]
 
 
 def plus_minus(mean: float | None, std: float | None) -> str:
@@ -113,7 +119,9 @@ def test_front_page_tables_equal_their_records():
             assert row.get("ipc", 10) == 10
             check_statistics(row)
         minutes = record["minutes"]
-        assert cells["minutes"] == f"{sum(minutes.values()) if isinstance(minutes, dict) else minutes:.1f}", line
+        assert cells["minutes"] == f"{sum(minutes.values()) if isinstance(minutes, dict) else minutes:.1f}", (
+            line
+        )
 
 
 def test_tables_equal_their_records():
@@ -196,11 +204,15 @@ def test_fronts_are_what_their_records_print(monkeypatch, capsys):
     lines = [(cells["data"], line.replace("](../", "](")) for cells, line, _ in of_kind("front")]
     assert len({data for data, _ in lines}) == 3
     for data in {data for data, _ in lines}:
-        paths = sorted({path for name, line in lines if name == data for path in re.findall(r"\]\(([^)]*)\)", line)})
+        paths = sorted(
+            {path for name, line in lines if name == data for path in re.findall(r"\]\(([^)]*)\)", line)}
+        )
         draw_continual.main(draw_continual.parse_args(["--from", *paths, "--front"]))
         printed = capsys.readouterr().out.splitlines()
         assert [line for name, line in lines if name == data and line not in printed] == []
-        assert {row["split"] for path in paths for row in json.loads((ROOT / path).read_text())["rows"]} == {"test"}
+        assert {row["split"] for path in paths for row in json.loads((ROOT / path).read_text())["rows"]} == {
+            "test"
+        }
 
 
 def test_tables_beside_avalanche_equal_their_records():
@@ -209,7 +221,11 @@ def test_tables_beside_avalanche_equal_their_records():
     for cells, line, path in lines:
         record, (number,) = record_of(line, path)
         row = record["rows"][number]
-        assert (cells["data"], cells["method"], cells["n"]) == (row["settings"]["data"], row["method"], str(row["n"]))
+        assert (cells["data"], cells["method"], cells["n"]) == (
+            row["settings"]["data"],
+            row["method"],
+            str(row["n"]),
+        )
         assert cells["ours"] == plus_minus(row["mean"], row["std"])
         assert cells["avalanche-lib 0.6.0"] == plus_minus(row["avalanche_mean"], row["avalanche_std"])
         assert cells["difference"] == f"{row['mean'] - row['avalanche_mean']:+.2f}"
@@ -273,14 +289,19 @@ def check_figure(figure: str, note: str) -> None:
         record = json.loads((RECORDS / f"{found[1]}.json").read_text())
         assert figure == as_written(figure, record, found[2]), note
     elif found := FROM_LOG.fullmatch(note):
-        entries = [entry for entry in re.split(r"^## ", LOG, flags=re.MULTILINE) if entry.startswith(found[1])]
-        assert any(re.search(rf"(?<![\d.,]){re.escape(figure)}(?!\d|\.\d)", entry) for entry in entries), f"{figure}: not in {note}"
+        entries = [
+            entry for entry in re.split(r"^## ", LOG, flags=re.MULTILINE) if entry.startswith(found[1])
+        ]
+        assert any(re.search(rf"(?<![\d.,]){re.escape(figure)}(?!\d|\.\d)", entry) for entry in entries), (
+            f"{figure}: not in {note}"
+        )
     else:
         assert PUBLISHED.fullmatch(note), f"{figure}: {note}"
 
 
 def bare_decimals(text: str) -> list[str]:
-    """The decimal figures of running text that have no comment: outside tables, headings, code, versions and links to arXiv."""
+    """The decimal figures of running text that have no comment: outside tables, headings, code, versions and
+    links to arXiv."""
     text = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
     text = "\n".join(line for line in text.splitlines() if not line.startswith(("|", "#")))
     text = re.sub(r"`[^`]+`", "", ANNOTATED.sub("", text))
@@ -303,7 +324,13 @@ def test_no_figure_in_running_text_is_without_a_record(path):
 
 def test_what_counts_as_a_figure_in_running_text():
     assert bare_decimals("It has 71.32 ± 1.11 after 3 epochs, +0.5 points.") == ["71.32", "1.11", "0.5"]
-    assert bare_decimals("[31.0](https://arxiv.org/abs/2006.05929), `--lr 0.1`, torch 2.14.1, 7.6<!-- docs/LOG.md 2026-11-22 -->") == []
+    assert (
+        bare_decimals(
+            "[31.0](https://arxiv.org/abs/2006.05929), `--lr 0.1`, torch 2.14.1, 7.6<!-- docs/LOG.md "
+            "2026-11-22 -->"
+        )
+        == []
+    )
     assert bare_decimals("[1.5](runs/demo.sh)\n| 2.5 |\n## 3.5\n```\n4.5\n```\n5.5") == ["1.5", "5.5"]
 
 
@@ -323,7 +350,10 @@ def test_what_counts_as_a_figure_in_running_text():
     ],
 )
 def test_what_a_comment_stands_for(figure, expression):
-    rows = [{"mean": 70.5, "std": 0.7071, "accs": [70.0, 71.0], "num_bytes": {"total": 1200}}, {"mean": 71.5, "std": None}]
+    rows = [
+        {"mean": 70.5, "std": 0.7071, "accs": [70.0, 71.0], "num_bytes": {"total": 1200}},
+        {"mean": 71.5, "std": None},
+    ]
     assert as_written(figure, {"rows": rows, "minutes": {"stage 1": 4.7}}, expression) == figure
 
 
@@ -334,14 +364,20 @@ def test_every_record_says_how_it_was_made():
     for path in RECORDS.glob("*.json"):
         record = json.loads(path.read_text())
         assert {"date", "hardware", "commands", "minutes", "rows"} <= set(record), path
-        measured = {"seconds", "ratio", "pairs", "memory"} if record.get("kind") == "speed" else {"accs", "mean", "std", "n"}
+        measured = (
+            {"seconds", "ratio", "pairs", "memory"}
+            if record.get("kind") == "speed"
+            else {"accs", "mean", "std", "n"}
+        )
         for row in record["rows"]:
             assert {"commit", "torch", "device"} | measured <= set(row), path
 
 
 def test_rows_over_trainings_equal_the_rows_they_name():
     records = [json.loads(path.read_text())["rows"] for path in RECORDS.glob("*.json")]
-    summaries = [(row, [rows[i] for i in row["of_rows"]]) for rows in records for row in rows if "of_rows" in row]
+    summaries = [
+        (row, [rows[i] for i in row["of_rows"]]) for rows in records for row in rows if "of_rows" in row
+    ]
     assert summaries
     for row, parts in summaries:
         assert row["accs"] == [part["mean"] for part in parts]
@@ -382,7 +418,11 @@ def test_links_lead_to_files(path):
         if target.startswith("http"):
             continue
         file = path.parent / name if name else path
-        if not file.exists() or (name.endswith("/") and not file.is_dir()) or (anchor and anchor not in anchors(file.read_text())):
+        if (
+            not file.exists()
+            or (name.endswith("/") and not file.is_dir())
+            or (anchor and anchor not in anchors(file.read_text()))
+        ):
             missing.append(target)
     assert missing == []
 

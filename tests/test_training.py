@@ -71,7 +71,9 @@ def test_tensorboard_events_hold_losses_and_pictures(trained):
     assert [event.step for event in events.Scalars("loss/d")] == [1, 2]
 
 
-def test_the_last_line_is_the_checkpoint_and_a_finished_run_answers_at_once(trained, tmp_path, capsys, monkeypatch):
+def test_the_last_line_is_the_checkpoint_and_a_finished_run_answers_at_once(
+    trained, tmp_path, capsys, monkeypatch
+):
     flags = gan_flags(trained)
     before = file_hash(trained / "gan" / "last.pth")
     monkeypatch.setattr(gen_condense, "discriminator_step", None)  # a step would fail
@@ -92,7 +94,10 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(trained, t
     run(gen_condense, gan_flags(tmp_path))
     assert same(weights(tmp_path / "gan" / "last.pth"), weights(trained / "gan" / "last.pth"))
     run(gen_condense, gan_flags(tmp_path / "other", "--seed", "1"))
-    assert not same(weights(tmp_path / "other" / "gan" / "last.pth")["generator"], weights(trained / "gan" / "last.pth")["generator"])
+    assert not same(
+        weights(tmp_path / "other" / "gan" / "last.pth")["generator"],
+        weights(trained / "gan" / "last.pth")["generator"],
+    )
 
 
 def test_evaluating_more_often_does_not_change_training(trained, tmp_path):
@@ -106,7 +111,11 @@ def test_evaluating_more_often_does_not_change_training(trained, tmp_path):
 
 def test_nothing_is_chosen_by_the_test_set(tmp_path, monkeypatch, capsys):
     seen = []
-    monkeypatch.setattr(gen_condense, "evaluate_generator", lambda gan, data, *args: seen.append(data.referee) or {"test_accuracy": 50.0})
+    monkeypatch.setattr(
+        gen_condense,
+        "evaluate_generator",
+        lambda gan, data, *args: seen.append(data.referee) or {"test_accuracy": 50.0},
+    )
     flags = ["--val-size", "0", "--batch-size", "750", "--eval-interval", "1", "--epochs", "1"]
     run(gen_condense, gan_flags(tmp_path, *flags))
     assert seen[0][0] == "test"
@@ -142,7 +151,9 @@ def test_pool_steps_are_taken_on_real_batches_in_shuffled_passes():
 
 def test_the_pool_is_drawn_anew_each_epoch_from_the_seed_alone():
     def names(seed: int) -> list[str]:
-        pool = pool_match.Pool(["convnet_w32", "resnet10", "resnet10_ap"], DATASETS["digits"].info, 0.01, "none", seed, CPU)
+        pool = pool_match.Pool(
+            ["convnet_w32", "resnet10", "resnet10_ap"], DATASETS["digits"].info, 0.01, "none", seed, CPU
+        )
         return [(pool.turn(epoch, 1), pool.key[1])[1] for epoch in range(12)]
 
     torch.manual_seed(5)
@@ -153,7 +164,10 @@ def test_the_pool_is_drawn_anew_each_epoch_from_the_seed_alone():
 
 def test_a_network_drawn_again_is_fresh_and_stays_where_it_was():
     data = load_data("digits", "").train
-    used, new = (pool_match.Pool(["convnet_w32"], DATASETS["digits"].info, 0.01, "color_crop", 0, CPU) for _ in range(2))
+    used, new = (
+        pool_match.Pool(["convnet_w32"], DATASETS["digits"].info, 0.01, "color_crop", 0, CPU)
+        for _ in range(2)
+    )
 
     def step(pool) -> None:
         torch.manual_seed(7)
@@ -192,13 +206,18 @@ def test_matching_pulls_generated_images_alone(match, metric, network):
     assert loss > 0
     assert fake.grad.abs().sum() > 0
     # without biases: those before a norm have no gradient but rounding, of any direction
-    equal = Matching(match, metric=metric, fc=True).loss(model, real, real.clone().requires_grad_(True), y, augment, CPU)
+    equal = Matching(match, metric=metric, fc=True).loss(
+        model, real, real.clone().requires_grad_(True), y, augment, CPU
+    )
     assert equal < 1e-2 * loss
     if match != "grad":
         assert all(p.grad is None for p in model.parameters())
 
 
-@pytest.mark.parametrize("extra", ["--match feat", "--match grad --bias --fc", "--match dist --pool-size 2", "--ema 0.9", "--match none"])
+@pytest.mark.parametrize(
+    "extra",
+    ["--match feat", "--match grad --bias --fc", "--match dist --pool-size 2", "--ema 0.9", "--match none"],
+)
 def test_every_match_runs(trained, tmp_path, extra):
     run(pool_match, match_flags(tmp_path, trained / "gan" / "last.pth", "--epochs", "1", *extra.split()))
     assert (metrics(tmp_path / "match")[0]["loss_match"] == 0) == extra.endswith("none")
@@ -238,9 +257,16 @@ def test_features_of_every_network_can_be_pooled(network, info):
 def test_diffaug_reaches_the_generator_s_step_of_both_stages(script, trained, tmp_path, monkeypatch):
     seen, module = [], {"gen_condense": gen_condense, "pool_match": pool_match}[script]
     augment = models.gan.differentiable_augment
-    monkeypatch.setattr(module, "differentiable_augment", lambda images, names: seen.append(names) or augment(images, names))
+    monkeypatch.setattr(
+        module, "differentiable_augment", lambda images, names: seen.append(names) or augment(images, names)
+    )
     flags = ["--diffaug", "color_crop", "--epochs", "1"]
-    run(module, gan_flags(tmp_path, *flags) if script == "gen_condense" else match_flags(tmp_path, trained / "gan" / "last.pth", *flags))
+    run(
+        module,
+        gan_flags(tmp_path, *flags)
+        if script == "gen_condense"
+        else match_flags(tmp_path, trained / "gan" / "last.pth", *flags),
+    )
     assert seen == [("color", "crop")] * STEPS
 
 
@@ -268,14 +294,21 @@ def test_stage_2_starts_from_the_weights_and_names_its_data(trained, tmp_path):
 
 def test_matching_reaches_the_generator(trained, tmp_path):
     for name, weight in (("a", "0"), ("b", "5")):
-        run(pool_match, match_flags(tmp_path / name, trained / "gan" / "last.pth", "--match-weight", weight, "--epochs", "1"))
+        run(
+            pool_match,
+            match_flags(
+                tmp_path / name, trained / "gan" / "last.pth", "--match-weight", weight, "--epochs", "1"
+            ),
+        )
     a, b = (weights(tmp_path / name / "match" / "last.pth")["generator"] for name in "ab")
     assert not same(a, b)
 
 
 def test_stage_2_takes_reference_checkpoints(tmp_path):
     reference_checkpoint(tmp_path / "official.pth", channels=1, size=28, width=4)
-    found = run(pool_match, match_flags(tmp_path, tmp_path / "official.pth", "--data", "digits", "--epochs", "1"))
+    found = run(
+        pool_match, match_flags(tmp_path, tmp_path / "official.pth", "--data", "digits", "--epochs", "1")
+    )
     assert weights(found.best_path)["info"]["name"] == "digits"
 
 
@@ -302,12 +335,19 @@ def test_amp_is_bf16_but_for_the_penalty_losses_and_optimisers(monkeypatch):
 
 def test_amp_and_channels_last_stay_close(trained, tmp_path):
     run(gen_condense, gan_flags(tmp_path, "--amp", "--channels-last", "--epochs", "1"))
-    run(pool_match, match_flags(tmp_path, tmp_path / "gan" / "last.pth", "--amp", "--channels-last", "--epochs", "1"))
+    run(
+        pool_match,
+        match_flags(tmp_path, tmp_path / "gan" / "last.pth", "--amp", "--channels-last", "--epochs", "1"),
+    )
     for stage in ("gan", "match"):
-        assert metrics(tmp_path / stage)[0]["loss_d"] == pytest.approx(metrics(trained / stage)[0]["loss_d"], rel=0.05)
+        assert metrics(tmp_path / stage)[0]["loss_d"] == pytest.approx(
+            metrics(trained / stage)[0]["loss_d"], rel=0.05
+        )
 
 
-def test_a_control_takes_no_pool_steps_and_matching_leaves_the_pool_to_its_own_steps(monkeypatch, trained, tmp_path):
+def test_a_control_takes_no_pool_steps_and_matching_leaves_the_pool_to_its_own_steps(
+    monkeypatch, trained, tmp_path
+):
     calls, grads = [], []
     step = pool_match.Pool.train_step
 
@@ -329,13 +369,17 @@ def test_a_control_takes_no_pool_steps_and_matching_leaves_the_pool_to_its_own_s
 
 def test_a_stage_does_not_choose_by_images_that_an_earlier_one_has_seen(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pool_match, "evaluate_generator", lambda *args: {"val_accuracy": 50.0})
-    found = run(gen_condense, gan_flags(tmp_path, "--val-size", "100", "--batch-size", "700", "--epochs", "1"))
+    found = run(
+        gen_condense, gan_flags(tmp_path, "--val-size", "100", "--batch-size", "700", "--epochs", "1")
+    )
     evaluate = ["--eval-interval", "1", "--epochs", "1"]
     seen = run(pool_match, match_flags(tmp_path / "seen", found.best_path, *evaluate))
     assert "warning: --val-size 1180" in capsys.readouterr().err
     assert seen.best_path.name == "last.pth"
     assert weights(seen.best_path)["val_size"] == 100
-    fair = match_flags(tmp_path / "fair", found.best_path, *evaluate, "--val-size", "100", "--batch-size", "700")
+    fair = match_flags(
+        tmp_path / "fair", found.best_path, *evaluate, "--val-size", "100", "--batch-size", "700"
+    )
     assert run(pool_match, fair).best_path.name == "best.pth"
 
 
@@ -370,7 +414,22 @@ def test_other_flags_in_the_same_folder_are_refused(trained, tmp_path, capsys):
             run(gen_condense, gan_flags(trained, *extra))
         assert error.value.code == 2
         assert message in capsys.readouterr().err
-    run(gen_condense, gan_flags(trained, "--print-freq", "3", "--save-interval", "1", "--data-dir", "x", "--ipc", "7", "--mix-p", "0.5"))
+    run(
+        gen_condense,
+        gan_flags(
+            trained,
+            "--print-freq",
+            "3",
+            "--save-interval",
+            "1",
+            "--data-dir",
+            "x",
+            "--ipc",
+            "7",
+            "--mix-p",
+            "0.5",
+        ),
+    )
 
 
 # stops, kills and full disks
@@ -391,12 +450,19 @@ class Interrupt:
         monkeypatch.setattr(script, "discriminator_step", wrapped)
 
 
-STOPS = [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 3), (signal.SIGINT, 130, STEPS), (signal.SIGTERM, 143, STEPS + 2)]
+STOPS = [
+    (signal.SIGINT, 130, 1),
+    (signal.SIGTERM, 143, 3),
+    (signal.SIGINT, 130, STEPS),
+    (signal.SIGTERM, 143, STEPS + 2),
+]
 
 
 @pytest.mark.parametrize(("number", "code", "at"), STOPS)
 @pytest.mark.parametrize("stage", ["gan", "match"])
-def test_a_stop_saves_and_the_same_command_ends_with_the_same_bits(trained, tmp_path, monkeypatch, capsys, stage, number, code, at):
+def test_a_stop_saves_and_the_same_command_ends_with_the_same_bits(
+    trained, tmp_path, monkeypatch, capsys, stage, number, code, at
+):
     before = signal.getsignal(signal.SIGINT)
     script, flags = gen_condense, gan_flags(tmp_path)
     if stage == "match":
@@ -442,7 +508,9 @@ def test_a_stop_during_an_evaluation_ends_it_at_once_and_it_is_done_again(tmp_pa
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, capsys, bad):
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
+    tmp_path, monkeypatch, capsys, bad
+):
     step, calls = models.gan.discriminator_step, []
 
     def poisoned(*args):
@@ -485,7 +553,11 @@ def test_the_meter_names_the_first_bad_step():
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing file")]
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("PytorchStreamWriter failed writing file"),
+    ],
 )
 def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, monkeypatch, capsys, error):
     save, calls = torch.save, []
@@ -579,7 +651,10 @@ def compare_with_unbroken(driver, stage: str, trained, tmp_path) -> None:
     assert metrics(killed) == metrics(whole)
     pictures = [p.name for p in sorted((whole / "outputs").iterdir())]
     assert [p.name for p in sorted((killed / "outputs").iterdir())] == pictures
-    assert all((killed / "outputs" / name).read_bytes() == (whole / "outputs" / name).read_bytes() for name in pictures)
+    assert all(
+        (killed / "outputs" / name).read_bytes() == (whole / "outputs" / name).read_bytes()
+        for name in pictures
+    )
 
 
 @pytest.mark.parametrize("stage", ["gan", "match"])
@@ -593,9 +668,12 @@ def test_twenty_kills_at_random_moments(driver, trained, tmp_path, stage):
     survive_kills(driver, stage, trained, tmp_path, 20)
 
 
-@pytest.mark.parametrize(("stage", "kill"), [("gan", "kill_at_write"), ("match", "kill_at_write"), ("gan", "kill_after_write")])
+@pytest.mark.parametrize(
+    ("stage", "kill"), [("gan", "kill_at_write"), ("match", "kill_at_write"), ("gan", "kill_after_write")]
+)
 def test_kills_at_writes(driver, trained, tmp_path, stage, kill):
-    """The first process dies at its first write, the second at its second, and so on, until one has nothing left to write."""
+    """The first process dies at its first write, the second at its second, and so on, until one has nothing
+    left to write."""
     script, flags = stage_flags(stage, trained, tmp_path / "killed")
     counter = tmp_path / "steps"
     kills = 0

@@ -1,4 +1,5 @@
-"""What every command line does: limits of numbers, flags without an effect, lack of memory, Ctrl-C during the imports."""
+"""What every command line does: limits of numbers, flags without an effect, lack of memory, Ctrl-C during the
+imports."""
 
 import os
 import subprocess
@@ -24,7 +25,10 @@ def error_of(parse, text: str) -> str:
 
 def test_a_number_beyond_a_limit_is_told_the_limit():
     assert error_of(number(int, 0), "-1") == "found -1, expected a whole number >= 0"
-    assert error_of(number(int, 0), "4294967295") == "found 4294967295, expected a whole number >= 0 and <= 2147483647"
+    assert (
+        error_of(number(int, 0), "4294967295")
+        == "found 4294967295, expected a whole number >= 0 and <= 2147483647"
+    )
     assert error_of(number(int, 1, 95), "96") == "found 96, expected a whole number >= 1 and <= 95"
     assert error_of(number(float, 0, 1), "1.5") == "found 1.5, expected a number >= 0 and <= 1"
     assert error_of(number(float, 0, exclusive=True), "inf") == "found inf, expected a number > 0"
@@ -37,8 +41,14 @@ def test_a_seed_may_have_64_bits(tmp_path):
     assert seed_number(str(2**64 - 1)) == 2**64 - 1
     assert "and <= 18446744073709551615" in error_of(seed_number, str(2**64))
     run(SCRIPTS["gen_condense"], gan_flags(tmp_path, "--epochs", "1", "--seed", str(2**64 - 1)))
-    run(SCRIPTS["continual"], continual_flags(tmp_path, "er", "--seed", str(2**64 - 1), "--class-order", "4294967295"))
-    run(SCRIPTS["validate"], validate_flags(tmp_path, "--data", "digits", "--source", "real", "--seed", str(2**64 - 1)))
+    run(
+        SCRIPTS["continual"],
+        continual_flags(tmp_path, "er", "--seed", str(2**64 - 1), "--class-order", "4294967295"),
+    )
+    run(
+        SCRIPTS["validate"],
+        validate_flags(tmp_path, "--data", "digits", "--source", "real", "--seed", str(2**64 - 1)),
+    )
 
 
 # flags without an effect
@@ -63,7 +73,12 @@ def test_a_flag_that_is_given_and_has_no_effect_is_warned_about(capsys):
 
 @pytest.mark.parametrize(
     ("script", "effects"),
-    [("gen_condense", EVALUATIONS), ("pool_match", [*EVALUATIONS, *OF_MATCHING]), ("validate", OF_TABLE), ("continual", OF_REPLAY)],
+    [
+        ("gen_condense", EVALUATIONS),
+        ("pool_match", [*EVALUATIONS, *OF_MATCHING]),
+        ("validate", OF_TABLE),
+        ("continual", OF_REPLAY),
+    ],
 )
 def test_flags_of_effects_are_declared(script, effects):
     args = SCRIPTS[script].parse_args(["--weight", "x"] if script == "pool_match" else [])
@@ -76,7 +91,11 @@ def test_flags_of_effects_are_declared(script, effects):
     ("script", "flags", "warned"),
     [
         ("gen_condense", "--gan resnet --gp-weight 1", "--gp-weight: no effect with --gan resnet"),
-        ("gen_condense", "--epochs 2 --eval-interval 10 --val-size 100", "--val-size: no effect but to hold images out"),
+        (
+            "gen_condense",
+            "--epochs 2 --eval-interval 10 --val-size 100",
+            "--val-size: no effect but to hold images out",
+        ),
         ("gen_condense", "--epochs 2 --eval-interval 2 --val-size 100", ""),
         ("gen_condense", "--epochs 2 --eval-interval 0 --val-size 100", ""),  # held out for a later stage
         ("gen_condense", "--epochs 2 --ipc 10", "--ipc: no effect where nothing is evaluated"),
@@ -85,19 +104,39 @@ def test_flags_of_effects_are_declared(script, effects):
         ("pool_match", "--weight x --recipe-match energy", ""),
         ("pool_match", "--weight x --recipe-match energy --lr-d 1", "--lr-d: no effect with --gan-weight 0"),
         ("pool_match", "--weight x --match none --pool convnet", "--pool: no effect with --match none"),
-        ("pool_match", "--weight x --pool-steps 0 --pool-lr 1", "--pool-lr: no effect where no pool network is trained"),
-        ("pool_match", "--weight x --teacher-epochs 3", "--teacher-epochs: no effect without --teacher-weight"),
+        (
+            "pool_match",
+            "--weight x --pool-steps 0 --pool-lr 1",
+            "--pool-lr: no effect where no pool network is trained",
+        ),
+        (
+            "pool_match",
+            "--weight x --teacher-epochs 3",
+            "--teacher-epochs: no effect without --teacher-weight",
+        ),
         ("pool_match", "--weight x --bias", "--bias: no effect without --match grad"),
-        ("validate", "--source real --pretrain-weight x", "--pretrain-weight: no effect but to name the image set"),
+        (
+            "validate",
+            "--source real --pretrain-weight x",
+            "--pretrain-weight: no effect but to name the image set",
+        ),
         ("validate", "--pretrain-weight x", ""),
         ("validate", "--quality 50", "--quality: no effect without --match-bytes or a lossy --codec"),
         ("continual", "--method er --alpha 1", "--alpha: no effect without --method der++"),
-        ("continual", "--method er --gan-steps 5 --storage fp16", "--storage, --gan-steps: no effect without a generator"),
+        (
+            "continual",
+            "--method er --gan-steps 5 --storage fp16",
+            "--storage, --gan-steps: no effect without a generator",
+        ),
         ("continual", "--method dim --pool-lr 1", "--pool-lr: no effect where nothing is matched"),
         ("continual", "--method dgr --match logit", "--match: no effect where nothing is matched"),
         ("continual", "--method dim --replay-loss cls-er --consistency 1", ""),
         ("continual", "--method gdumb --offer step", "--offer: no effect with gdumb"),
-        ("continual", "--method finetune --offer task --replay-batch-size 3", "--offer: no effect without a buffer"),
+        (
+            "continual",
+            "--method finetune --offer task --replay-batch-size 3",
+            "--offer: no effect without a buffer",
+        ),
         ("continual", "--method er --quality 50", "--quality: no effect without --codec jpeg or jpeg-scan"),
     ],
 )
@@ -112,7 +151,9 @@ def test_flags_without_an_effect(script, flags, warned, capsys):
 
 def lack(kind: str):
     if kind == "cuda":
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 8 GiB")
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 8 GiB"
+        )
     return np.empty(10**15) if kind == "numpy" else torch.empty(10**15 if kind == "cpu" else 2**62)
 
 
@@ -138,9 +179,24 @@ def test_a_lack_of_memory_names_the_flag_that_asked_for_it(kind, flag, capsys, m
     ("script", "place", "extra", "flag"),
     [
         ("validate", "scoring.sources.balanced_epochs", ["--source", "real"], "--ipc"),
-        ("validate", "scoring.sources.generate", ["--source", "generator", "--pretrain-weight", "{gan}"], "--ipc"),
-        ("validate", "scoring.table.draw_fixed", ["--source", "generator", "--pretrain-weight", "{gan}"], "--samples"),
-        ("validate", "scoring.exporting.draw_fixed", ["--source", "generator", "--pretrain-weight", "{gan}", "--export", "{out}"], "--ipc"),
+        (
+            "validate",
+            "scoring.sources.generate",
+            ["--source", "generator", "--pretrain-weight", "{gan}"],
+            "--ipc",
+        ),
+        (
+            "validate",
+            "scoring.table.draw_fixed",
+            ["--source", "generator", "--pretrain-weight", "{gan}"],
+            "--samples",
+        ),
+        (
+            "validate",
+            "scoring.exporting.draw_fixed",
+            ["--source", "generator", "--pretrain-weight", "{gan}", "--export", "{out}"],
+            "--ipc",
+        ),
         ("validate", "scoring.trainer.classifier_loss", ["--source", "real"], "--batch-size"),
         ("gen_condense", "gen_condense.build_gan", [], "--width"),
         ("continual", "replay.stored_generators.build_gan", [], "--width or --memory-bytes"),
@@ -153,15 +209,25 @@ def test_a_lack_of_memory_names_the_flag_that_asked_for_it(kind, flag, capsys, m
         ),
     ],
 )
-def test_each_place_that_takes_memory_names_its_flag(script, place, extra, flag, trained, tmp_path, capsys, monkeypatch):
+def test_each_place_that_takes_memory_names_its_flag(
+    script, place, extra, flag, trained, tmp_path, capsys, monkeypatch
+):
     flags = {
         "validate": lambda: validate_flags(tmp_path, "--data", "digits"),
         "gen_condense": lambda: gan_flags(tmp_path),
-        "continual": lambda: continual_flags(tmp_path, "er")[:-2] if extra else continual_flags(tmp_path, "dim"),
+        "continual": lambda: (
+            continual_flags(tmp_path, "er")[:-2] if extra else continual_flags(tmp_path, "dim")
+        ),
     }[script]()
     monkeypatch.setattr(place, lambda *args, **kwargs: lack("cpu"))
     with pytest.raises(SystemExit) as stop:
-        run(SCRIPTS[script], [*flags, *(text.format(gan=trained / "gan" / "last.pth", out=tmp_path / "out") for text in extra)])
+        run(
+            SCRIPTS[script],
+            [
+                *flags,
+                *(text.format(gan=trained / "gan" / "last.pth", out=tmp_path / "out") for text in extra),
+            ],
+        )
     assert stop.value.code == 1
     line = capsys.readouterr().err.splitlines()[-1]
     assert f"a smaller {flag} needs less" in line
@@ -184,9 +250,13 @@ def test_an_error_of_another_kind_is_raised(monkeypatch):
 def test_ctrl_c_during_the_imports_gives_no_traceback(script, tmp_path):
     """Whatever is imported first of these sends the signal that Ctrl-C sends."""
     for name in ("torch", "numpy", "matplotlib", "scipy"):
-        (tmp_path / f"{name}.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n")
+        (tmp_path / f"{name}.py").write_text(
+            "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n"
+        )
     command = [sys.executable, str(ROOT / f"{script}.py"), "--help"]
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(tmp_path)}, cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": str(tmp_path)}, cwd=tmp_path, capture_output=True, text=True
+    )
     assert (done.returncode, done.stderr) == (-2, "")
 
 

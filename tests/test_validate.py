@@ -53,15 +53,37 @@ def rows(results) -> list[dict]:
 
 def test_table_and_rows(trained, tmp_path, capsys):
     weight = trained / "match" / "last.pth"
-    run(validate, validate_flags(tmp_path, "--pretrain-weight", str(weight), "--eval-model", "convnet_w32", "mlp_w100", "--ipc", "2", "3"))
+    run(
+        validate,
+        validate_flags(
+            tmp_path,
+            "--pretrain-weight",
+            str(weight),
+            "--eval-model",
+            "convnet_w32",
+            "mlp_w100",
+            "--ipc",
+            "2",
+            "3",
+        ),
+    )
     out = capsys.readouterr().out
     found = rows(tmp_path)
     sources = ("generator", "random-real", "real")
     assert [(r["classifier"], r["ipc"], r["source"]) for r in found] == [
-        (network, ipc, source) for network in ("convnet_w32", "mlp_w100") for ipc in (2, 3) for source in sources
+        (network, ipc, source)
+        for network in ("convnet_w32", "mlp_w100")
+        for ipc in (2, 3)
+        for source in sources
     ]
     row = found[0]
-    assert (row["dataset"], row["split"], row["budget"], row["recipe"], row["n"]) == ("digits", "test", "stream", "dim", 2)
+    assert (row["dataset"], row["split"], row["budget"], row["recipe"], row["n"]) == (
+        "digits",
+        "test",
+        "stream",
+        "dim",
+        2,
+    )
     assert (row["images_seen"], row["steps"]) == (4 * 20, 4)
     assert row["mean"] == statistics.mean(row["accs"])
     assert row["std"] == statistics.stdev(row["accs"])
@@ -96,7 +118,9 @@ def test_a_stopped_table_goes_on_with_the_classifier_it_was_at(tmp_path, monkeyp
     import signal
 
     flags = validate_flags(tmp_path, "--source", "random-real", "real", "--data", "digits")
-    whole = run(validate, validate_flags(tmp_path / "whole", "--source", "random-real", "real", "--data", "digits"))
+    whole = run(
+        validate, validate_flags(tmp_path / "whole", "--source", "random-real", "real", "--data", "digits")
+    )
     group, calls = validate.validate_group, []
 
     def stop(*args):
@@ -117,7 +141,11 @@ def test_a_stopped_table_goes_on_with_the_classifier_it_was_at(tmp_path, monkeyp
 
 def test_budgets(digits, generator):
     def epochs(source: str, budget: str) -> list:
-        made = Generated(generator, 4, budget == "fixed", 0, CPU) if source == "generator" else Real(digits.train, 4, 10, source != "real")
+        made = (
+            Generated(generator, 4, budget == "fixed", 0, CPU)
+            if source == "generator"
+            else Real(digits.train, 4, 10, source != "real")
+        )
         source_epochs = made.open(0, Draws.seeded(0, CPU.device)).epochs
         return [next(source_epochs) for _ in range(3)]
 
@@ -163,13 +191,25 @@ def test_zero_steps_raise(digits):
     classifier = build_classifier("convnet_w32", digits.info)
     nothing = iter([(torch.zeros(0, 1, 28, 28), torch.zeros(0, dtype=torch.long))])
     with pytest.raises(ValueError, match="zero steps"):
-        list(train_steps(classifier, nothing, Recipe(0, 8, 0.01, "none", "none", "dim", -1.0), Draws.seeded(0, CPU.device), CPU))
+        list(
+            train_steps(
+                classifier,
+                nothing,
+                Recipe(0, 8, 0.01, "none", "none", "dim", -1.0),
+                Draws.seeded(0, CPU.device),
+                CPU,
+            )
+        )
 
 
 def test_recipe_dc_lowers_its_rate_at_half(digits, monkeypatch):
     rates = []
     step = torch.optim.SGD.step
-    monkeypatch.setattr(torch.optim.SGD, "step", lambda self, *args: rates.append(self.param_groups[0]["lr"]) or step(self, *args))
+    monkeypatch.setattr(
+        torch.optim.SGD,
+        "step",
+        lambda self, *args: rates.append(self.param_groups[0]["lr"]) or step(self, *args),
+    )
     assert RECIPES["dc"] == Recipe(1000, 256, 0.01, "half", "color_crop_cutout_flip_scale_rotate", "dc", -1.0)
     recipe = Recipe(5, 256, 0.01, "half", "none", "dc", -1.0)
     train_on_real(build_classifier("convnet_w32", digits.info), recipe, 1, digits)
@@ -207,7 +247,9 @@ def test_accuracy_is_counted_in_eval_mode(digits):
 
 def test_one_classifier_depends_on_its_seed_alone_and_leaves_the_random_numbers_alone(digits, generator):
     def once(seed: int) -> float:
-        return validate_group("convnet_w32", Generated(generator, 2, False, 0, CPU), digits, FEW, [seed], CPU)[0].accuracy
+        return validate_group(
+            "convnet_w32", Generated(generator, 2, False, 0, CPU), digits, FEW, [seed], CPU
+        )[0].accuracy
 
     torch.manual_seed(1)
     state = torch.get_rng_state()
@@ -225,7 +267,9 @@ def test_untrained_generators_give_chance(digits):
     recipe, accs = Recipe(12, 128, 0.01, "none", "color_crop", "dim", -1.0), []
     for seed in range(8):
         torch.manual_seed(seed)
-        untrained, _ = build_gan({"num_classes": 10, "channels": 1, "image_size": 28, "width": 8, "z_dim": 100})
+        untrained, _ = build_gan(
+            {"num_classes": 10, "channels": 1, "image_size": 28, "width": 8, "z_dim": 100}
+        )
         source = Generated(untrained, 3, False, 0, CPU)
         accs.append(validate_group("convnet_w32", source, digits, recipe, [seed], CPU)[0].accuracy)
     assert statistics.mean(accs) == pytest.approx(10, abs=6)
@@ -237,7 +281,9 @@ def test_permuted_labels_give_chance_and_right_ones_do_not(digits):
     permuted = Data(digits.info, ImageSet(digits.train.images, digits.train.labels[order]), None, digits.test)
     wrong = validate_group("convnet_w32", Real(permuted.train, 10, 10), permuted, recipe, range(3), CPU)
     assert statistics.mean(outcome.accuracy for outcome in wrong) == pytest.approx(10, abs=8)
-    assert validate_group("convnet_w32", Real(digits.train, 10, 10), digits, recipe, [0], CPU)[0].accuracy > 50
+    assert (
+        validate_group("convnet_w32", Real(digits.train, 10, 10), digits, recipe, [0], CPU)[0].accuracy > 50
+    )
 
 
 def test_the_generator_gives_the_same_number_with_the_training_files_deleted(tmp_path):
@@ -246,8 +292,18 @@ def test_the_generator_gives_the_same_number_with_the_training_files_deleted(tmp
             for k in range(6):
                 picture(tmp_path / "set" / split / name / f"{k}.png", (200 * i, 20 * k, 90))
     gan = "--tag gan --width 4 --batch-size 4 --epochs 1 --eval-interval 0 --device cpu".split()
-    found = run(gen_condense, [*gan, "--data", "folder", "--data-dir", str(tmp_path / "set"), "--results-dir", str(tmp_path)])
-    flags = ["--source", "generator", "--pretrain-weight", str(found.best_path), "--data-dir", str(tmp_path / "set")]
+    found = run(
+        gen_condense,
+        [*gan, "--data", "folder", "--data-dir", str(tmp_path / "set"), "--results-dir", str(tmp_path)],
+    )
+    flags = [
+        "--source",
+        "generator",
+        "--pretrain-weight",
+        str(found.best_path),
+        "--data-dir",
+        str(tmp_path / "set"),
+    ]
     before = run(validate, validate_flags(tmp_path / "a", *flags))
     shutil.rmtree(tmp_path / "set" / "train")
     after = run(validate, validate_flags(tmp_path / "b", *flags))
@@ -257,8 +313,12 @@ def test_the_generator_gives_the_same_number_with_the_training_files_deleted(tmp
 
 def test_held_out_images_are_tested_on_and_not_trained_on(monkeypatch, tmp_path):
     seen = []
-    monkeypatch.setattr(validate, "validate_group", lambda *args: seen.append(args[2]) or [Outcome(50.0, Cost(1, 1), [[1]])])
-    found = run(validate, validate_flags(tmp_path, "--source", "real", "--data", "digits", "--val-size", "100"))
+    monkeypatch.setattr(
+        validate, "validate_group", lambda *args: seen.append(args[2]) or [Outcome(50.0, Cost(1, 1), [[1]])]
+    )
+    found = run(
+        validate, validate_flags(tmp_path, "--source", "real", "--data", "digits", "--val-size", "100")
+    )
     assert found[0]["split"] == "val"
     assert len(seen[0].referee[1]) == 100
     assert len(seen[0].train) == 1400
@@ -276,19 +336,27 @@ def test_an_in_training_evaluation_uses_the_same_function(tmp_path, monkeypatch)
     calls = []
 
     def group(network, source, data, recipe, seeds, runtime):
-        calls.append((network, type(source), source.fixed, source.ipc, recipe.epochs, recipe.mix_p, data.referee[0]))
+        calls.append(
+            (network, type(source), source.fixed, source.ipc, recipe.epochs, recipe.mix_p, data.referee[0])
+        )
         return [Outcome(40.0 + len(calls), Cost(1, 1)) for _ in seeds]
 
     monkeypatch.setattr(evaluation, "validate_group", group)
     evaluated = "--eval-interval 2 --eval-model convnet_w32 resnet18 --budget fixed --ipc 7 --epochs-eval 9 --mix-p 0.5 --repeats 2"
     found: RunFolder = run(gen_condense, gan_flags(tmp_path, *evaluated.split()))
-    assert calls == [("convnet_w32", Generated, True, 7, 9, 0.5, "val")] * 2 + [("resnet18_w32", Generated, True, 7, 9, 0.5, "val")] * 2
+    assert (
+        calls
+        == [("convnet_w32", Generated, True, 7, 9, 0.5, "val")] * 2
+        + [("resnet18_w32", Generated, True, 7, 9, 0.5, "val")] * 2
+    )
     assert found.lines[1]["val_accuracy"] == 42.5
     assert found.lines[1]["val_accuracy_resnet18_w32"] == 43.5
     assert "val_accuracy" not in found.lines[0]
 
 
-def weights_of(seeds: list[int], recipe: Recipe, data: Data, generator, steps: int, together: bool) -> list[dict]:
+def weights_of(
+    seeds: list[int], recipe: Recipe, data: Data, generator, steps: int, together: bool
+) -> list[dict]:
     classifiers = []
     groups = [seeds] if together else [[seed] for seed in seeds]
     for group in groups:
@@ -305,7 +373,9 @@ def weights_of(seeds: list[int], recipe: Recipe, data: Data, generator, steps: i
 
 def test_classifiers_trained_together_equal_those_trained_one_at_a_time(digits, generator):
     recipe = Recipe(5, 12, 0.01, "half", "color_crop_cutout_flip_scale_rotate", "dc", 0.5)
-    together, apart = (weights_of([3, 4, 5], recipe, digits, generator, 10, together) for together in (True, False))
+    together, apart = (
+        weights_of([3, 4, 5], recipe, digits, generator, 10, together) for together in (True, False)
+    )
     for a, b in zip(together, apart, strict=True):
         assert all(torch.allclose(a[name], b[name], rtol=0, atol=1e-6) for name in a)
     assert not torch.equal(together[0]["network.classifier.weight"], together[1]["network.classifier.weight"])
@@ -331,7 +401,16 @@ def test_rows_of_other_images_are_not_taken_for_these(tmp_path):
             for i, name in enumerate(("cat", "dog")):
                 for k in range(3):
                     picture(tmp_path / folder / split / name / f"{k}.png", (level * i, 20 * k, 90))
-        flags = ["--source", "real", "--data", "folder", "--data-dir", str(tmp_path / folder), "--repeats", "1"]
+        flags = [
+            "--source",
+            "real",
+            "--data",
+            "folder",
+            "--data-dir",
+            str(tmp_path / folder),
+            "--repeats",
+            "1",
+        ]
         run(validate, validate_flags(tmp_path, *flags))
         run(validate, validate_flags(tmp_path, *flags, "--image-size", "28"))
     assert [row["n"] for row in rows(tmp_path)] == [1, 1, 1, 1]
@@ -341,12 +420,16 @@ def test_a_weight_that_is_given_names_the_data_and_is_checked(trained, tmp_path)
     weight = ["--source", "real", "--pretrain-weight", str(trained / "gan" / "last.pth")]
     assert run(validate, validate_flags(tmp_path, *weight))[0]["dataset"] == "digits"
     with pytest.raises(SystemExit):
-        run(validate, validate_flags(tmp_path, "--source", "real", "--data", "digits", "--pretrain-weight", "none.pth"))
+        run(
+            validate,
+            validate_flags(tmp_path, "--source", "real", "--data", "digits", "--pretrain-weight", "none.pth"),
+        )
 
 
 @pytest.mark.slow
 def test_calibration_random_real_cifar10_gives_the_literatures_number(data_dir, tmp_path):
-    """Random, ConvNet-3, IPC 10: 31.0 in the literature's recipe (DC, arXiv:2006.05929, and those after it)."""
+    """Random, ConvNet-3, IPC 10: 31.0 in the literature's recipe (DC, arXiv:2006.05929, and those after
+    it)."""
     flags = "--source random-real --data cifar10 --recipe dc --budget fixed --ipc 10 --eval-model convnet --repeats 3 --tag test".split()
     found = run(validate, [*flags, "--data-dir", str(data_dir), "--results-dir", str(tmp_path)])
     assert found[0]["mean"] == pytest.approx(31.0, abs=2.0)
@@ -360,4 +443,7 @@ def test_sample_standard_deviation_of_one_is_not_a_number(tmp_path, capsys):
 
 
 def test_info_of_every_set_fits_its_networks():
-    assert all(row.info.num_classes == len(row.info.class_names) == len(set(row.info.class_names)) for row in DATASETS.values())
+    assert all(
+        row.info.num_classes == len(row.info.class_names) == len(set(row.info.class_names))
+        for row in DATASETS.values()
+    )

@@ -12,7 +12,17 @@ from inputs import picture
 from PIL import Image
 
 import data
-from data import DATASETS, balanced_epochs, class_batches, epoch_order, load_data, readers, sets, split_held_out, steps_per_epoch
+from data import (
+    DATASETS,
+    balanced_epochs,
+    class_batches,
+    epoch_order,
+    load_data,
+    readers,
+    sets,
+    split_held_out,
+    steps_per_epoch,
+)
 from utils import UsageError
 
 RNG = np.random.default_rng(0)
@@ -45,7 +55,8 @@ def idx(n: int) -> tuple[bytes, bytes, np.ndarray, list[int]]:
 
 
 def small_set(monkeypatch, root, name: str, layout: int, n: int = 7) -> dict:
-    """Lay out small files of a set's own format under `root`, expected by their MD5; returns split -> (images, labels)."""
+    """Lay out small files of a set's own format under `root`, expected by their MD5; returns split ->
+    (images, labels)."""
     row, expected, files = DATASETS[name], {}, {}
     for split, listed in row.layouts[layout].files.items():
         paths = [root / path for path, _ in listed]
@@ -68,8 +79,13 @@ def small_set(monkeypatch, root, name: str, layout: int, n: int = 7) -> dict:
             )
             made = [make(n) for _ in paths]
             contents = [content for content, _, _ in made]
-            expected[split] = (np.concatenate([i for _, i, _ in made]), [label for _, _, labels in made for label in labels])
-        files[split] = tuple((path, write(root / path, content)) for (path, _), content in zip(listed, contents, strict=True))
+            expected[split] = (
+                np.concatenate([i for _, i, _ in made]),
+                [label for _, _, labels in made for label in labels],
+            )
+        files[split] = tuple(
+            (path, write(root / path, content)) for (path, _), content in zip(listed, contents, strict=True)
+        )
     only = sets.Layout(row.layouts[layout].reader, files)
     monkeypatch.setitem(DATASETS, name, sets.Row(row.info, (only,), row.torchvision_name))
     return expected
@@ -99,7 +115,9 @@ def test_an_altered_or_truncated_file_is_named_with_both_md5s(monkeypatch, tmp_p
     for bad in (content[:-1], bytes([content[0] ^ 1]) + content[1:]):
         (tmp_path / path).write_bytes(bad)
         found = hashlib.md5(bad).hexdigest()
-        with pytest.raises(UsageError, match=f"{path}: truncated or altered: found MD5 {found}, expected {expected}"):
+        with pytest.raises(
+            UsageError, match=f"{path}: truncated or altered: found MD5 {found}, expected {expected}"
+        ):
             load_data(name, tmp_path)
 
 
@@ -130,11 +148,17 @@ def test_md5s_are_torchvisions():
     from torchvision import datasets
 
     def table(name: str, layout: int) -> dict[str, str]:
-        return {path.split("/")[-1]: md5 for files in DATASETS[name].layouts[layout].files.values() for path, md5 in files}
+        return {
+            path.split("/")[-1]: md5
+            for files in DATASETS[name].layouts[layout].files.values()
+            for path, md5 in files
+        }
 
     assert table("cifar10", 0) == dict(datasets.CIFAR10.train_list + datasets.CIFAR10.test_list)
     assert table("cifar100", 0) == dict(datasets.CIFAR100.train_list + datasets.CIFAR100.test_list)
-    assert table("svhn", 0) == {name: md5 for split, (_, name, md5) in datasets.SVHN.split_list.items() if split != "extra"}
+    assert table("svhn", 0) == {
+        name: md5 for split, (_, name, md5) in datasets.SVHN.split_list.items() if split != "extra"
+    }
     assert table("mnist", 1) == dict(datasets.MNIST.resources)
     assert table("fashion", 1) == dict(datasets.FashionMNIST.resources)
 
@@ -143,14 +167,21 @@ def test_missing_files_without_a_network(tmp_path):
     folder = tmp_path / "none" / "here"
     with pytest.raises(UsageError) as error:
         load_data("cifar10", folder)
-    for part in (str(folder), "cifar-10-batches-py/data_batch_1", "cifar-10-batches-bin/data_batch_1.bin", "no network in tests"):
+    for part in (
+        str(folder),
+        "cifar-10-batches-py/data_batch_1",
+        "cifar-10-batches-bin/data_batch_1.bin",
+        "no network in tests",
+    ):
         assert part in str(error.value)
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failed_download_of_mnist_gives_its_reason(tmp_path):
-    with pytest.raises(UsageError, match=r"the download failed: Error downloading .* no network in tests") as error:
+    with pytest.raises(
+        UsageError, match=r"the download failed: Error downloading .* no network in tests"
+    ) as error:
         load_data("mnist", tmp_path / "new")
     assert "\n" not in str(error.value)
 
@@ -175,7 +206,9 @@ def test_data_dir_that_is_a_file_or_cannot_be_read(monkeypatch, tmp_path):
     for name in ("mnist", "folder"):
         with pytest.raises(UsageError, match=r"--data-dir .*file: is a file, expected a folder"):
             load_data(name, tmp_path / "file")
-    monkeypatch.setattr("os.listdir", lambda path: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    monkeypatch.setattr(
+        "os.listdir", lambda path: (_ for _ in ()).throw(PermissionError(13, "Permission denied"))
+    )
     with pytest.raises(UsageError, match=r"cannot be read .Permission denied"):
         load_data("mnist", tmp_path)
 
@@ -185,7 +218,9 @@ def test_digits():
     assert (len(loaded.train), len(loaded.test)) == (1500, 297)
     assert loaded.train.images.shape[1:] == (1, 28, 28)
     values = loaded.train.images.double() / 255
-    assert (values.mean().item(), values.std().item()) == pytest.approx((loaded.info.mean[0], loaded.info.std[0]), abs=1e-3)
+    assert (values.mean().item(), values.std().item()) == pytest.approx(
+        (loaded.info.mean[0], loaded.info.std[0]), abs=1e-3
+    )
     with pytest.raises(UsageError, match="--image-size 32: digits has 28"):
         load_data("digits", "nowhere", image_size=32)
 
@@ -203,7 +238,12 @@ def test_held_out_split_is_balanced_nested_and_disjoint():
 
 
 @pytest.mark.parametrize(
-    ("size", "message"), [(5, "at least one image"), (1500, "asks for 150 of the 150 training images of class 2"), (10**6, "asks for")]
+    ("size", "message"),
+    [
+        (5, "at least one image"),
+        (1500, "asks for 150 of the 150 training images of class 2"),
+        (10**6, "asks for"),
+    ],
 )
 def test_held_out_split_of_a_wrong_size(size, message):
     with pytest.raises(UsageError, match=f"--val-size {size}: .*{message}"):
@@ -220,7 +260,9 @@ def test_orders_depend_on_their_seed_alone():
 
 
 def test_class_batches_take_classes_in_turn_and_their_images_in_whole_passes():
-    labels = torch.tensor([4, 7, 9]).repeat(5)  # five images of each of three classes that are not numbered from 0
+    labels = torch.tensor([4, 7, 9]).repeat(
+        5
+    )  # five images of each of three classes that are not numbered from 0
 
     def take(n: int, num_classes: int, skip: int = 0) -> list:
         return list(itertools.islice(class_batches(labels, 2, num_classes, 0, "match", skip=skip), n))
@@ -232,9 +274,13 @@ def test_class_batches_take_classes_in_turn_and_their_images_in_whole_passes():
     for label in (4, 7, 9):
         rows = [row for batch in batches for row in batch if labels[row[0]] == label]
         passes = [torch.cat(rows[i : i + 2]).tolist() for i in range(0, 12, 2)]
-        assert all(len(set(images)) == 4 for images in passes)  # of five images, two whole batches; none twice
+        assert all(
+            len(set(images)) == 4 for images in passes
+        )  # of five images, two whole batches; none twice
         assert len({tuple(images) for images in passes}) > 1
-    dealt = [label for batch in take(12, 2) for label in labels[batch[:, 0]].tolist()]  # two of three classes at a time
+    dealt = [
+        label for batch in take(12, 2) for label in labels[batch[:, 0]].tolist()
+    ]  # two of three classes at a time
     assert all(sorted(dealt[i : i + 3]) == [4, 7, 9] for i in range(0, 24, 3))
     assert torch.equal(torch.stack(take(4, 2, skip=7)), torch.stack(take(11, 2)[7:]))
     with pytest.raises(UsageError, match="--match-batch 6: class 4 has 5 training images"):
@@ -343,7 +389,9 @@ def test_folder_faults(pictures):
 # real files, where DATA_DIR names them
 
 
-@pytest.mark.parametrize(("name", "sizes"), [("cifar10", (50000, 10000)), ("mnist", (60000, 10000)), ("fashion", (60000, 10000))])
+@pytest.mark.parametrize(
+    ("name", "sizes"), [("cifar10", (50000, 10000)), ("mnist", (60000, 10000)), ("fashion", (60000, 10000))]
+)
 def test_real_sets(data_dir, name, sizes):
     loaded = load_data(name, data_dir)
     assert (len(loaded.train), len(loaded.test)) == sizes

@@ -55,7 +55,9 @@ def test_a_shape_in_the_alpha_channel_is_seen(mode, channels, background, tmp_pa
             save(tmp_path / name / f"{number}.png", with_alpha(mode, shape, value), **how)
     images = read(tmp_path, channels, background=background)
     for number, shape in enumerate(SHAPES):
-        expected = torch.from_numpy(np.where(shape > 0, value, behind).astype(np.uint8)).expand(channels, 32, 32)
+        expected = torch.from_numpy(np.where(shape > 0, value, behind).astype(np.uint8)).expand(
+            channels, 32, 32
+        )
         assert torch.equal(images[number], expected)
 
 
@@ -79,8 +81,13 @@ def test_pictures_that_are_all_equal_are_refused_by_name(tmp_path):
     for split in ("train", "test"):
         for name, shapes in (("cat", SHAPES), ("dog", SHAPES)):
             for number, shape in enumerate(shapes):
-                save(tmp_path / split / name / f"{number}.png", with_alpha("RGBA", shape, 0))  # black on black
-    with pytest.raises(UsageError, match=r"train: its 4 images are all equal, expected different ones; .*alpha channel \(--background\)"):
+                save(
+                    tmp_path / split / name / f"{number}.png", with_alpha("RGBA", shape, 0)
+                )  # black on black
+    with pytest.raises(
+        UsageError,
+        match=r"train: its 4 images are all equal, expected different ones; .*alpha channel \(--background\)",
+    ):
         load_data("folder", tmp_path)
     assert len(load_data("folder", tmp_path, background="white").train.images.unique(dim=0)) == 2
     for number, shape in enumerate(SHAPES):
@@ -100,7 +107,9 @@ def test_the_background_goes_with_the_checkpoint(tmp_path):
     assert torch.equal(again.test.images, loaded.test.images)
     with pytest.raises(UsageError, match="--background black: the checkpoint was made with white"):
         load_data("folder", tmp_path, info=info, background="black")
-    with pytest.raises(UsageError, match="--background white: digits is no folder of pictures, the flag is for --data folder"):
+    with pytest.raises(
+        UsageError, match="--background white: digits is no folder of pictures, the flag is for --data folder"
+    ):
         load_data("digits", "", background="white")
 
 
@@ -124,7 +133,9 @@ def deep(path, values: list[list[int]]) -> None:
 def test_16_bits_are_scaled_by_the_depth_of_the_file_and_not_by_the_maximum_of_a_picture(tmp_path, capsys):
     deep(tmp_path, [[255, 600], [65535, 30000]])
     assert read(tmp_path, 1)[:, 0, 4, 4].tolist() == [1, 2, 255, 117]
-    assert "4 pictures have 16 bits; their values 0 to 65,535 are scaled to 0 to 255" in capsys.readouterr().err
+    assert (
+        "4 pictures have 16 bits; their values 0 to 65,535 are scaled to 0 to 255" in capsys.readouterr().err
+    )
 
 
 def test_a_set_that_uses_little_of_its_range_is_told(tmp_path, capsys):
@@ -137,19 +148,42 @@ def test_12_bits_that_the_file_states_are_scaled_by_them(tmp_path):
     for name, values in (("a", (0, 4095)), ("b", (2048, 300))):
         for number, value in enumerate(values):
             rows = np.full((32, 32), value, np.uint16)
-            packed = np.stack([rows[:, ::2] >> 4, ((rows[:, ::2] & 15) << 4) | (rows[:, 1::2] >> 8), rows[:, 1::2] & 255], 2).astype(
-                np.uint8
-            )
-            tags = [(256, 32), (257, 32), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 32), (279, packed.size)]
+            packed = np.stack(
+                [rows[:, ::2] >> 4, ((rows[:, ::2] & 15) << 4) | (rows[:, 1::2] >> 8), rows[:, 1::2] & 255], 2
+            ).astype(np.uint8)
+            tags = [
+                (256, 32),
+                (257, 32),
+                (258, 12),
+                (259, 1),
+                (262, 1),
+                (273, 8),
+                (277, 1),
+                (278, 32),
+                (279, packed.size),
+            ]
             offset = 8 + packed.size
-            entries = b"".join(struct.pack("<HHII", tag, 4 if tag in (256, 257, 273, 279) else 3, 1, value) for tag, value in tags)
-            content = b"II*\0" + struct.pack("<I", offset) + packed.tobytes() + struct.pack("<H", len(tags)) + entries + bytes(4)
+            entries = b"".join(
+                struct.pack("<HHII", tag, 4 if tag in (256, 257, 273, 279) else 3, 1, value)
+                for tag, value in tags
+            )
+            content = (
+                b"II*\0"
+                + struct.pack("<I", offset)
+                + packed.tobytes()
+                + struct.pack("<H", len(tags))
+                + entries
+                + bytes(4)
+            )
             (tmp_path / name).mkdir(exist_ok=True)
             (tmp_path / name / f"{number}.tif").write_bytes(content)
     assert read(tmp_path, 1)[:, 0, 4, 4].tolist() == [0, 255, 128, 19]
 
 
-@pytest.mark.parametrize(("dtype", "found"), [(np.int32, "integers of 32 bits, of unknown range"), (np.float32, "floating-point values")])
+@pytest.mark.parametrize(
+    ("dtype", "found"),
+    [(np.int32, "integers of 32 bits, of unknown range"), (np.float32, "floating-point values")],
+)
 def test_values_of_unknown_range_are_refused(dtype, found, tmp_path):
     for name in "ab":
         save(tmp_path / name / "0.tiff", Image.fromarray(np.zeros((32, 32), dtype)))
@@ -164,10 +198,17 @@ def png_of(width: int, height: int) -> bytes:
     """A PNG of some hundred bytes that claims width x height pixels."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
     start = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", start) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", start)
+        + chunk(b"IDAT", zlib.compress(bytes(1000)))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize("side", [9460, 12000, 100_000])
@@ -176,7 +217,9 @@ def test_a_small_file_that_claims_many_pixels_is_refused(side, tmp_path):
         picture(tmp_path / name / "0.png")
     (tmp_path / "a" / "1.png").write_bytes(png_of(side, side))
     with (
-        pytest.raises(UsageError, match=r"1.png: an unreadable picture .*more pixels than the limit of 89,478,485"),
+        pytest.raises(
+            UsageError, match=r"1.png: an unreadable picture .*more pixels than the limit of 89,478,485"
+        ),
     ):
         read(tmp_path)
 
@@ -193,7 +236,14 @@ def test_a_gzip_of_zeros_is_not_unpacked(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "content", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n", b"", b"GIF89a", b"\x89PNG\r\n\x1a\n", b"II*\0" + b"\xff" * 40]
+    "content",
+    [
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n",
+        b"",
+        b"GIF89a",
+        b"\x89PNG\r\n\x1a\n",
+        b"II*\0" + b"\xff" * 40,
+    ],
 )
 def test_what_is_no_picture_is_named(content, tmp_path):
     """PostScript among them, which Pillow would hand to a program."""
@@ -212,7 +262,9 @@ def test_links_to_nothing_pipes_and_folders_are_no_pictures(tmp_path):
     odd = tmp_path / "a" / "1.png"
     for make in (lambda: odd.symlink_to(tmp_path / "none"), lambda: os.mkfifo(odd), odd.mkdir):
         make()
-        with pytest.raises(UsageError, match=r"1.png: an unreadable picture \(no such file, or none of the regular kind\)"):
+        with pytest.raises(
+            UsageError, match=r"1.png: an unreadable picture \(no such file, or none of the regular kind\)"
+        ):
             read(tmp_path)
         odd.rmdir() if odd.is_dir() else odd.unlink()
 
@@ -242,7 +294,9 @@ def test_another_folder_may_hold_the_test_pictures(tmp_path):
     for split in ("train", "val"):
         for name in ("cat", "dog"):
             picture(tmp_path / split / name / "0.png")
-    with pytest.raises(UsageError, match=r"test: no such folder, .*; found .*val, which --test-folder val names"):
+    with pytest.raises(
+        UsageError, match=r"test: no such folder, .*; found .*val, which --test-folder val names"
+    ):
         load_data("folder", tmp_path)
     assert len(load_data("folder", tmp_path, test_folder="val").test) == 2
     for name, message in (

@@ -1,4 +1,5 @@
-"""Compiled steps: they agree with eager ones, a batch of another size compiles nothing anew, and a run resumes to the same bits."""
+"""Compiled steps: they agree with eager ones, a batch of another size compiles nothing anew, and a run
+resumes to the same bits."""
 
 import json
 import os
@@ -26,9 +27,12 @@ EAGER, COMPILED = Runtime(torch.device("cpu")), Runtime(torch.device("cpu"), com
 
 @pytest.fixture(autouse=True)
 def traced(monkeypatch):
-    """torch.compile traces, splits and guards as ever, but runs torch's own kernels: seconds, and no C++ compiler."""
+    """torch.compile traces, splits and guards as ever, but runs torch's own kernels: seconds, and no C++
+    compiler."""
     make, forget = torch.compile, compilation.compile_forward.cache_clear
-    monkeypatch.setattr(torch, "compile", lambda function, **settings: make(function, backend="aot_eager", **settings))
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **settings: make(function, backend="aot_eager", **settings)
+    )
     monkeypatch.setattr(runtime, "finds_compiler", lambda device: True)
     torch._dynamo.reset()
     counters.clear()
@@ -37,19 +41,25 @@ def traced(monkeypatch):
     forget()
 
 
-def gradients(runtime: Runtime, classifier: Classifier, n: int, operations: tuple[str, ...], mix: bool = False) -> torch.Tensor:
+def gradients(
+    runtime: Runtime, classifier: Classifier, n: int, operations: tuple[str, ...], mix: bool = False
+) -> torch.Tensor:
     """Of the loss on n images, flattened, the loss first."""
     rng = torch.Generator().manual_seed(n)
     images, y = torch.rand(n, 3, 32, 32, generator=rng) * 2 - 1, torch.randint(10, (n,), generator=rng)
     loss = trainer.classifier_loss(classifier, images, y, operations, mix, rng, runtime)
-    return torch.cat([loss[None], *(grad.flatten() for grad in torch.autograd.grad(loss, list(classifier.parameters())))])
+    return torch.cat(
+        [loss[None], *(grad.flatten() for grad in torch.autograd.grad(loss, list(classifier.parameters())))]
+    )
 
 
 def agree(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Whether two results of gradients() have the same loss, and gradients that differ by at most 2 % of their norm.
+    """Whether two results of gradients() have the same loss, and gradients that differ by at most 2 % of
+    their norm.
 
-    A compiled step rounds otherwise. A ReLU whose input is within that rounding of 0 may then pass another gradient, so that single values
-    differ by far more than the rounding: over 150 seeds of ConvNet, the gradients differed by up to 0.4 %.
+    A compiled step rounds otherwise. A ReLU whose input is within that rounding of 0 may then pass another
+    gradient, so that single values differ by far more than the rounding: over 150 seeds of ConvNet, the
+    gradients differed by up to 0.4 %.
     """
     same_loss = torch.allclose(found[0], expected[0], rtol=1e-5)
     return same_loss and bool((found[1:] - expected[1:]).norm() < 0.02 * expected[1:].norm())
@@ -73,7 +83,9 @@ def test_every_network_agrees_with_its_eager_form(name):
     found = gradients(COMPILED, classifier, 16, ("color", "crop"))
     assert counters["stats"]["unique_graphs"] == 1
     assert agree(found, expected)
-    assert all(torch.allclose(value, moved[key]) for key, value in classifier.state_dict().items())  # BatchNorm's statistics too
+    assert all(
+        torch.allclose(value, moved[key]) for key, value in classifier.state_dict().items()
+    )  # BatchNorm's statistics too
 
 
 @pytest.mark.parametrize("operation", [*OPERATIONS, "mix"])
@@ -81,7 +93,9 @@ def test_every_operation_agrees(operation):
     classifier = build_classifier("mlp_w100", DATASETS["cifar10"].info)
     operations, mix = ((), True) if operation == "mix" else ((operation,), False)
     expected = gradients(EAGER, classifier, 20, operations, mix)
-    assert torch.allclose(gradients(COMPILED, classifier, 20, operations, mix), expected, rtol=1e-3, atol=1e-5)
+    assert torch.allclose(
+        gradients(COMPILED, classifier, 20, operations, mix), expected, rtol=1e-3, atol=1e-5
+    )
     assert counters["stats"]["unique_graphs"] == 1
 
 
@@ -89,7 +103,10 @@ def test_another_batch_size_or_another_classifier_compiles_nothing_anew():
     for _ in range(2):
         classifier = build_classifier("convnet_w32", DATASETS["cifar10"].info)
         for n in (32, 20, 17, 33, 5, 1):
-            assert agree(gradients(COMPILED, classifier, n, ("color", "crop")), gradients(EAGER, classifier, n, ("color", "crop")))
+            assert agree(
+                gradients(COMPILED, classifier, n, ("color", "crop")),
+                gradients(EAGER, classifier, n, ("color", "crop")),
+            )
     assert counters["stats"]["unique_graphs"] == 1
     gradients(COMPILED, classifier, 32, ("flip",))
     assert counters["stats"]["unique_graphs"] == 2
@@ -99,12 +116,20 @@ def test_another_batch_size_or_another_classifier_compiles_nothing_anew():
 def test_stages_1_and_2_take_the_steps_that_eager_takes(gan, tmp_path):
     for folder, flag in (("eager", "--no-compile"), ("compiled", "--compile")):
         found = run(gen_condense, gan_flags(tmp_path / folder, "--gan", gan, "--no-amp", flag))
-        run(pool_match, match_flags(tmp_path / folder, found.best_path, "--pool", "mlp_w100", "--no-amp", flag))
+        run(
+            pool_match,
+            match_flags(tmp_path / folder, found.best_path, "--pool", "mlp_w100", "--no-amp", flag),
+        )
         for stage in ("gan", "match"):
-            assert json.loads((tmp_path / folder / stage / "args.json").read_text())["chosen"]["compile"] == (folder == "compiled")
+            assert json.loads((tmp_path / folder / stage / "args.json").read_text())["chosen"]["compile"] == (
+                folder == "compiled"
+            )
     assert counters["stats"]["unique_graphs"] >= 3
     for stage in ("gan", "match"):
-        eager, compiled = (torch.load(tmp_path / folder / stage / "last.pth", weights_only=True) for folder in ("eager", "compiled"))
+        eager, compiled = (
+            torch.load(tmp_path / folder / stage / "last.pth", weights_only=True)
+            for folder in ("eager", "compiled")
+        )
         assert torch.equal(eager["rng"]["cpu"], compiled["rng"]["cpu"])  # the same random numbers were drawn
         for player in ("generator", "discriminator"):
             for name, value in eager[player].items():
@@ -113,7 +138,10 @@ def test_stages_1_and_2_take_the_steps_that_eager_takes(gan, tmp_path):
 
 @pytest.mark.parametrize("match", slow_but("feat", "grad", "dist"))
 def test_every_match_runs(match, trained, tmp_path):
-    found = run(pool_match, match_flags(tmp_path, trained / "gan" / "last.pth", "--compile", "--match", match, "--epochs", "1"))
+    found = run(
+        pool_match,
+        match_flags(tmp_path, trained / "gan" / "last.pth", "--compile", "--match", match, "--epochs", "1"),
+    )
     assert found.lines[0]["loss_match"] > 0
 
 
@@ -123,7 +151,9 @@ def test_stage_3_says_that_it_was_compiled(trained, tmp_path, capsys):
     rows = run(validate, validate_flags(tmp_path, *flags, "--compile"))
     assert "steps run on: cpu, 1 threads, float32, compiled" in capsys.readouterr().err.splitlines()
     assert [row["compile"] for row in eager + rows] == [None] * len(eager) + [True] * len(rows)
-    assert len(json.loads((tmp_path / "test" / "results.json").read_text())) == len(eager) + len(rows)  # rows of their own
+    assert len(json.loads((tmp_path / "test" / "results.json").read_text())) == len(eager) + len(
+        rows
+    )  # rows of their own
     for row, other in zip(rows, eager, strict=True):
         assert row["accs"] == pytest.approx(other["accs"], abs=2)
 
@@ -133,7 +163,9 @@ def test_stage_4_agrees_and_resumes_to_the_same_bits(method, tmp_path, monkeypat
     flags = ["--no-amp", "--batch-size", "16", "--num-tasks", "2"]
     eager = run(continual, continual_flags(tmp_path / "eager", method, *flags))
     whole = run(continual, continual_flags(tmp_path / "whole", method, *flags, "--compile"))
-    found, expected = (result["networks"]["convnet_w32"]["class-il"]["average_accuracy"] for result in (whole, eager))
+    found, expected = (
+        result["networks"]["convnet_w32"]["class-il"]["average_accuracy"] for result in (whole, eager)
+    )
     assert found == pytest.approx(expected, abs=3)
     train_tasks = continual.train_tasks
 
@@ -146,10 +178,16 @@ def test_stage_4_agrees_and_resumes_to_the_same_bits(method, tmp_path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(continual, "train_tasks", stopping)
         with pytest.raises(SystemExit):
-            run(continual, continual_flags(tmp_path / "parts", method, *flags, "--compile", "--save-interval", "1"))
+            run(
+                continual,
+                continual_flags(tmp_path / "parts", method, *flags, "--compile", "--save-interval", "1"),
+            )
     torch._dynamo.reset()
     run(continual, continual_flags(tmp_path / "parts", method, *flags, "--compile"))
-    states = [torch.load(tmp_path / folder / method / "last.pth", weights_only=True)["learners"] for folder in ("whole", "parts")]
+    states = [
+        torch.load(tmp_path / folder / method / "last.pth", weights_only=True)["learners"]
+        for folder in ("whole", "parts")
+    ]
     assert same(*states)
 
 
@@ -173,7 +211,9 @@ print(runtime.compile, abs(losses[0].item() - losses[1].item()) < 1e-5)
 
 def compiled_in_a_process(cache, **environment) -> subprocess.CompletedProcess:
     environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1"} | environment
-    return subprocess.run([sys.executable, "-c", STEP], cwd=ROOT, env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-c", STEP], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
 
 
 OLD = tuple(map(int, torch.__version__.split(".")[:2])) < compilation.SAFE_ON_CPU

@@ -18,7 +18,8 @@ from utils import UsageError
 
 @pytest.fixture
 def windows(monkeypatch):
-    """What differs on Windows: no fcntl, no handle of a folder, and fsync of a handle that is open for reading fails."""
+    """What differs on Windows: no fcntl, no handle of a folder, and fsync of a handle that is open for
+    reading fails."""
     from fcntl import F_GETFL, fcntl
 
     fsync, open_ = os.fsync, os.open
@@ -52,7 +53,11 @@ def test_a_run_goes_on_on_windows(windows, tmp_path):
 
 
 def test_a_folder_is_locked_on_windows(windows, tmp_path):
-    with locked(tmp_path), pytest.raises(UsageError, match="another process is writing there"), locked(tmp_path):
+    with (
+        locked(tmp_path),
+        pytest.raises(UsageError, match="another process is writing there"),
+        locked(tmp_path),
+    ):
         pass
     with locked(tmp_path):  # free again
         pass
@@ -99,7 +104,9 @@ def test_a_file_system_that_cannot_flush(number, tmp_path, monkeypatch):
 
 def test_the_folder_is_flushed_after_the_rename(tmp_path, monkeypatch):
     flushed, fsync = [], os.fsync
-    monkeypatch.setattr(os, "fsync", lambda handle: flushed.append(os.readlink(f"/proc/self/fd/{handle}")) or fsync(handle))
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: flushed.append(os.readlink(f"/proc/self/fd/{handle}")) or fsync(handle)
+    )
     write_atomic(tmp_path / "a", lambda path: path.write_text("a"))
     assert [os.path.dirname(flushed[0]), *flushed[1:]] == [str(tmp_path), str(tmp_path)]
 

@@ -67,7 +67,9 @@ def test_first_lines_say_what_was_found(tmp_path, trained, capsys):
     run(gen_condense, gan_flags(tmp_path))
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == f"data: digits, 320 training, 1,180 held-out, 297 test images of {DIGITS}"
-    generator, discriminator = (int(text.split()[-1].replace(",", "")) for text in lines[1].removesuffix(" parameters").split(", ", 1))
+    generator, discriminator = (
+        int(text.split()[-1].replace(",", "")) for text in lines[1].removesuffix(" parameters").split(", ", 1)
+    )
     assert lines[1] == f"networks: generator {generator:,}, discriminator {discriminator:,} parameters"
     assert lines[2:] == ["steps: 10 in all, 2 epochs", "steps run on: cpu, 1 threads, float32, eager"]
 

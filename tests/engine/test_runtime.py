@@ -87,7 +87,9 @@ def test_a_recorded_step_does_what_the_step_does():
     found, recorded_weight = take_steps(Graphed(step, recorder))
     assert recorder.recorded == 2  # one for each scale
     assert torch.equal(weight, recorded_weight)
-    assert [loss["sum"].item() for loss in found] == [loss["sum"].item() for loss in expected]  # each kept its own value
+    assert [loss["sum"].item() for loss in found] == [
+        loss["sum"].item() for loss in expected
+    ]  # each kept its own value
 
 
 def test_another_shape_or_setting_is_another_recording():
@@ -115,10 +117,15 @@ def test_the_stages_are_the_same_when_recorded(tmp_path, monkeypatch, trained):
     rows = run(validate, validate_flags(tmp_path, "--pretrain-weight", str(tmp_path / "match" / "last.pth")))
     monkeypatch.undo()
     for stage in ("gan", "match"):
-        recorded, plain = (torch.load(folder / stage / "last.pth", weights_only=True) for folder in (tmp_path, trained))
+        recorded, plain = (
+            torch.load(folder / stage / "last.pth", weights_only=True) for folder in (tmp_path, trained)
+        )
         recorded["seconds"] = plain["seconds"]
         assert same(recorded, plain)
-    plain = run(validate, validate_flags(tmp_path / "plain", "--pretrain-weight", str(tmp_path / "match" / "last.pth")))
+    plain = run(
+        validate,
+        validate_flags(tmp_path / "plain", "--pretrain-weight", str(tmp_path / "match" / "last.pth")),
+    )
     assert [row["accs"] for row in rows] == [row["accs"] for row in plain]
 
 
@@ -127,14 +134,23 @@ def test_the_stages_are_the_same_when_recorded(tmp_path, monkeypatch, trained):
 
 @functools.lru_cache
 def trained_a_little(size: int) -> tuple[dict, ImageSet]:
-    """A pair after 60 steps, and the images that it saw. (To a fresh one the places of an image look alike, so that its max-pool
-    chooses among near equals, by rounding.)"""
+    """A pair after 60 steps, and the images that it saw. (To a fresh one the places of an image look alike,
+    so that its max-pool chooses among near equals, by rounding.)"""
     train = load_data("digits", "").train
     if size == 32:
         train = ImageSet(torch.nn.functional.pad(train.images, (2, 2, 2, 2)).repeat(1, 3, 1, 1), train.labels)
     torch.manual_seed(0)
-    gan = GAN(*build_gan(CONFIG | {"width": 16, "z_dim": 100, "image_size": size, "channels": train.images.shape[1]}), 1e-3)
-    list(itertools.islice(train_gan(gan, train, epochs=10, batch_size=32, gp_weight=10, seed=0, runtime=CPU), 60))
+    gan = GAN(
+        *build_gan(
+            CONFIG | {"width": 16, "z_dim": 100, "image_size": size, "channels": train.images.shape[1]}
+        ),
+        1e-3,
+    )
+    list(
+        itertools.islice(
+            train_gan(gan, train, epochs=10, batch_size=32, gp_weight=10, seed=0, runtime=CPU), 60
+        )
+    )
     return gan.state_dict(), train
 
 
@@ -148,13 +164,19 @@ def one_step(size: int, runtime: Runtime, seed: int) -> list[tuple[float, torch.
     grads, update = [], Runtime.update
 
     def keep(self, optimizer):
-        grads.append(torch.cat([p.grad.flatten().double().cpu() for group in optimizer.param_groups for p in group["params"]]))
+        grads.append(
+            torch.cat(
+                [p.grad.flatten().double().cpu() for group in optimizer.param_groups for p in group["params"]]
+            )
+        )
         update(self, optimizer)
 
     torch.manual_seed(seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Runtime, "update", keep)
-        steps = train_gan(gan, train.to(runtime.device), epochs=1, batch_size=64, gp_weight=10, seed=seed, runtime=runtime)
+        steps = train_gan(
+            gan, train.to(runtime.device), epochs=1, batch_size=64, gp_weight=10, seed=seed, runtime=runtime
+        )
         losses = next(steps).losses
     return list(zip((losses["loss_g"].item(), losses["loss_d"].item()), grads, strict=True))
 
@@ -169,17 +191,24 @@ def plain_steps(size: int) -> list[list[tuple[float, torch.Tensor]]]:
 
 
 def compare(size: int, **execution) -> list[tuple[float, float, float]]:
-    """For both players: (relative difference of the losses, of the gradients, cosine of the gradients), medians of the seeds.
+    """For both players: (relative difference of the losses, of the gradients, cosine of the gradients),
+    medians of the seeds.
 
-    Medians, because an activation within rounding of a kink (ReLU, max-pool) falls on its other side now and then and takes
-    its whole gradient along.
+    Medians, because an activation within rounding of a kink (ReLU, max-pool) falls on its other side now and
+    then and takes its whole gradient along.
     """
     found = [[], []]
     for seed, plain in enumerate(plain_steps(size)):
         other_step = one_step(size, Runtime(CPU.device, **execution), seed)
         for player, ((loss, grad), (other_loss, other)) in enumerate(zip(plain, other_step, strict=True)):
             relative = ((grad - other).norm() / grad.norm()).item()
-            found[player].append((abs(loss - other_loss) / abs(loss), relative, torch.cosine_similarity(grad, other, dim=0).item()))
+            found[player].append(
+                (
+                    abs(loss - other_loss) / abs(loss),
+                    relative,
+                    torch.cosine_similarity(grad, other, dim=0).item(),
+                )
+            )
     return [tuple(map(statistics.median, zip(*rows, strict=True))) for rows in found]
 
 
@@ -192,18 +221,29 @@ def test_channels_last_agrees_with_plain_float32(variant):
 
 @pytest.mark.parametrize("size", [28, 32])
 def test_the_layouts_compute_the_same_but_for_rounding(size):
-    """In float64, where no activation comes near enough to a kink: losses, penalty and gradients of both players."""
+    """In float64, where no activation comes near enough to a kink: losses, penalty and gradients of both
+    players."""
     torch.manual_seed(0)
     channels = 1 if size == 28 else 3
-    players = [p.double() for p in build_gan(CONFIG | {"width": 16, "image_size": size, "channels": channels})]
-    real, z, y = torch.rand(8, channels, size, size).double() * 2 - 1, torch.randn(8, 20).double(), torch.arange(8)
+    players = [
+        p.double() for p in build_gan(CONFIG | {"width": 16, "image_size": size, "channels": channels})
+    ]
+    real, z, y = (
+        torch.rand(8, channels, size, size).double() * 2 - 1,
+        torch.randn(8, 20).double(),
+        torch.arange(8),
+    )
     found = []
     for layout in (torch.contiguous_format, torch.channels_last):
         generator, discriminator = (copy.deepcopy(p).to(memory_format=layout) for p in players)
         fake = generator(z, y).double()
         torch.manual_seed(1)
         penalty = gradient_penalty(discriminator, real, fake.detach())
-        loss = generator_loss(*discriminator(fake), y) + penalty + discriminator_loss(*discriminator(real), y, *discriminator(fake), y)
+        loss = (
+            generator_loss(*discriminator(fake), y)
+            + penalty
+            + discriminator_loss(*discriminator(real), y, *discriminator(fake), y)
+        )
         parameters = [*generator.parameters(), *discriminator.parameters()]
         found.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]))
     assert (found[0] - found[1]).norm() / found[0].norm() < 1e-6
@@ -211,15 +251,23 @@ def test_the_layouts_compute_the_same_but_for_rounding(size):
 
 @pytest.mark.parametrize(
     ("variant", "channels_last"),
-    [(28, False), (32, True), *(pytest.param(*other, marks=pytest.mark.slow) for other in ((28, True), (32, False)))],
+    [
+        (28, False),
+        (32, True),
+        *(pytest.param(*other, marks=pytest.mark.slow) for other in ((28, True), (32, False))),
+    ],
 )
 def test_bf16_agrees_in_the_losses_and_in_the_direction_of_the_gradients(variant, channels_last):
-    """Eight bits a product move one activation in some hundred over its kink, so that gradients differ by several percent in
-    norm whatever is done in float32 around them; what must not differ is where they point."""
+    """Eight bits a product move one activation in some hundred over its kink, so that gradients differ by
+    several percent in norm whatever is done in float32 around them; what must not differ is where they
+    point."""
     for loss, _, cosine in compare(variant, amp=True, channels_last=channels_last):
         assert loss < 1e-2
-        # torch 2.6 emulates bf16 in another way (0.989), and bf16 instructions round in another (0.987 with torch 2.14)
-        assert cosine > (0.98 if torch.__version__.startswith("2.6.") or multiplies_bf16(CPU.device) else 0.99)
+        # torch 2.6 emulates bf16 in another way (0.989), and bf16 instructions round in another (0.987 with
+        # torch 2.14)
+        assert cosine > (
+            0.98 if torch.__version__.startswith("2.6.") or multiplies_bf16(CPU.device) else 0.99
+        )
 
 
 @pytest.mark.slow
@@ -230,9 +278,13 @@ def test_200_steps_end_within_the_spread_of_three_seeds():
         """Mean (loss_d, loss_g) of steps 151 to 200."""
         runtime = Runtime(CPU.device, **execution)
         torch.manual_seed(seed)
-        gan = GAN(*(runtime.place(player) for player in build_gan(CONFIG | {"width": 16, "z_dim": 100})), 1e-3)
+        gan = GAN(
+            *(runtime.place(player) for player in build_gan(CONFIG | {"width": 16, "z_dim": 100})), 1e-3
+        )
         steps = train_gan(gan, train, epochs=100, batch_size=64, gp_weight=10, seed=seed, runtime=runtime)
-        return torch.stack([torch.stack(list(at.losses.values())).detach() for at in itertools.islice(steps, 150, 200)]).mean(0)
+        return torch.stack(
+            [torch.stack(list(at.losses.values())).detach() for at in itertools.islice(steps, 150, 200)]
+        ).mean(0)
 
     plain = torch.stack([last_losses(seed) for seed in range(3)])
     spread = plain.amax(0) - plain.amin(0)
@@ -245,7 +297,9 @@ def test_200_steps_end_within_the_spread_of_three_seeds():
 
 def test_a_lack_of_memory_is_one_line(tmp_path, monkeypatch, capsys):
     def cuda(*args):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 8 GiB")
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 8 GiB"
+        )
 
     for lack in (cuda, lambda *args: torch.empty(10**15)):
         monkeypatch.setattr(gen_condense, "discriminator_step", lack)
@@ -275,7 +329,11 @@ print(faults() - before)
     if not sys.platform.startswith("linux"):
         pytest.skip("malloc keeps other ways elsewhere")
     kept, given_back = (
-        int(subprocess.run([sys.executable, "-c", program, mode], capture_output=True, text=True, check=True, cwd=ROOT).stdout)
+        int(
+            subprocess.run(
+                [sys.executable, "-c", program, mode], capture_output=True, text=True, check=True, cwd=ROOT
+            ).stdout
+        )
         for mode in ("keep", "plain")
     )
     assert kept < given_back / 5
@@ -304,7 +362,10 @@ def test_an_optimiser_s_state_takes_the_layout_of_its_weights():
     convs[0](torch.ones(1, 3, 5, 5)).sum().backward()
     saved.step()
     load_optimizer(loading, copy.deepcopy(saved.state_dict()))
-    moment, expected = loading.state[convs[1].weight]["exp_avg_sq"], saved.state[convs[0].weight]["exp_avg_sq"]
+    moment, expected = (
+        loading.state[convs[1].weight]["exp_avg_sq"],
+        saved.state[convs[0].weight]["exp_avg_sq"],
+    )
     assert moment.stride() == convs[1].weight.stride() != expected.stride()
     assert torch.equal(moment, expected)
     assert loading.state[convs[1].bias]["step"] == 1
@@ -313,7 +374,12 @@ def test_an_optimiser_s_state_takes_the_layout_of_its_weights():
 def test_on_the_cpu_adam_is_the_plain_one():
     optimizer = make_adam([torch.nn.Parameter(torch.ones(1))], 0.1)
     (group,) = optimizer.param_groups
-    assert (group["fused"], group["capturable"], group["betas"], group["lr"]) == (None, False, (0.0, 0.9), 0.1)
+    assert (group["fused"], group["capturable"], group["betas"], group["lr"]) == (
+        None,
+        False,
+        (0.0, 0.9),
+        0.1,
+    )
     set_rate(optimizer, 0.05)
     assert group["lr"] == 0.05
 
@@ -361,7 +427,9 @@ def test_both_families_of_tf32_settings_agree(tf32, on):
     assert torch.get_float32_matmul_precision() == ("high" if on else "highest")
     if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
         expected = "tf32" if on else "ieee"
-        assert torch.backends.cuda.matmul.fp32_precision == torch.backends.cudnn.conv.fp32_precision == expected
+        assert (
+            torch.backends.cuda.matmul.fp32_precision == torch.backends.cudnn.conv.fp32_precision == expected
+        )
     with torch.backends.cudnn.flags(enabled=False):
         assert torch.backends.cudnn.allow_tf32
 
@@ -370,7 +438,8 @@ def test_both_families_of_tf32_settings_agree(tf32, on):
 
 
 class Turns:
-    """Two ranks in one process: threads that take turns from one update to the next, each with its own random numbers."""
+    """Two ranks in one process: threads that take turns from one update to the next, each with its own random
+    numbers."""
 
     def __init__(self):
         self.mine = [threading.Semaphore(0), threading.Semaphore(0)]
@@ -475,7 +544,9 @@ def test_two_ranks_equal_one_process_that_accumulates(driver, trained, tmp_path,
         info = load_data("digits", "").info.to_dict()
         state = {"config": CONFIG | {"z_dim": 100}, "info": info, "val_size": 0}
         start = tmp_path / "start.pth"
-        torch.save(state | {"generator": generator.state_dict(), "discriminator": discriminator.state_dict()}, start)
+        torch.save(
+            state | {"generator": generator.state_dict(), "discriminator": discriminator.state_dict()}, start
+        )
     expected, found = accumulate(stage, start), weights(tmp_path / stage)
     before = torch.load(start, weights_only=True)
     for player in ("generator", "discriminator"):
@@ -512,7 +583,9 @@ def test_a_killed_rank_ends_the_job_with_one_line(driver, tmp_path):
     assert error.endswith("the same command continues from the last checkpoint")
     reached = weights(tmp_path / "gan")["position"]
     assert reached["epoch"] + reached["step"] > 0
-    assert driver.call("gen_condense", tmp_path / "steps", [*flags, "--epochs", str(reached["epoch"] + 1)], ranks=2) == [0, 0]
+    assert driver.call(
+        "gen_condense", tmp_path / "steps", [*flags, "--epochs", str(reached["epoch"] + 1)], ranks=2
+    ) == [0, 0]
 
 
 def test_a_stop_of_one_rank_stops_all_at_the_same_step(driver, tmp_path):
@@ -562,7 +635,11 @@ assert {path.name for path in folder.iterdir()} == {"0", "1"}, sorted(folder.ite
 def test_no_rank_goes_on_before_all_have_joined(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        job = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        job = os.environ | {
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free.getsockname()[1]),
+        }
     commands = [[sys.executable, "-c", JOINING, str(rank), str(tmp_path)] for rank in range(2)]
     ranks = [subprocess.Popen(command, cwd=ROOT, env=job | {"RANK": command[3]}) for command in commands]
     assert [rank.wait() for rank in ranks] == [0, 0]
@@ -588,7 +665,9 @@ def test_torchrun_spreads_classifiers_and_writes_the_same_rows(trained, tmp_path
     alone = run(validate, validate_flags(tmp_path / "alone", *flags))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*torchrun, "validate.py", *validate_flags(tmp_path / "spread", *flags)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("classifier ") == 1  # one table
     rows = json.loads((tmp_path / "spread" / "test" / "results.json").read_text())

@@ -1,4 +1,5 @@
-"""Condensed images: what is optimised, on which images, within which range, and that a stop changes nothing."""
+"""Condensed images: what is optimised, on which images, within which range, and that a stop changes
+nothing."""
 
 from dataclasses import replace
 from functools import partial
@@ -48,14 +49,23 @@ def test_what_the_pixels_start_from(init, digits):
     found = make(digits, ipc=5, init=init).contents()
     assert torch.equal(found.labels, torch.arange(3).repeat_interleave(5))
     assert (found.images.dtype, found.images.shape) == (torch.uint8, (15, 1, 28, 28))
-    known = {(image.numpy().tobytes(), int(label)) for image, label in zip(digits[1].images, digits[1].labels, strict=True)}
-    real = [(image.numpy().tobytes(), int(label)) in known for image, label in zip(found.images, found.labels, strict=True)]
+    known = {
+        (image.numpy().tobytes(), int(label))
+        for image, label in zip(digits[1].images, digits[1].labels, strict=True)
+    }
+    real = [
+        (image.numpy().tobytes(), int(label)) in known
+        for image, label in zip(found.images, found.labels, strict=True)
+    ]
     assert all(real) if init == "real" else not any(real)
     assert len(found.images.flatten(1).unique(dim=0)) == 15
 
 
 def test_more_images_than_a_class_has_start_from_noise_alone(digits):
-    with pytest.raises(UsageError, match="500 condensed images of class 0, which has 151 real ones to start from: expected fewer"):
+    with pytest.raises(
+        UsageError,
+        match="500 condensed images of class 0, which has 151 real ones to start from: expected fewer",
+    ):
         make(digits, ipc=500)
     assert make(digits, ipc=500, init="noise").pixels.shape == (3, 500, 1, 28, 28)
 
@@ -70,9 +80,13 @@ def test_one_image_of_a_class_is_condensed_and_one_real_image_is_no_distribution
     else:
         _, train = digits
         of_zero, others = torch.where(train.labels == 0)[0], torch.where(train.labels > 0)[0]
-        with pytest.raises(UsageError, match=f"--condense-match {match}: class 0 has 1 training image, expected two or more"):
+        with pytest.raises(
+            UsageError, match=f"--condense-match {match}: class 0 has 1 training image, expected two or more"
+        ):
             make(digits, match, train=train[torch.cat([of_zero[:1], others])])
-        with pytest.raises(UsageError, match=f"--condense-batch 1: --condense-match {match} needs two or more real images"):
+        with pytest.raises(
+            UsageError, match=f"--condense-batch 1: --condense-match {match} needs two or more real images"
+        ):
             Condensing.of({"condense_match": match, "condense_batch": 1})
 
 
@@ -113,8 +127,12 @@ def test_pixels_are_clipped_to_the_range_of_images(match, digits):
 def test_the_images_of_a_class_depend_on_its_real_images_alone(match, digits):
     """With one class a step, to the bit; the unit of a distance is a mean over the classes of a step."""
     _, train = digits
-    noise = torch.randint(256, train.images.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    others = ImageSet(torch.where((train.labels == 1)[:, None, None, None], train.images, noise), train.labels)
+    noise = torch.randint(
+        256, train.images.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
+    others = ImageSet(
+        torch.where((train.labels == 1)[:, None, None, None], train.images, noise), train.labels
+    )
     found = []
     for images in (train, others):
         condensed = make(digits, match, train=images)
@@ -158,7 +176,9 @@ def test_a_step_is_sgd_on_the_distance_times_the_number_of_images(digits):
     start = other.pixels.detach().clone().requires_grad_(True)
     real, y = other.train.batch(groups.flatten())
     rows = other.train.labels[groups[:, 0]]  # these classes are 0, 1 and 2, as are the rows
-    operations = one.matching.choose_operations(torch.Generator().manual_seed(derive_seed(0, "condense operations", 0)))
+    operations = one.matching.choose_operations(
+        torch.Generator().manual_seed(derive_seed(0, "condense operations", 0))
+    )
     augment = draw_operations(operations, 1, 28, CPU.device)
     loss = other.matching.loss(other.pool.model, real, start[rows].flatten(0, 1), y, augment, CPU, groups=3)
     (grad,) = torch.autograd.grad(12 * loss, start)
@@ -178,7 +198,13 @@ def test_read_back_it_goes_on_as_it_would_have(match, images, digits):
 
 def test_defaults_are_those_of_the_match():
     assert Condensing.of({}) == Condensing("mean", 1000, RATES["mean"], 64, "convnet_w32", "real")
-    given = {"condense_match": "grad", "condense_steps": 5, "condense_batch": 7, "condense_network": "resnet18", "condense_init": "noise"}
+    given = {
+        "condense_match": "grad",
+        "condense_steps": 5,
+        "condense_batch": 7,
+        "condense_network": "resnet18",
+        "condense_init": "noise",
+    }
     given |= {"condense_images": 3}
     assert Condensing.of(given) == Condensing("grad", 5, RATES["grad"], 7, "resnet18_w32", "noise", 3)
     with pytest.raises(UsageError, match="unknown network 'vgg'"):

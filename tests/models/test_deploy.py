@@ -14,7 +14,16 @@ import pool_match
 import validate
 from data import DATASETS, load_data
 from engine.runtime import Runtime
-from models import GANS, build_classifier, build_gan, decode, load_generator, read_classifier, read_gan, save_classifier
+from models import (
+    GANS,
+    build_classifier,
+    build_gan,
+    decode,
+    load_generator,
+    read_classifier,
+    read_gan,
+    save_classifier,
+)
 from models.deploy import Filtered, Several
 from scoring import evaluation
 from scoring.results import describe
@@ -27,7 +36,8 @@ INFO = DATASETS["digits"].info
 
 
 class Constant(nn.Module):
-    """Images whose first pixel is the class and whose second is this generator's number, the third counts calls."""
+    """Images whose first pixel is the class and whose second is this generator's number, the third counts
+    calls."""
 
     num_classes = 3
 
@@ -53,14 +63,18 @@ def test_several_share_the_images_in_equal_numbers_and_keep_the_labels():
     assert torch.bincount(makers).tolist() == [100, 100, 100]
     for label in range(3):  # and at random, so that no class has a maker of its own
         assert min(torch.bincount(makers[y == label], minlength=3)) > 15
-    assert torch.equal(images, generator.sample(y, torch.Generator().manual_seed(0)) * torch.tensor([1, 1, 0, 1]))
+    assert torch.equal(
+        images, generator.sample(y, torch.Generator().manual_seed(0)) * torch.tensor([1, 1, 0, 1])
+    )
     assert generator.sample(y[:1]).shape == (1, 1, 1, 4)  # fewer images than makers
 
 
 def test_a_row_of_several_generators(trained, tmp_path, capsys):
     paths = [str(trained / "gan" / "last.pth"), str(trained / "match" / "last.pth")]
     flags = ["--mixture", "--source", "generator", "--pretrain-weight"]
-    one, several = (run(validate, validate_flags(tmp_path, *flags, *weights))[0] for weights in (paths[:1], paths))
+    one, several = (
+        run(validate, validate_flags(tmp_path, *flags, *weights))[0] for weights in (paths[:1], paths)
+    )
     assert several["generator_bytes"] == 2 * one["generator_bytes"]
     assert several["generator_parameters"] == 2 * one["generator_parameters"]
     assert len(set(several["checkpoint_sha256"])) == 2
@@ -98,7 +112,16 @@ def test_images_are_drawn_again_until_the_teacher_is_sure_and_classes_stay_balan
 def test_a_row_of_filtered_images(trained, tmp_path, capsys):
     weight = ["--source", "generator", "--pretrain-weight", str(trained / "match" / "last.pth")]
     taught = validate_flags(
-        tmp_path / "teacher", "--data", "digits", "--source", "real", "--save-classifiers", "--val-size", "100", "--seed", "7"
+        tmp_path / "teacher",
+        "--data",
+        "digits",
+        "--source",
+        "real",
+        "--save-classifiers",
+        "--val-size",
+        "100",
+        "--seed",
+        "7",
     )
     run(validate, taught)
     saved = sorted((tmp_path / "teacher" / "test" / "classifiers").iterdir())
@@ -108,15 +131,22 @@ def test_a_row_of_filtered_images(trained, tmp_path, capsys):
     assert len(list(saved[0].parent.iterdir())) == 4
     assert saved[0].stat().st_mtime_ns < max(path.stat().st_mtime_ns for path in saved[0].parent.iterdir())
     plain, filtered = (
-        run(validate, validate_flags(tmp_path, *weight, *extra))[0] for extra in ([], ["--filter", "0.5", "--teacher", str(saved[0])])
+        run(validate, validate_flags(tmp_path, *weight, *extra))[0]
+        for extra in ([], ["--filter", "0.5", "--teacher", str(saved[0])])
     )
     teacher = read_classifier(saved[0])
     assert filtered["num_bytes"] == plain["num_bytes"] + num_bytes(teacher.classifier)
     assert (filtered["filter"], filtered["teacher"]) == (0.5, "convnet_w32")
     assert filtered["accs"] != plain["accs"]
     capsys.readouterr()
-    run(validate, validate_flags(tmp_path, *weight, "--filter", "0.5", "--teacher", str(saved[0]), "--val-size", "200"))
-    assert f"{saved[0]} was trained with --val-size 100: it has seen images held out now" in capsys.readouterr().err
+    run(
+        validate,
+        validate_flags(tmp_path, *weight, "--filter", "0.5", "--teacher", str(saved[0]), "--val-size", "200"),
+    )
+    assert (
+        f"{saved[0]} was trained with --val-size 100: it has seen images held out now"
+        in capsys.readouterr().err
+    )
 
 
 def test_classifiers_are_kept_where_the_rows_were_there_before(tmp_path):
@@ -128,17 +158,29 @@ def test_classifiers_are_kept_where_the_rows_were_there_before(tmp_path):
 
 def test_the_table_says_what_is_stored(trained, tmp_path, capsys):
     paths = [str(trained / stage / "last.pth") for stage in ("gan", "match")]
-    rows = run(validate, validate_flags(tmp_path, "--source", "generator", "--storage", "fp16", "--mixture", "--pretrain-weight", *paths))
+    rows = run(
+        validate,
+        validate_flags(
+            tmp_path, "--source", "generator", "--storage", "fp16", "--mixture", "--pretrain-weight", *paths
+        ),
+    )
     assert f"  {rows[0]['num_bytes'] / 1e6:.2f} MB, fp16, 2 generators  " in capsys.readouterr().out
     assert describe(rows[0] | {"checkpoint_sha256": "x", "filter": 0.5}).endswith(" MB, fp16, filter 0.5")
 
 
 def test_a_saved_classifier_is_the_one_that_was_tested(tmp_path):
-    row = run(validate, validate_flags(tmp_path, "--data", "digits", "--source", "real", "--save-classifiers", "--repeats", "1"))[0]
+    row = run(
+        validate,
+        validate_flags(
+            tmp_path, "--data", "digits", "--source", "real", "--save-classifiers", "--repeats", "1"
+        ),
+    )[0]
     (path,) = (tmp_path / "test" / "classifiers").iterdir()
     saved = read_classifier(path)
     data = load_data("digits", "nowhere")
-    assert evaluation.accuracy(evaluation.confusion_matrix(saved.classifier, data.test, 10)) == pytest.approx(row["mean"], abs=1e-3)
+    assert evaluation.accuracy(evaluation.confusion_matrix(saved.classifier, data.test, 10)) == pytest.approx(
+        row["mean"], abs=1e-3
+    )
     assert (saved.network, saved.info, saved.val_size) == ("convnet_w32", INFO, 0)
     assert not saved.classifier.training
 
@@ -150,10 +192,19 @@ def test_a_saved_classifier_is_the_one_that_was_tested(tmp_path):
 def test_an_export_gives_the_same_images_and_the_same_row(storage, trained, tmp_path):
     weight = trained / "match" / "last.pth"
     flags = ["--source", "generator", "--storage", storage]
-    row = run(validate, validate_flags(tmp_path, *flags, "--pretrain-weight", str(weight), "--export", str(tmp_path / "out")))[0]
+    row = run(
+        validate,
+        validate_flags(tmp_path, *flags, "--pretrain-weight", str(weight), "--export", str(tmp_path / "out")),
+    )[0]
     path = tmp_path / "out" / "generator.safetensors"
-    back = run(validate, validate_flags(tmp_path / "back", "--source", "generator", "--pretrain-weight", str(path)))[0]
-    assert (back["accs"], back["generator_bytes"], back["storage"]) == (row["accs"], row["generator_bytes"], storage)
+    back = run(
+        validate, validate_flags(tmp_path / "back", "--source", "generator", "--pretrain-weight", str(path))
+    )[0]
+    assert (back["accs"], back["generator_bytes"], back["storage"]) == (
+        row["accs"],
+        row["generator_bytes"],
+        storage,
+    )
     expected, found = store(load_generator(weight), storage), load_generator(path)
     y = torch.arange(10)
     draws = [torch.Generator().manual_seed(0) for _ in range(2)]
@@ -173,7 +224,9 @@ def test_an_export_gives_the_same_images_and_the_same_row(storage, trained, tmp_
 @pytest.mark.parametrize("gan", GANS)
 def test_int8_keeps_each_output_channel_to_a_254th_of_its_range(gan):
     torch.manual_seed(0)
-    generator, _ = build_gan({"gan": gan, "num_classes": 10, "channels": 3, "image_size": 32, "width": 8, "z_dim": 20})
+    generator, _ = build_gan(
+        {"gan": gan, "num_classes": 10, "channels": 3, "image_size": 32, "width": 8, "z_dim": 20}
+    )
     kept = encode(generator, "int8")
     assert sum(t.numel() * t.element_size() for t in kept.values()) == num_bytes(generator, "int8")
     back, layers = decode(kept), 0
@@ -181,14 +234,20 @@ def test_int8_keeps_each_output_channel_to_a_254th_of_its_range(gan):
         if isinstance(part, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             layers += 1
             channels = part.weight.transpose(0, 1) if isinstance(part, nn.ConvTranspose2d) else part.weight
-            found = back[f"{path}.weight"].transpose(0, 1) if isinstance(part, nn.ConvTranspose2d) else back[f"{path}.weight"]
+            found = (
+                back[f"{path}.weight"].transpose(0, 1)
+                if isinstance(part, nn.ConvTranspose2d)
+                else back[f"{path}.weight"]
+            )
             step = channels.detach().flatten(1).abs().amax(1) / 127  # of each output channel its own
             error = (found - channels).detach().flatten(1).abs().amax(1)
             assert (error <= step / 2 * 1.001).all(), path
             assert len(step.unique()) > 1 or len(step) == 1
     assert layers > 3
     assert store(generator, "int8") is generator
-    assert all(torch.equal(value, back[name]) for name, value in generator.state_dict().items() if name in back)
+    assert all(
+        torch.equal(value, back[name]) for name, value in generator.state_dict().items() if name in back
+    )
 
 
 def test_int8_of_zeros_is_zeros():
@@ -225,7 +284,10 @@ def test_released_weights(path):
 @pytest.mark.parametrize("path", sorted((ROOT / "weights").iterdir()), ids=lambda path: path.stem)
 def test_released_weights_teach(path, data_dir, tmp_path):
     quick = "--ipc 50 --epochs-eval 15 --repeats 1 --source generator real".split()
-    row, real = run(validate, validate_flags(tmp_path, "--pretrain-weight", str(path), "--data-dir", str(data_dir), *quick))
+    row, real = run(
+        validate,
+        validate_flags(tmp_path, "--pretrain-weight", str(path), "--data-dir", str(data_dir), *quick),
+    )
     assert row["mean"] > 0.55 * real["mean"] > 12  # chance is 10
 
 
@@ -237,30 +299,61 @@ def test_released_weights_teach(path, data_dir, tmp_path):
     [
         (["--filter", "0.5"], "--filter and --teacher need each other"),
         (["--teacher", "x.pth"], "--teacher x.pth is for --labels soft and --filter, found neither"),
-        (["--filter", "1.5", "--teacher", "x"], "argument --filter: found 1.5, expected a number >= 0 and <= 1"),
+        (
+            ["--filter", "1.5", "--teacher", "x"],
+            "argument --filter: found 1.5, expected a number >= 0 and <= 1",
+        ),
         (["--filter", "0.5", "--teacher", "missing.pth"], "missing.pth: no such file, expected a checkpoint"),
-        (["--filter", "0.5", "--teacher", "{gan}"], "not a classifier that validate.py --save-classifiers wrote"),
-        (["--filter", "0.5", "--teacher", "{cifar}"], "was trained on cifar10, expected a classifier of digits"),
-        (["--filter", "0.5", "--teacher", "{mnist}"], "was trained on mnist, expected a classifier of digits"),
-        (["--storage", "fp16", "--source", "real", "--data", "digits"], "--filter and --storage are of --source generator, found real"),
+        (
+            ["--filter", "0.5", "--teacher", "{gan}"],
+            "not a classifier that validate.py --save-classifiers wrote",
+        ),
+        (
+            ["--filter", "0.5", "--teacher", "{cifar}"],
+            "was trained on cifar10, expected a classifier of digits",
+        ),
+        (
+            ["--filter", "0.5", "--teacher", "{mnist}"],
+            "was trained on mnist, expected a classifier of digits",
+        ),
+        (
+            ["--storage", "fp16", "--source", "real", "--data", "digits"],
+            "--filter and --storage are of --source generator, found real",
+        ),
         (
             ["--pretrain-weight", "{reference}", "--data", "digits", "--export", "out"],
             "names no data set, expected a checkpoint written here",
         ),
-        (["--pretrain-weight", "{odd}"], "not a generator exported here: its storage int3 is missing or of another kind"),
+        (
+            ["--pretrain-weight", "{odd}"],
+            "not a generator exported here: its storage int3 is missing or of another kind",
+        ),
         (["--pretrain-weight", "{short}"], "not a generator exported here: its 'channels' is missing"),
-        (["--pretrain-weight", "{gan}", "missing.safetensors"], "missing.safetensors: no such file, expected a generator in safetensors"),
-        (["--pretrain-weight", "{torn}"], "expected safetensors, found 40 bytes of another kind, or truncated"),
+        (
+            ["--pretrain-weight", "{gan}", "missing.safetensors"],
+            "missing.safetensors: no such file, expected a generator in safetensors",
+        ),
+        (
+            ["--pretrain-weight", "{torn}"],
+            "expected safetensors, found 40 bytes of another kind, or truncated",
+        ),
         (["--pretrain-weight", "{strange}"], "not a generator exported here: its 'generator' is missing"),
         (["--mixture", "--pretrain-weight", "{gan}", "{other}"], "was made for num classes 3, found 10"),
-        (["--pretrain-weight", "{gan}", "{gan}", "--export", "out"], "--export out: expected one --pretrain-weight, found 2"),
+        (
+            ["--pretrain-weight", "{gan}", "{gan}", "--export", "out"],
+            "--export out: expected one --pretrain-weight, found 2",
+        ),
         (["--storage", "int3"], "argument --storage: invalid choice"),
     ],
 )
 def test_bad_input_is_one_line(flags, message, trained, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_classifier(
-        tmp_path / "cifar.pth", build_classifier("convnet_w32", DATASETS["cifar10"].info), "convnet_w32", DATASETS["cifar10"].info, 0
+        tmp_path / "cifar.pth",
+        build_classifier("convnet_w32", DATASETS["cifar10"].info),
+        "convnet_w32",
+        DATASETS["cifar10"].info,
+        0,
     )
     mnist = DATASETS["mnist"].info
     save_classifier(tmp_path / "mnist.pth", build_classifier("convnet_w32", mnist), "convnet_w32", mnist, 0)
@@ -274,14 +367,23 @@ def test_bad_input_is_one_line(flags, message, trained, tmp_path, capsys, monkey
     save_file({"x": torch.zeros(3)}, tmp_path / "strange.safetensors")
     exported.write_bytes((tmp_path / "strange.safetensors").read_bytes()[:40])
     reference_checkpoint(tmp_path / "other.pth", channels=1, size=28, classes=3)
-    names = {"gan": trained / "gan" / "last.pth", "torn": exported, "strange": tmp_path / "strange.safetensors"}
+    names = {
+        "gan": trained / "gan" / "last.pth",
+        "torn": exported,
+        "strange": tmp_path / "strange.safetensors",
+    }
     names |= {name: tmp_path / f"{name}.safetensors" for name in ("odd", "short")}
     names |= {name: tmp_path / f"{name}.pth" for name in ("mnist", "reference")}
     names |= {"cifar": tmp_path / "cifar.pth", "other": tmp_path / "other.pth"}
     before = sorted(tmp_path.rglob("*"))
     default = [] if "--pretrain-weight" in flags else ["--pretrain-weight", str(trained / "gan" / "last.pth")]
     with pytest.raises(SystemExit) as stop:
-        run(validate, validate_flags(tmp_path, "--source", "generator", *default, *(flag.format(**names) for flag in flags)))
+        run(
+            validate,
+            validate_flags(
+                tmp_path, "--source", "generator", *default, *(flag.format(**names) for flag in flags)
+            ),
+        )
     assert stop.value.code == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning")]
     assert message in line
@@ -292,11 +394,23 @@ def test_stage_2_wants_a_discriminator(trained, tmp_path, capsys):
     run(
         validate,
         validate_flags(
-            tmp_path, "--source", "generator", "--pretrain-weight", str(trained / "gan" / "last.pth"), "--export", str(tmp_path)
+            tmp_path,
+            "--source",
+            "generator",
+            "--pretrain-weight",
+            str(trained / "gan" / "last.pth"),
+            "--export",
+            str(tmp_path),
         ),
     )
     path = tmp_path / "generator.safetensors"
     with pytest.raises(SystemExit):
-        run(pool_match, ["--tag", "m", "--results-dir", str(tmp_path), "--weight", str(path), "--device", "cpu"])
-    assert "holds a generator without its discriminator, expected a checkpoint of GAN training" in capsys.readouterr().err
+        run(
+            pool_match,
+            ["--tag", "m", "--results-dir", str(tmp_path), "--weight", str(path), "--device", "cpu"],
+        )
+    assert (
+        "holds a generator without its discriminator, expected a checkpoint of GAN training"
+        in capsys.readouterr().err
+    )
     assert read_gan(path).info == INFO

@@ -37,7 +37,9 @@ def make_gan(lr: float = 1e-3, ema: float = 0.0, lr_d: float | None = None, **si
 @pytest.fixture
 def train() -> ImageSet:
     draw = torch.Generator().manual_seed(0)
-    return ImageSet(torch.randint(256, (64, 1, 28, 28), dtype=torch.uint8, generator=draw), torch.arange(64) % 10)
+    return ImageSet(
+        torch.randint(256, (64, 1, 28, 28), dtype=torch.uint8, generator=draw), torch.arange(64) % 10
+    )
 
 
 # the networks
@@ -47,7 +49,10 @@ def train() -> ImageSet:
 def test_at_its_default_width_it_is_no_larger_than_dim_s(info):
     sizes = {"num_classes": info.num_classes, "channels": info.channels, "image_size": info.image_size}
     z_dim = max(100, 2 * info.num_classes)
-    dim, resnet = (build_gan({"gan": name, **sizes, "width": GANS[name].width, "z_dim": z_dim})[0] for name in ("dim", "resnet"))
+    dim, resnet = (
+        build_gan({"gan": name, **sizes, "width": GANS[name].width, "z_dim": z_dim})[0]
+        for name in ("dim", "resnet")
+    )
     assert num_parameters(resnet) <= num_parameters(dim)
 
 
@@ -58,7 +63,9 @@ def test_parameter_counts(channels, size, count):
 
 @pytest.mark.parametrize(("channels", "size", "classes"), [(3, 32, 10), (1, 28, 10), (1, 32, 2), (3, 28, 30)])
 def test_the_pair_fits(channels, size, classes):
-    generator, discriminator = build_gan(CONFIG | {"num_classes": classes, "channels": channels, "image_size": size, "z_dim": 40})
+    generator, discriminator = build_gan(
+        CONFIG | {"num_classes": classes, "channels": channels, "image_size": size, "z_dim": 40}
+    )
     y = torch.arange(6) % classes
     images = generator.sample(y)
     assert images.shape == (6, channels, size, size)
@@ -67,7 +74,11 @@ def test_the_pair_fits(channels, size, classes):
     assert scores.shape == (6,)
     assert logits is None
     scores.square().sum().backward()
-    assert all(p.grad is not None and torch.isfinite(p.grad).all() for module in (generator, discriminator) for p in module.parameters())
+    assert all(
+        p.grad is not None and torch.isfinite(p.grad).all()
+        for module in (generator, discriminator)
+        for p in module.parameters()
+    )
 
 
 def test_the_class_matters_to_both_players():
@@ -106,7 +117,9 @@ def test_every_conv_of_the_discriminator_comes_to_a_largest_singular_value_of_on
     layers = [m for m in discriminator.modules() if parametrize.is_parametrized(m, "weight")]
     assert len(layers) == 8 + 2  # of four blocks, and two shortcuts
     for layer in layers:
-        assert torch.linalg.matrix_norm(layer.weight.detach().flatten(1), 2).item() == pytest.approx(1, abs=0.05)
+        assert torch.linalg.matrix_norm(layer.weight.detach().flatten(1), 2).item() == pytest.approx(
+            1, abs=0.05
+        )
 
 
 def test_weights_are_normalised_in_float32_once_a_pass():
@@ -136,14 +149,31 @@ def test_resampling_within_a_conv_is_that_before_or_after_it(side):
 def test_its_losses_are_the_hinge_game_s(train, monkeypatch):
     gan = make_gan()
     scores = torch.cat([torch.full((8,), 0.5), torch.full((8,), -3.0)])
-    monkeypatch.setattr(gan.discriminator, "forward", lambda x, y: (scores + 0 * gan.discriminator.fc1.bias, None))
+    monkeypatch.setattr(
+        gan.discriminator, "forward", lambda x, y: (scores + 0 * gan.discriminator.fc1.bias, None)
+    )
     monkeypatch.setattr("models.gan.gradient_penalty", None)  # never called
     real, y = train.batch(torch.arange(8))
     assert discriminator_step(gan, real, y, 10.0, CPU).item() == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(
-    "extra", [[], ["--diffaug", "color_crop_cutout", "--ema", "0.9", "--restat", "2", "--lr-decay", "linear", "--lr-d", "1e-3"]]
+    "extra",
+    [
+        [],
+        [
+            "--diffaug",
+            "color_crop_cutout",
+            "--ema",
+            "0.9",
+            "--restat",
+            "2",
+            "--lr-decay",
+            "linear",
+            "--lr-d",
+            "1e-3",
+        ],
+    ],
 )
 def test_both_stages_take_it_and_resume_to_the_bit(extra, tmp_path):
     flags = gan_flags(tmp_path / "a", "--gan", "resnet", *extra)
@@ -200,7 +230,9 @@ def test_it_learns_the_mean_of_each_class():
 
 def test_several_discriminator_steps_take_real_images_of_their_own(train, monkeypatch):
     gan, seen = make_gan(), []
-    monkeypatch.setattr(gen_condense, "discriminator_step", lambda gan, real, *rest: seen.append(real) or torch.zeros(()))
+    monkeypatch.setattr(
+        gen_condense, "discriminator_step", lambda gan, real, *rest: seen.append(real) or torch.zeros(())
+    )
     steps = list(train_gan(gan, train, epochs=1, batch_size=8, gp_weight=0, seed=0, runtime=CPU, d_steps=3))
     assert [at.step for at in steps] == [1, 2]
     assert len(seen) == 6
@@ -213,7 +245,9 @@ def test_rates_fall_to_zero(train):
     assert [rate_factor("linear", done, 4) for done in range(4)] == [1, 0.75, 0.5, 0.25]
     assert rate_factor("none", 3, 4) == 1
     gan, rates = make_gan(lr=1e-3, lr_d=4e-3), []
-    for _ in train_gan(gan, train, epochs=2, batch_size=16, gp_weight=0, seed=0, runtime=CPU, lr_decay="linear"):
+    for _ in train_gan(
+        gan, train, epochs=2, batch_size=16, gp_weight=0, seed=0, runtime=CPU, lr_decay="linear"
+    ):
         rates.append([optim.param_groups[0]["lr"] for optim in (gan.optim_g, gan.optim_d)])
     assert [g for g, _ in rates] == pytest.approx([1e-3 * (1 - i / 8) for i in range(8)])
     assert [d for _, d in rates] == pytest.approx([4e-3 * (1 - i / 8) for i in range(8)])
@@ -238,7 +272,11 @@ def test_the_augmentation_reaches_both_sides_and_all_steps(gan, train, monkeypat
     monkeypatch.setattr(gen_condense, "differentiable_augment", spy)
     monkeypatch.setattr("models.gan.differentiable_augment", spy)
     pair = make_gan(gan=gan, z_dim=20)
-    next(train_gan(pair, train, epochs=1, batch_size=8, gp_weight=10, seed=0, runtime=CPU, diffaug="color_cutout"))
+    next(
+        train_gan(
+            pair, train, epochs=1, batch_size=8, gp_weight=10, seed=0, runtime=CPU, diffaug="color_cutout"
+        )
+    )
     assert seen == [(8, ("color", "cutout"), True), (16, ("color", "cutout"), False)]
 
 
@@ -258,7 +296,9 @@ def test_statistics_of_an_average_are_estimated_anew():
     with torch.no_grad():
         norm.running_mean.fill_(100.0)
     inputs = []
-    hook = norm.register_forward_hook(lambda module, args, out: inputs.append(args[0].detach().transpose(0, 1).flatten(1)))
+    hook = norm.register_forward_hook(
+        lambda module, args, out: inputs.append(args[0].detach().transpose(0, 1).flatten(1))
+    )
     before = torch.get_rng_state()
     estimate_statistics(generator, 5, 16, 0, CPU)
     hook.remove()

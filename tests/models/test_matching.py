@@ -36,7 +36,9 @@ def test_every_distance_takes_class_balanced_batches_and_pulls_generated_images_
     assert fake.grad.abs().sum() > 0
     if name != "grad":
         assert all(p.grad is None for p in model.parameters())
-    doubled = Matching(name, 2 * MATCH_WEIGHTS[name], batch=4).loss(model, real, fake, y, augment, CPU, groups=3)
+    doubled = Matching(name, 2 * MATCH_WEIGHTS[name], batch=4).loss(
+        model, real, fake, y, augment, CPU, groups=3
+    )
     assert doubled.item() == pytest.approx(2 * loss.item(), rel=1e-3)
     assert matching.loss(model, real, real.clone(), y, augment, CPU, groups=3) < 0.1 * loss
 
@@ -74,7 +76,10 @@ def test_features_of_a_class_are_compared_in_the_batch_of_the_class():
 @pytest.mark.parametrize(
     ("matching", "message"),
     [
-        (Matching("dist", metric="l1"), "--metric l1: --match dist takes none, expected --match logit, feat, grad"),
+        (
+            Matching("dist", metric="l1"),
+            "--metric l1: --match dist takes none, expected --match logit, feat, grad",
+        ),
         (Matching("none", metric="l1"), "--metric l1: --match none takes none"),
         (Matching("mean"), "--match mean compares classes: expected --match-batch"),
         (Matching("attention"), "--match attention compares classes"),
@@ -95,7 +100,8 @@ def test_matching_alone_needs_a_distance_and_batches_of_its_own(matching):
 
 
 def test_the_parts_of_a_class_may_differ_in_number():
-    """Six real images of each of three classes beside two others: gradients with the right labels, and the last features alone."""
+    """Six real images of each of three classes beside two others: gradients with the right labels, and the
+    last features alone."""
     torch.manual_seed(0)
     model = build_classifier("convnet_w32", DATASETS["digits"].info).train()
     real, y = groups(3, 6)
@@ -104,9 +110,17 @@ def test_the_parts_of_a_class_may_differ_in_number():
     for label in range(3):
         sides = (real[6 * label :][:6], y[6 * label :][:6]), (fake[2 * label :][:2], y[6 * label :][:2])
         losses = [F.cross_entropy(model(images), labels) for images, labels in sides]
-        parts.append(match_gradients(*(torch.autograd.grad(loss, list(model.parameters())) for loss in losses), "cos", fc=True))
-    found = Matching("grad", 1.0, metric="cos", fc=True, batch=6).loss(model, real, fake, y, None, CPU, groups=3)
+        parts.append(
+            match_gradients(
+                *(torch.autograd.grad(loss, list(model.parameters())) for loss in losses), "cos", fc=True
+            )
+        )
+    found = Matching("grad", 1.0, metric="cos", fc=True, batch=6).loss(
+        model, real, fake, y, None, CPU, groups=3
+    )
     assert found.item() == pytest.approx(torch.stack(parts).mean().item(), rel=1e-4)
-    last = [model.logits_and_features(images)[1][-1].flatten(1).unflatten(0, (3, -1)) for images in (real, fake)]
+    last = [
+        model.logits_and_features(images)[1][-1].flatten(1).unflatten(0, (3, -1)) for images in (real, fake)
+    ]
     found = Matching("mean", 1.0, batch=6, last=True).loss(model, real, fake, y, None, CPU, groups=3)
     assert found.item() == pytest.approx(mean_distance(*last).item(), rel=1e-4)

@@ -13,7 +13,10 @@ from models.gan import GAN, sample_grid
 from models.layers import _HalveOnCPU, average_pool
 from utils import UsageError
 
-INFOS = [*(row.info for row in DATASETS.values()), DataInfo("folder", 3, 28, 3, ("a", "b", "c"), (0.5,) * 3, (0.2,) * 3)]
+INFOS = [
+    *(row.info for row in DATASETS.values()),
+    DataInfo("folder", 3, 28, 3, ("a", "b", "c"), (0.5,) * 3, (0.2,) * 3),
+]
 
 
 CONFIG = {"num_classes": 2, "channels": 1, "image_size": 28, "width": 2, "z_dim": 4}
@@ -51,15 +54,21 @@ def test_parameter_counts(name, count):
     assert num_parameters(build_classifier(name, DATASETS["cifar10"].info)) == count
 
 
-@pytest.mark.parametrize(("channels", "size", "counts"), [(3, 32, (3_559_363, 3_137_971)), (1, 28, (3_286_921, 2_969_803))])
+@pytest.mark.parametrize(
+    ("channels", "size", "counts"), [(3, 32, (3_559_363, 3_137_971)), (1, 28, (3_286_921, 2_969_803))]
+)
 def test_parameter_counts_of_the_gan(channels, size, counts):
-    pair = build_gan({"num_classes": 10, "channels": channels, "image_size": size, "width": 196, "z_dim": 100})
+    pair = build_gan(
+        {"num_classes": 10, "channels": channels, "image_size": size, "width": 196, "z_dim": 100}
+    )
     assert tuple(map(num_parameters, pair)) == counts
 
 
 @pytest.mark.parametrize(("channels", "size", "classes"), [(3, 32, 10), (1, 28, 10), (1, 32, 2), (3, 28, 30)])
 def test_generator_and_discriminator_fit_each_other(channels, size, classes):
-    generator, discriminator = build_gan({"num_classes": classes, "channels": channels, "image_size": size, "width": 5, "z_dim": 40})
+    generator, discriminator = build_gan(
+        {"num_classes": classes, "channels": channels, "image_size": size, "width": 5, "z_dim": 40}
+    )
     y = torch.arange(4) % classes
     images = generator.sample(y)
     assert images.shape == (4, channels, size, size)
@@ -85,8 +94,12 @@ def test_the_class_code_overwrites_the_first_entries_of_z():
 
 
 def test_names():
-    assert network_name("resnet18") == "resnet18_w32"  # DiM's commands mean the narrow one; what is stored says so
-    with pytest.raises(UsageError, match=r"unknown network 'resnet19', expected one of convnet, .*resnet18_w64"):
+    assert (
+        network_name("resnet18") == "resnet18_w32"
+    )  # DiM's commands mean the narrow one; what is stored says so
+    with pytest.raises(
+        UsageError, match=r"unknown network 'resnet19', expected one of convnet, .*resnet18_w64"
+    ):
         build_classifier("resnet19", DATASETS["cifar10"].info)
 
 
@@ -104,7 +117,9 @@ def test_the_wrapper_normalises_before_it_augments():
 
     pixels = torch.tensor([0.75, 0.4]).view(1, 2, 1, 1).expand(1, 2, 32, 32)  # in [0, 1]
     Classifier(Spy(), info)(pixels * 2 - 1, augment=lambda x: x + 1)
-    assert torch.allclose(seen[0][0, :, 0, 0], torch.tensor([(0.75 - 0.25) / 0.5 + 1, (0.4 - 0.5) / 0.1 + 1]), atol=1e-5)
+    assert torch.allclose(
+        seen[0][0, :, 0, 0], torch.tensor([(0.75 - 0.25) / 0.5 + 1, (0.4 - 0.5) / 0.1 + 1]), atol=1e-5
+    )
 
 
 def test_the_augmentation_is_not_rounded_to_bf16():
@@ -151,7 +166,11 @@ def test_average_pool_is_differentiable_twice():
 
 
 def test_moving_average_of_the_generator():
-    gan = GAN(*build_gan({"num_classes": 2, "channels": 1, "image_size": 28, "width": 2, "z_dim": 4}), lr=1e-3, ema=0.75)
+    gan = GAN(
+        *build_gan({"num_classes": 2, "channels": 1, "image_size": 28, "width": 2, "z_dim": 4}),
+        lr=1e-3,
+        ema=0.75,
+    )
     before = gan.generator.fc1.weight.detach().clone()
     with torch.no_grad():
         gan.generator.fc1.weight.add_(4.0)
@@ -206,7 +225,13 @@ def test_reference_state_dicts_have_the_papers_keys(tmp_path):
 def test_load_generator_reads_reference_checkpoints(tmp_path, channels, size):
     written = reference_checkpoint(tmp_path / "g.pth", channels, size).eval()
     read = load_generator(tmp_path / "g.pth")
-    assert (read.channels, read.image_size, read.width, read.z_dim, read.num_classes) == (channels, size, 6, 100, 10)
+    assert (read.channels, read.image_size, read.width, read.z_dim, read.num_classes) == (
+        channels,
+        size,
+        6,
+        100,
+        10,
+    )
     z, y = torch.randn(3, 100), torch.arange(3)
     assert torch.equal(read(z, y), written(z, y))
     assert not read.training
@@ -220,7 +245,10 @@ def test_checkpoints_of_wrapped_networks_load(prefix, tmp_path):
         state[name] = {prefix + key: tensor for key, tensor in state[name].items()}
     torch.save(state, tmp_path / "wrapped.pth")
     loaded = load_generator(tmp_path / "wrapped.pth")
-    assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), written.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(loaded.state_dict().values(), written.state_dict().values(), strict=True)
+    )
     read_gan(tmp_path / "wrapped.pth").players()
     del state["generator"][prefix + "conv8.weight"]
     torch.save(state, tmp_path / "wrapped.pth")
@@ -240,7 +268,10 @@ def test_a_checkpoint_without_a_set_is_not_taken_for_one_of_other_sizes(sizes, f
     channels, size, classes = sizes
     reference_checkpoint(tmp_path / "g.pth", channels, size, classes=classes)
     checkpoint = read_gan(tmp_path / "g.pth")
-    with pytest.raises(UsageError, match=f"g.pth: names no data set, found a generator of {found}; name its set with --data: {sets}$"):
+    with pytest.raises(
+        UsageError,
+        match=f"g.pth: names no data set, found a generator of {found}; name its set with --data: {sets}$",
+    ):
         checkpoint.data_name(None)
     assert checkpoint.data_name("mnist") == "mnist"
     reference_checkpoint(tmp_path / "c.pth")
@@ -260,7 +291,9 @@ def test_the_moving_average_is_what_is_deployed(tmp_path):
     with torch.no_grad():
         gan.generator_ema.fc1.weight.fill_(3.0)
     info = DataInfo("digits", 1, 28, 2, ("0", "1"), (0.5,), (0.5,))
-    torch.save({"config": CONFIG, "info": info.to_dict(), "val_size": 0, **gan.state_dict()}, tmp_path / "g.pth")
+    torch.save(
+        {"config": CONFIG, "info": info.to_dict(), "val_size": 0, **gan.state_dict()}, tmp_path / "g.pth"
+    )
     assert load_generator(tmp_path / "g.pth").fc1.weight.unique().tolist() == [3.0]
     assert read_gan(tmp_path / "g.pth").players()[0].fc1.weight.unique().tolist() == [3.0]
 
@@ -278,4 +311,6 @@ def test_bad_checkpoints_are_refused_in_one_line_and_never_executed(trained, tmp
 
 
 def test_classifier_statistics_are_not_stored():
-    assert not any(name in models.build_classifier("convnet", INFOS[0]).state_dict() for name in ("mean", "std"))
+    assert not any(
+        name in models.build_classifier("convnet", INFOS[0]).state_dict() for name in ("mean", "std")
+    )

@@ -1,4 +1,5 @@
-"""Faults put in on purpose, each of which the emulated device must see. tests/test_pretend_cuda.py runs them, in a process of their own."""
+"""Faults put in on purpose, each of which the emulated device must see. tests/test_pretend_cuda.py runs them,
+in a process of their own."""
 
 import itertools
 import math
@@ -39,7 +40,15 @@ def stage_1(steps: int = 5, graphs: bool = True, ema: float = 0.0, ready=lambda 
     place = make_runtime("cuda", False, False, graphs)
     gan = GAN(*(place.place(player) for player in build_gan(config)), 1e-3, ema)
     ready(gan)
-    loop = train_gan(gan, load_data("digits", "").train.to(place.device), epochs=1, batch_size=8, gp_weight=10, seed=0, runtime=place)
+    loop = train_gan(
+        gan,
+        load_data("digits", "").train.to(place.device),
+        epochs=1,
+        batch_size=8,
+        gp_weight=10,
+        seed=0,
+        runtime=place,
+    )
     return [sum(at.losses.values()).item() for at in itertools.islice(loop, steps)]
 
 
@@ -50,7 +59,9 @@ def test_without_a_fault_nothing_is_seen():
 
 def test_a_value_read_in_a_step(monkeypatch):
     step = models.gan.discriminator_step
-    monkeypatch.setattr(gen_condense, "discriminator_step", lambda *args: step(*args) * (1 if step(*args).item() else 0))
+    monkeypatch.setattr(
+        gen_condense, "discriminator_step", lambda *args: step(*args) * (1 if step(*args).item() else 0)
+    )
     with pytest.raises(FailedRun, match=r"item\(\) while a graph is recorded"):
         stage_1()
 
@@ -58,7 +69,11 @@ def test_a_value_read_in_a_step(monkeypatch):
 @pytest.mark.parametrize("graphs", [False, True], ids=["eager", "graphs"])
 def test_a_generator_of_the_cpu(monkeypatch, graphs):
     rng, labels = torch.Generator(), models.gan.uniform_labels
-    monkeypatch.setattr(models.gan, "uniform_labels", lambda *args: labels(*args) + torch.randint(1, (8,), device=CUDA, generator=rng))
+    monkeypatch.setattr(
+        models.gan,
+        "uniform_labels",
+        lambda *args: labels(*args) + torch.randint(1, (8,), device=CUDA, generator=rng),
+    )
     with pytest.raises(Fault, match="Expected a 'cuda' device type for generator but found 'cpu'"):
         stage_1(graphs=graphs)
 
@@ -88,7 +103,9 @@ def test_an_output_that_is_not_cloned(monkeypatch):
 
     def not_cloned(self, x):
         losses = call(self, x)
-        return next((outputs for (buffer,), outputs, _ in self.recorded.values() if buffer.shape == x.shape), losses)
+        return next(
+            (outputs for (buffer,), outputs, _ in self.recorded.values() if buffer.shape == x.shape), losses
+        )
 
     monkeypatch.setattr(Graphed, "__call__", not_cloned)
     step = make_runtime("cuda", False, False, True).graphed(lambda x: {"sum": x.sum()})
@@ -99,7 +116,11 @@ def test_an_output_that_is_not_cloned(monkeypatch):
 def test_a_rate_on_the_host():
     for on_device in (True, False):
         weight = torch.nn.Parameter(torch.zeros(1, device=CUDA))
-        optim = make_sgd([weight], 1.0) if on_device else torch.optim.SGD([weight], lr=1.0, momentum=0.9, weight_decay=5e-4, fused=True)
+        optim = (
+            make_sgd([weight], 1.0)
+            if on_device
+            else torch.optim.SGD([weight], lr=1.0, momentum=0.9, weight_decay=5e-4, fused=True)
+        )
 
         def update(x, weight=weight, optim=optim):
             optim.zero_grad()
@@ -139,7 +160,9 @@ def test_lanes_without_their_first_wait(monkeypatch):
         return REPORT.total("races")
 
     assert work() == 0
-    monkeypatch.setattr(Lanes, "__init__", lambda self, n, device: setattr(self, "streams", streams._side_streams(n, device)))
+    monkeypatch.setattr(
+        Lanes, "__init__", lambda self, n, device: setattr(self, "streams", streams._side_streams(n, device))
+    )
     assert work() > 0
 
 
@@ -158,7 +181,10 @@ def test_lanes_without_their_join(joined):
 
 
 def test_a_recording_on_the_default_stream():
-    with pytest.raises(Fault, match="non-default stream"), torch.cuda.graph(torch.cuda.CUDAGraph(), None, torch.cuda.current_stream()):
+    with (
+        pytest.raises(Fault, match="non-default stream"),
+        torch.cuda.graph(torch.cuda.CUDAGraph(), None, torch.cuda.current_stream()),
+    ):
         pass
 
 
@@ -198,7 +224,13 @@ def test_tensors_of_two_devices():
 )
 def test_a_wait_of_the_host(wait):
     x = torch.ones(3, device=CUDA)
-    x + 1, x[:2], x.sum(), torch.randperm(5, device=CUDA)[:2], torch.arange(2).pin_memory().to("cuda", non_blocking=True)
+    (
+        x + 1,
+        x[:2],
+        x.sum(),
+        torch.randperm(5, device=CUDA)[:2],
+        torch.arange(2).pin_memory().to("cuda", non_blocking=True),
+    )
     assert REPORT.total("host waits") == 0
     wait(x)
     assert REPORT.total("host waits") > 0

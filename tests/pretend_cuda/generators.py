@@ -15,7 +15,9 @@ _made: dict[int, "CudaGenerator"] = {}  # by their C++ object; kept, so that no 
 
 
 def _address(generator: torch.Generator) -> int:
-    return ctypes.c_void_p.from_address(id(generator) + object.__basicsize__).value  # C++ may hand back another Python object for it
+    return ctypes.c_void_p.from_address(
+        id(generator) + object.__basicsize__
+    ).value  # C++ may hand back another Python object for it
 
 
 class CudaGenerator(CpuGenerator):

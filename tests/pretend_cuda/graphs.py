@@ -1,4 +1,5 @@
-"""CUDA graphs: recording computes nothing that lasts, a replay runs the recorded operations on the same memory."""
+"""CUDA graphs: recording computes nothing that lasts, a replay runs the recorded operations on the same
+memory."""
 
 import weakref
 from collections import defaultdict
@@ -37,7 +38,9 @@ class CUDAGraph:
     """torch.cuda.CUDAGraph."""
 
     def __init__(self, keep_graph: bool = False):
-        self.operations: list[tuple] = []  # (work, its new tensors (place, tensor), what it reads, what it writes)
+        self.operations: list[
+            tuple
+        ] = []  # (work, its new tensors (place, tensor), what it reads, what it writes)
         self.before: dict[int, tuple[Tensor, Tensor]] = {}  # storage -> its bytes, and what they were
         self.generators: dict[int, tuple[CudaGenerator, Tensor]] = {}
         self.own: dict[int, torch.UntypedStorage] = {}  # memory that was allocated during the recording
@@ -73,7 +76,11 @@ class CUDAGraph:
         """Take in an operation that was run."""
         given = [value for value in inputs if isinstance(value, Tensor)]
         storages = {_address(tensor) for tensor in given}
-        fresh = [(i, value) for i, value in enumerate(results) if isinstance(value, Tensor) and _address(value) not in storages]
+        fresh = [
+            (i, value)
+            for i, value in enumerate(results)
+            if isinstance(value, Tensor) and _address(value) not in storages
+        ]
         self.own |= {_address(value): value.untyped_storage() for _, value in fresh}
         if fresh or written:
             self.operations.append((work, fresh, given, written))
@@ -90,7 +97,8 @@ class CUDAGraph:
         self.spoil()
 
     def spoil(self) -> None:
-        """Fill the graph's memory as another one may that shares its pool: with NaN, or -1 in whole numbers."""
+        """Fill the graph's memory as another one may that shares its pool: with NaN, or -1 in whole
+        numbers."""
         for storage in self.own.values():
             _bytes_of(storage).fill_(0xFF)
 

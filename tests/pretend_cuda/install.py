@@ -11,7 +11,9 @@ from . import generators, graphs, ranks, streams
 from .report import REPORT
 from .tensors import PretendMode, PretendTensor
 
-PROPERTIES = SimpleNamespace(name="pretend", major=9, minor=0, total_memory=80 * 2**30, multi_processor_count=132)
+PROPERTIES = SimpleNamespace(
+    name="pretend", major=9, minor=0, total_memory=80 * 2**30, multi_processor_count=132
+)
 
 
 def install() -> None:
@@ -40,7 +42,10 @@ def _install_device(cuda) -> None:
     cuda.is_bf16_supported = lambda *args, **kwargs: True
     cuda.device_count, cuda.current_device, cuda.set_device = lambda: 1, lambda: 0, lambda device: None
     cuda.get_device_name = lambda device=None: PROPERTIES.name
-    cuda.get_device_properties, cuda.get_device_capability = lambda device=None: PROPERTIES, lambda device=None: (9, 0)
+    cuda.get_device_properties, cuda.get_device_capability = (
+        lambda device=None: PROPERTIES,
+        lambda device=None: (9, 0),
+    )
     cuda.empty_cache = lambda: None
     cuda.max_memory_reserved = cuda.memory_reserved = lambda device=None: 0
     cuda.set_sync_debug_mode = lambda mode: setattr(REPORT, "sync_debug_mode", mode)
@@ -50,7 +55,10 @@ def _install_streams(cuda) -> None:
     streams.Stream.is_capturing = lambda self: graphs.recording() is not None
     cuda.Stream, cuda.Event, cuda.stream = streams.Stream, streams.Event, streams.stream
     cuda.CUDAGraph, cuda.graph = graphs.CUDAGraph, graphs.graph
-    cuda.current_stream, cuda.default_stream = lambda device=None: streams.CLOCKS.current, lambda device=None: streams.DEFAULT
+    cuda.current_stream, cuda.default_stream = (
+        lambda device=None: streams.CLOCKS.current,
+        lambda device=None: streams.DEFAULT,
+    )
     cuda.set_stream = lambda stream: setattr(streams.CLOCKS, "current", stream)
     cuda.synchronize = streams.synchronize
     numbers = itertools.count(1)

@@ -19,4 +19,8 @@ def leaves(value: Any) -> list:
 
 def mapped(value: Any, change: Callable) -> Any:
     """Nested lists and tuples with each entry changed."""
-    return type(value)([mapped(inner, change) for inner in value]) if isinstance(value, list | tuple) else change(value)
+    return (
+        type(value)([mapped(inner, change) for inner in value])
+        if isinstance(value, list | tuple)
+        else change(value)
+    )

@@ -48,7 +48,9 @@ class Report:
 
     def write(self, path: str) -> None:
         """As JSON: kind -> [[count, phase, what, where]], the most frequent first."""
-        found = {kind: [[n, *entry] for entry, n in counter.most_common()] for kind, counter in self.counts.items()}
+        found = {
+            kind: [[n, *entry] for entry, n in counter.most_common()] for kind, counter in self.counts.items()
+        }
         Path(path).write_text(json.dumps(found, indent=1))
 
 

@@ -1,6 +1,7 @@
 """Streams and events, followed by vector clocks; accesses to memory that no wait orders are races.
 
-Every stream counts its operations. What a stream (or the host) has waited for is a clock: stream -> operations of it that are over.
+Every stream counts its operations. What a stream (or the host) has waited for is a clock: stream ->
+operations of it that are over.
 """
 
 import weakref
@@ -131,7 +132,8 @@ def synchronize(device=None) -> None:
 
 
 class Uses:
-    """Who used a storage: the stream that it was allocated on, the last write (stream, count), and the reads since."""
+    """Who used a storage: the stream that it was allocated on, the last write (stream, count), and the reads
+    since."""
 
     def __init__(self):
         self.stream, self.born = CLOCKS.current.id, where() if Stream.made > 1 else "?"
@@ -175,4 +177,6 @@ def _freed(uses: Uses) -> None:
         last[uses.write[0]] = max(last.get(uses.write[0], 0), uses.write[1])
     for stream, count in last.items():
         if stream != uses.stream and CLOCKS.of[uses.stream][stream] < count and CLOCKS.host[stream] < count:
-            REPORT.note("races", "freed for its own stream while another may use it, without record_stream", uses.born)
+            REPORT.note(
+                "races", "freed for its own stream while another may use it, without record_stream", uses.born
+            )

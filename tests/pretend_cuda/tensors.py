@@ -1,4 +1,5 @@
-"""Tensors that say cuda:0 and hold a CPU tensor; every operation on them passes through run_operation, which refuses what a GPU refuses."""
+"""Tensors that say cuda:0 and hold a CPU tensor; every operation on them passes through run_operation, which
+refuses what a GPU refuses."""
 
 from dataclasses import dataclass, field
 from functools import cache
@@ -17,14 +18,25 @@ from .streams import CLOCKS, touch
 CPU = torch.device("cpu")
 READS_SIZE = {  # the size of the result, or a decision, hangs on values
     f"aten::{name}"
-    for name in "nonzero masked_select _unique2 unique_dim unique_consecutive bincount repeat_interleave argwhere histc equal".split()
+    for name in "nonzero masked_select _unique2 unique_dim unique_consecutive bincount repeat_interleave "
+    "argwhere histc equal".split()
 } | {"aten::is_nonzero"}
-INDEXED = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_", "aten::_unsafe_index"}
+INDEXED = {
+    "aten::index",
+    "aten::index_put",
+    "aten::index_put_",
+    "aten::_index_put_impl_",
+    "aten::_unsafe_index",
+}
 COPIES = {"aten::copy_", "aten::_to_copy", "aten::_foreach_copy_", "aten::to"}
 NO_CPU_SCALARS = {
-    f"aten::{name}" for name in "cat stack mm addmm bmm index_select gather scatter scatter_ embedding".split()
+    f"aten::{name}"
+    for name in "cat stack mm addmm bmm index_select gather scatter scatter_ embedding".split()
 }  # elsewhere a CPU tensor without dimensions may stand beside CUDA ones
-BATCH_NORMS = {"aten::native_batch_norm", "aten::cudnn_batch_norm"}  # they move their statistics without saying so in their schema
+BATCH_NORMS = {
+    "aten::native_batch_norm",
+    "aten::cudnn_batch_norm",
+}  # they move their statistics without saying so in their schema
 
 
 class PretendTensor(Tensor):
@@ -55,7 +67,10 @@ class PretendTensor(Tensor):
         return self.detach().cpu().tolist()
 
     def numpy(self, *args, **kwargs):
-        raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first.")
+        raise TypeError(
+            "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host "
+            "memory first."
+        )
 
     def __array__(self, *args, **kwargs):
         return self.numpy()
@@ -65,7 +80,8 @@ class PretendTensor(Tensor):
 
 
 class PretendMode(TorchDispatchMode):
-    """Sees the operations whose tensors do not say cuda:0: those that make one, and those that may not have a generator of the device."""
+    """Sees the operations whose tensors do not say cuda:0: those that make one, and those that may not have a
+    generator of the device."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return run_operation(func, args, kwargs or {})
@@ -75,7 +91,11 @@ class PretendMode(TorchDispatchMode):
 def _schema(func) -> tuple[str, list[tuple[int, str]], bool, bool]:
     """The name; the arguments written to (place, name); whether it takes a generator; whether it draws."""
     schema = func._schema
-    written = [(i, a.name) for i, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
+    written = [
+        (i, a.name)
+        for i, a in enumerate(schema.arguments)
+        if a.alias_info is not None and a.alias_info.is_write
+    ]
     takes_generator = any(a.name == "generator" for a in schema.arguments)
     return schema.name, written, takes_generator, torch.Tag.nondeterministic_seeded in func.tags
 
@@ -108,7 +128,9 @@ class Call:
     def crosses(self) -> bool:
         """Whether it copies between host and device."""
         return bool(
-            (self.cuda and self.to_cpu) or (self.to_cuda and not self.cuda and self.cpu) or (self.name in COPIES and self.cuda and self.cpu)
+            (self.cuda and self.to_cpu)
+            or (self.to_cuda and not self.cuda and self.cpu)
+            or (self.name in COPIES and self.cuda and self.cpu)
         )
 
 
@@ -149,7 +171,9 @@ def run_operation(func, args: tuple, kwargs: dict) -> Any:
         _check_copy(call)
     elif call.cuda and call.cpu:
         _check_devices(call)
-    masks = call.name in INDEXED and any(isinstance(i, PretendTensor) and i.dtype in (torch.bool, torch.uint8) for i in args[1])
+    masks = call.name in INDEXED and any(
+        isinstance(i, PretendTensor) and i.dtype in (torch.bool, torch.uint8) for i in args[1]
+    )
     if call.name in READS_SIZE or masks:
         _host_reads(call, str(func))
     if call.random:
@@ -173,7 +197,9 @@ def _check_copy(call: Call) -> None:
     what = f"{call.func} {'device to host' if down else 'host to device'}"
     if graphs.recording() is not None:
         REPORT.fault(f"{what} while a graph is recorded: cudaErrorStreamCaptureUnsupported")
-    asynchronous = call.kwargs.get("non_blocking") and all(getattr(value, "pinned", False) for value in call.cpu)
+    asynchronous = call.kwargs.get("non_blocking") and all(
+        getattr(value, "pinned", False) for value in call.cpu
+    )
     if down or not asynchronous:
         REPORT.waits(what)
     if down:
@@ -185,16 +211,26 @@ def _check_devices(call: Call) -> None:
     func, args = call.func, call.args
     if call.name in INDEXED:
         if not isinstance(args[0], PretendTensor):
-            REPORT.fault(f"{func}: indices should be either on cpu or on the same device as the indexed tensor (cpu)")
+            REPORT.fault(
+                f"{func}: indices should be either on cpu or on the same device as the indexed tensor (cpu)"
+            )
         if any(isinstance(i, Tensor) and not isinstance(i, PretendTensor) for i in args[1]):
             REPORT.waits(f"{func} with an index on the CPU")
             if graphs.recording() is not None:
                 REPORT.fault(f"{func} with an index on the CPU while a graph is recorded")
-        if len(args) > 2 and isinstance(args[2], Tensor) and not isinstance(args[2], PretendTensor) and args[2].dim() > 0:
+        if (
+            len(args) > 2
+            and isinstance(args[2], Tensor)
+            and not isinstance(args[2], PretendTensor)
+            and args[2].dim() > 0
+        ):
             REPORT.fault(f"{func}: a value on the CPU is put into a CUDA tensor")
         return
     if any(value.dim() > 0 for value in call.cpu):
-        REPORT.fault(f"{func}: Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu!")
+        REPORT.fault(
+            f"{func}: Expected all tensors to be on the same device, but found at least two devices, cuda:0 "
+            "and cpu!"
+        )
     if call.name in NO_CPU_SCALARS:
         REPORT.fault(f"{func}: a CPU scalar tensor beside CUDA tensors")
     if isinstance(args[0], Tensor) and not isinstance(args[0], PretendTensor) and _schema(func)[1]:
@@ -218,7 +254,10 @@ def _check_generator(call: Call) -> None:
 
 
 def _compute(call: Call) -> Any:
-    args, kwargs = mapped(call.args, _held), {name: mapped(value, _held) for name, value in call.kwargs.items()}
+    args, kwargs = (
+        mapped(call.args, _held),
+        {name: mapped(value, _held) for name, value in call.kwargs.items()},
+    )
     inputs = [*leaves(args), *leaves(list(kwargs.values()))]
     if isinstance(kwargs.get("device"), str):
         kwargs["device"] = CPU
@@ -253,7 +292,12 @@ def _compute(call: Call) -> Any:
     fresh = [value for value in made if value.untyped_storage()._cdata not in held]
     touch([tensor.inner for tensor in call.cuda], [*(tensor.inner for tensor in call.written), *fresh])
     if graph is not None:
-        graph.record(work, inputs, [tensor.inner for tensor in call.written], [getattr(value, "inner", value) for value in results])
+        graph.record(
+            work,
+            inputs,
+            [tensor.inner for tensor in call.written],
+            [getattr(value, "inner", value) for value in results],
+        )
     return given_back
 
 
@@ -264,7 +308,8 @@ def _held(value: Any) -> Any:
 
 
 def _result(call: Call, value: Any, inputs: list) -> Any:
-    """What an output is given back as: its argument where it was written in place, else a tensor of the device."""
+    """What an output is given back as: its argument where it was written in place, else a tensor of the
+    device."""
     if not isinstance(value, Tensor) or call.to_cpu:
         return value
     for tensor in call.written:

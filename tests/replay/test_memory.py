@@ -47,7 +47,9 @@ def test_reservoir_keeps_every_image_with_the_same_probability():
         counts[buffer.images[:, 0, 0, 0].long()] += 1
     expected, spread = trials / 5, (trials * 0.2 * 0.8) ** 0.5
     assert (counts - expected).abs().max() < 4.5 * spread
-    assert ((counts - expected) ** 2 / spread**2).mean() < 1.7  # as spread as chance would have it, and no more
+    assert (
+        (counts - expected) ** 2 / spread**2
+    ).mean() < 1.7  # as spread as chance would have it, and no more
     assert ((counts - expected) ** 2 / spread**2).mean() > 0.5
 
 
@@ -67,7 +69,8 @@ def test_balanced_reservoir_gives_each_class_its_share(digits):
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_planned_shares_are_those_of_all_classes_and_no_image_leaves(digits, codec):
-    """As many images of a class as a condenser would make; those that grew too large for its share are left out."""
+    """As many images of a class as a condenser would make; those that grew too large for its share are left
+    out."""
     budget = 100_000
     buffer = Buffer(INFO, CPU, max_bytes=budget, balanced=True, planned=True, codec=codec)
     counts = []
@@ -77,7 +80,9 @@ def test_planned_shares_are_those_of_all_classes_and_no_image_leaves(digits, cod
         before = buffer.images[: len(buffer)].clone()
         buffer.offer(images.images[:room], images.labels[:room])
         assert torch.equal(buffer.images[: len(before)], before)
-        assert sum(buffer.num_bytes().values()) <= budget * (label + 1) / 10 + (buffer.codec.shared if codec in LOSSY else 0)
+        assert sum(buffer.num_bytes().values()) <= budget * (label + 1) / 10 + (
+            buffer.codec.shared if codec in LOSSY else 0
+        )
         counts.append(room)
     kept = torch.bincount(buffer.labels, minlength=10)
     assert (kept <= torch.tensor(counts)).all()
@@ -90,7 +95,8 @@ def test_planned_shares_are_those_of_all_classes_and_no_image_leaves(digits, cod
 @pytest.mark.parametrize("images", [False, True])
 @pytest.mark.parametrize("codec", CODECS)
 def test_real_images_fill_the_room_of_later_tasks_and_leave_it(digits, codec, images):
-    """Condensed images are zeros here; whatever was offered before, they and the real ones fit together, and the last share is theirs."""
+    """Condensed images are zeros here; whatever was offered before, they and the real ones fit together, and
+    the last share is theirs."""
     budget = {"max_images": 100} if images else {"max_bytes": 60_000}
     core = Buffer(INFO, CPU, **budget, balanced=True, planned=True, codec=codec)
     buffer = CondensedBuffer(core, Buffer(INFO, CPU, **budget, codec=codec, seed=1))
@@ -114,9 +120,13 @@ def test_real_images_fill_the_room_of_later_tasks_and_leave_it(digits, codec, im
         drawn = buffer.draw(len(buffer))
         assert torch.equal(drawn.y.sort()[0], buffer.labels.sort()[0])
         pixels = to_uint8(drawn.images).flatten(1)
-        assert torch.equal(torch.bincount(drawn.y[(pixels == 0).all(1)], minlength=10), torch.bincount(core.labels, minlength=10))
+        assert torch.equal(
+            torch.bincount(drawn.y[(pixels == 0).all(1)], minlength=10),
+            torch.bincount(core.labels, minlength=10),
+        )
     restored = CondensedBuffer(
-        Buffer(INFO, CPU, **budget, balanced=True, planned=True, codec=codec), Buffer(INFO, CPU, **budget, codec=codec)
+        Buffer(INFO, CPU, **budget, balanced=True, planned=True, codec=codec),
+        Buffer(INFO, CPU, **budget, codec=codec),
     )
     restored.load_state_dict(buffer.state_dict())
     assert same(restored.state_dict(), buffer.state_dict())
@@ -126,7 +136,8 @@ def test_real_images_fill_the_room_of_later_tasks_and_leave_it(digits, codec, im
 
 @pytest.mark.parametrize("codec", [name for name in CODECS if name != "raw"])
 def test_decoded_images_lie_in_memory_as_others_do(digits, codec):
-    """A grey image with other strides is taken for channels-last, whose convolutions sum in another order: a restart would show."""
+    """A grey image with other strides is taken for channels-last, whose convolutions sum in another order: a
+    restart would show."""
     coder = make_codec(codec, 75, INFO)
     found = decode_images(coder, encode_images(coder, digits.images[:3]), INFO)
     assert found.stride() == torch.empty(found.shape).stride()
@@ -141,7 +152,8 @@ def test_a_balanced_buffer_needs_room_for_the_classes_that_come():
 def test_a_planned_buffer_has_room_for_each_class():
     assert Buffer(INFO, CPU, max_images=25, balanced=True, planned=True).room_for_class(None) == 2
     assert (
-        Buffer(INFO, CPU, max_images=25, balanced=True, classes=[7, 2], planned=True).room_for_class(None) == 12
+        Buffer(INFO, CPU, max_images=25, balanced=True, classes=[7, 2], planned=True).room_for_class(None)
+        == 12
     )  # those of --tasks alone
 
 
@@ -154,14 +166,21 @@ def test_a_share_below_one_image_leaves_a_buffer_of_some_classes(digits):
     assert torch.bincount(buffer.labels, minlength=10).max() == 1
 
 
-@pytest.mark.parametrize(("codec", "budget"), [("raw", 784), ("png", 60), ("webp", 20), ("jpeg", 600), ("jpeg-scan", 340)])
+@pytest.mark.parametrize(
+    ("codec", "budget"), [("raw", 784), ("png", 60), ("webp", 20), ("jpeg", 600), ("jpeg-scan", 340)]
+)
 def test_a_budget_without_room_for_an_image_is_refused(codec, budget):
-    with pytest.raises(UsageError, match=rf"{budget} bytes are left for images, expected room for one, \d+ bytes or more"):
+    with pytest.raises(
+        UsageError, match=rf"{budget} bytes are left for images, expected room for one, \d+ bytes or more"
+    ):
         Buffer(INFO, CPU, max_bytes=budget, codec=codec)
     with pytest.raises(UsageError, match="expected room for one of each class, 7850 bytes or more"):
         Buffer(INFO, CPU, max_bytes=7849, balanced=True)
     if codec in LOSSY:  # what is stored once is needed once
-        shared, image = make_codec(codec, 75, INFO).shared, encode_images(make_codec(codec, 75, INFO), torch.zeros(1, 1, 28, 28).byte())[0]
+        shared, image = (
+            make_codec(codec, 75, INFO).shared,
+            encode_images(make_codec(codec, 75, INFO), torch.zeros(1, 1, 28, 28).byte())[0],
+        )
         least = shared + 10 * (len(image) + 2 + 1)
         Buffer(INFO, CPU, max_bytes=least, balanced=True, codec=codec)
         with pytest.raises(UsageError, match=f"expected room for one of each class, {least} bytes or more"):
@@ -205,7 +224,10 @@ def test_jpeg_shares_tables_and_headers(name, quality):
     streams, scans = (make_codec(codec, quality, info) for codec in ("jpeg", "jpeg-scan"))
     shape = (info.image_size, info.image_size, 3)
     arrays = np.random.default_rng(0).integers(0, 255, (5, *shape), np.uint8)
-    arrays = [*(arrays[..., 0] if info.channels == 1 else arrays), np.zeros(shape[: 2 if info.channels == 1 else 3], np.uint8)]
+    arrays = [
+        *(arrays[..., 0] if info.channels == 1 else arrays),
+        np.zeros(shape[: 2 if info.channels == 1 else 3], np.uint8),
+    ]
     for array in arrays:
         file = io.BytesIO()
         Image.fromarray(array).save(file, "JPEG", quality=quality)
@@ -276,20 +298,30 @@ def test_one_generator_for_each_task_samples_its_own_classes(storage):
 
 @pytest.mark.parametrize("gan", ["dim", "resnet"])
 def test_generators_with_tables_of_their_own_classes_make_these_and_refuse_others(gan):
-    config = CONFIG | {"gan": gan, "num_classes": 2, "z_dim": 5}  # a code of two classes fits, of ten it would not
+    config = CONFIG | {
+        "gan": gan,
+        "num_classes": 2,
+        "z_dim": 5,
+    }  # a code of two classes fits, of ten it would not
     memory = GeneratorMemory(config, "int8", "per-task", 10)
-    for task, labels in enumerate(([7, 2], [4])):  # the second task has fewer classes than the tables have rows
+    for task, labels in enumerate(
+        ([7, 2], [4])
+    ):  # the second task has fewer classes than the tables have rows
         torch.manual_seed(task)
         generator, discriminator = memory.players(labels)
         assert len((discriminator.fc10 if gan == "dim" else discriminator.embed).weight) == 10
         memory.keep(generator, labels)
     assert memory.num_bytes() == {"weights": 2 * generator_bytes(config, "int8")}
-    assert generator_bytes(config, "int8") < generator_bytes(config | {"num_classes": 4}, "int8") or gan == "dim"  # its code is in z
+    assert (
+        generator_bytes(config, "int8") < generator_bytes(config | {"num_classes": 4}, "int8") or gan == "dim"
+    )  # its code is in z
     other = GeneratorMemory(config, "int8", "per-task", 10)
     other.load_state_dict(memory.state_dict())
     both, bare = other.build(), [one.generator for one in other.build().generators]
     y, z = torch.tensor([2, 7, 4]), torch.randn(3, config["z_dim"])
-    assert torch.equal(both.generators[0](z[:2], y[:2]), bare[0](z[:2], torch.tensor([1, 0])))  # 7 and 2 have the rows 0 and 1
+    assert torch.equal(
+        both.generators[0](z[:2], y[:2]), bare[0](z[:2], torch.tensor([1, 0]))
+    )  # 7 and 2 have the rows 0 and 1
     assert torch.equal(both.generators[1](z[2:], y[2:]), bare[1](z[2:], torch.tensor([0])))
     assert len(both.sample(y)) == 3
     with pytest.raises(ValueError, match=r"labels \[4\]: expected the classes of this generator, \[7, 2\]"):
@@ -332,9 +364,16 @@ def test_a_kept_discriminator_and_optimisers_are_counted_to_the_byte(gan):
     memory.keep(
         pair.generator,
         range(10),
-        {"discriminator": state["discriminator"], "optim_g": state["optim_g"]["state"], "optim_d": state["optim_d"]["state"]},
+        {
+            "discriminator": state["discriminator"],
+            "optim_g": state["optim_g"]["state"],
+            "optim_d": state["optim_d"]["state"],
+        },
     )
-    assert memory.num_bytes() == {"weights": generator_bytes(config, "int8"), "training": training_bytes(config)}
+    assert memory.num_bytes() == {
+        "weights": generator_bytes(config, "int8"),
+        "training": training_bytes(config),
+    }
 
 
 def test_the_widest_that_fits():
@@ -344,7 +383,9 @@ def test_the_widest_that_fits():
     for budget in (40_000, 600_000):
         width = widest(size, budget)
         assert size(width) <= budget < size(width + 1)
-    with pytest.raises(UsageError, match=r"100 bytes are left for generators, expected at least the \d+ of width 1"):
+    with pytest.raises(
+        UsageError, match=r"100 bytes are left for generators, expected at least the \d+ of width 1"
+    ):
         widest(size, 100)
 
 
@@ -366,5 +407,13 @@ def test_a_memory_that_was_altered_or_is_too_large_is_refused(digits):
 
 
 def test_digests_tell_values_shapes_and_types_apart():
-    values = [torch.zeros(4), torch.zeros(2, 2), torch.zeros(4, dtype=torch.int32), [0.0], {"a": 0}, {"b": 0}, None]
+    values = [
+        torch.zeros(4),
+        torch.zeros(2, 2),
+        torch.zeros(4, dtype=torch.int32),
+        [0.0],
+        {"a": 0},
+        {"b": 0},
+        None,
+    ]
     assert len({digest(value) for value in values}) == len(values)

@@ -1,4 +1,5 @@
-"""The losses of continual learning against values worked out by hand, on a network whose logits are its inputs."""
+"""The losses of continual learning against values worked out by hand, on a network whose logits are its
+inputs."""
 
 import math
 
@@ -14,7 +15,9 @@ from replay.learner import Batch, Ensemble, Learner, Weights, joined
 from replay.methods import METHODS
 
 CPU = torch.device("cpu")
-WEIGHTS = Weights(alpha=0.2, beta=0.3, consistency=0.4, distill=0.25, current=0.6, unseen=torch.tensor([False, False, True]))
+WEIGHTS = Weights(
+    alpha=0.2, beta=0.3, consistency=0.4, distill=0.25, current=0.6, unseen=torch.tensor([False, False, True])
+)
 
 
 class Echo:
@@ -39,11 +42,15 @@ def shift(x: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
 
 
 def batch(logits, y, stored=None, augment=NONE):
-    return Batch(torch.tensor(logits), torch.tensor(y), stored if stored is None else torch.tensor(stored), augment)
+    return Batch(
+        torch.tensor(logits), torch.tensor(y), stored if stored is None else torch.tensor(stored), augment
+    )
 
 
 CURRENT = batch([[2.0, 0.0, 1.0]], [0])
-REPLAY = batch([[0.0, 1.0, 0.0], [1.0, 0.0, 3.0]], [1, 0], [[[9.0] * 3, [0.0, 3.0, 0.0]], [[9.0] * 3, [1.0, 1.0, 1.0]]])
+REPLAY = batch(
+    [[0.0, 1.0, 0.0], [1.0, 0.0, 3.0]], [1, 0], [[[9.0] * 3, [0.0, 3.0, 0.0]], [[9.0] * 3, [1.0, 1.0, 1.0]]]
+)
 SECOND = batch([[0.0, 0.0, 0.0]], [2], [[[0.0] * 3, [0.0] * 3]])
 
 
@@ -77,7 +84,8 @@ def test_er_ace_lets_the_current_batch_compete_with_itself_and_the_unseen():
 
 
 def test_cls_er_follows_the_copy_that_is_surer_of_the_label():
-    # Softmax ignores the plastic copy's + 1; twice the logits (stable) are surer of image 0's label 1, and not of image 1's 0.
+    # Softmax ignores the plastic copy's + 1; twice the logits (stable) are surer of image 0's label 1, and
+    # not of image 1's 0.
     squares = ((0 - 0) ** 2 + (1 - 2) ** 2 + 0 + 3 * 1.0) / 6
     assert loss("cls-er", CURRENT, [REPLAY]) == pytest.approx(loss("er", CURRENT, [REPLAY]) + 0.4 * squares)
 
@@ -98,7 +106,9 @@ def test_generative_replay_weighs_by_classes_and_distils():
 def test_distillation_and_masked_cross_entropy():
     logits = torch.tensor([[1.0, 2.0, 0.5]])
     assert distillation_loss(logits, logits) == pytest.approx(0, abs=1e-6)
-    assert masked_cross_entropy(logits, torch.tensor([1]), torch.tensor([True, True, False])) == pytest.approx(ce([1, 2], 1))
+    assert masked_cross_entropy(
+        logits, torch.tensor([1]), torch.tensor([True, True, False])
+    ) == pytest.approx(ce([1, 2], 1))
 
 
 def test_each_of_joined_batches_keeps_its_augmentation():
@@ -124,7 +134,9 @@ def test_averages_follow_the_network_from_below():
             one.update_averages(10**6 + step)
     for start, average in zip(before, one.averages, strict=True):
         left = (1 - average.network.classifier.bias[0].item()) / (1 - start)
-        moved[one.averages.index(average)] = math.log(left) / math.log(0.999) / 2000  # the share of steps that moved it
+        moved[one.averages.index(average)] = (
+            math.log(left) / math.log(0.999) / 2000
+        )  # the share of steps that moved it
     assert moved == [pytest.approx(0.9, abs=0.05), pytest.approx(0.7, abs=0.05)]
     assert one.deployed is one.averages[1]
 
@@ -137,7 +149,9 @@ def test_averages_are_not_held_back_by_the_first_steps():
         one.model.network.classifier.bias.fill_(1.0)
     for step in range(1, 9):
         one.update_averages(step)
-    for average in one.averages:  # after t steps the first weights' share is 1 / (t + 1) where each moved it, not 0.999 ** t
+    for average in (
+        one.averages
+    ):  # after t steps the first weights' share is 1 / (t + 1) where each moved it, not 0.999 ** t
         assert average.network.classifier.bias[0] > 0.6
 
 

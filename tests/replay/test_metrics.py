@@ -63,5 +63,8 @@ def test_accuracy_by_class_and_by_task():
     logits = [[1.0, 9.0, 2.0, 0.0], [5.0, 1.0, 2.0, 3.0], [0.0, 1.0, 9.0, 2.0], [9.0, 0.0, 1.0, 2.0]]
     images = torch.arange(4, dtype=torch.uint8).view(4, 1, 1, 1)
     found = accuracies(Fixed(logits), ImageSet(images, torch.tensor([2, 0, 1, 3])), [[2, 0], [1, 3]], 4)
-    assert found["class-il"] == [50.0, 0.0]  # image 0 goes to class 1 of the other task, image 1 is right, 2 and 3 are not
+    assert found["class-il"] == [
+        50.0,
+        0.0,
+    ]  # image 0 goes to class 1 of the other task, image 1 is right, 2 and 3 are not
     assert found["task-il"] == [100.0, 50.0]  # 2 of {2, 0}; 0; 3 of {1, 3} for a 1; 3

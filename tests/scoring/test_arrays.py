@@ -32,12 +32,16 @@ def test_npz(names, save, tmp_path):
 
 def test_npy_with_its_labels_beside_it(tmp_path):
     np.save(tmp_path / "images_1.npy", IMAGES)
-    with pytest.raises(UsageError, match=r"images_1.npy: holds one array; for its labels expected .*labels_1.npy"):
+    with pytest.raises(
+        UsageError, match=r"images_1.npy: holds one array; for its labels expected .*labels_1.npy"
+    ):
         read_distilled(tmp_path / "images_1.npy", INFO)
     np.save(tmp_path / "labels_1.npy", LABELS)
     assert torch.equal(read_distilled(tmp_path / "images_1.npy", INFO)[0].images, EXPECTED)
     np.save(tmp_path / "set.npy", IMAGES)
-    with pytest.raises(UsageError, match=r"for its labels expected a name images_\*.npy with labels_\*.npy beside it"):
+    with pytest.raises(
+        UsageError, match=r"for its labels expected a name images_\*.npy with labels_\*.npy beside it"
+    ):
         read_distilled(tmp_path / "set.npy", INFO)
 
 
@@ -63,7 +67,9 @@ def test_color_arrays_of_either_order(tmp_path):
     images = RNG.integers(0, 256, (10, 3, 32, 32), np.uint8)
     for name, array in (("nchw", images), ("nhwc", images.transpose(0, 2, 3, 1))):
         np.savez(tmp_path / f"{name}.npz", images=array, labels=np.arange(10))
-    assert torch.equal(*(read_distilled(tmp_path / f"{name}.npz", COLOR)[0].images for name in ("nchw", "nhwc")))
+    assert torch.equal(
+        *(read_distilled(tmp_path / f"{name}.npz", COLOR)[0].images for name in ("nchw", "nhwc"))
+    )
 
 
 class Runs:
@@ -98,7 +104,9 @@ def test_a_header_that_claims_more_than_the_file_holds(tmp_path):
     np.save(tmp_path / "labels_1.npy", LABELS)
     for shape in ((10**6, 3, 1000, 1000), (20, 1, 28, 29), (-1, 5)):
         (tmp_path / "images_1.npy").write_bytes(header(shape) + bytes(100))
-        with pytest.raises(UsageError, match=r"images_1.npy: (claims .* bytes for an array, holds|expected arrays of numpy)"):
+        with pytest.raises(
+            UsageError, match=r"images_1.npy: (claims .* bytes for an array, holds|expected arrays of numpy)"
+        ):
             read_distilled(tmp_path / "images_1.npy", INFO)
 
 
@@ -106,18 +114,29 @@ def test_archives_that_decompress_to_more_than_the_limit(tmp_path, monkeypatch):
     monkeypatch.setattr("engine.files.MAX_BYTES", 10**6)
     np.savez_compressed(tmp_path / "x.npz", images=np.zeros((2000, 1, 28, 28), np.uint8), labels=LABELS)
     torch.save((torch.zeros(2000, 1, 28, 28), torch.arange(10).repeat(200)), tmp_path / "stored.pt")
-    with zipfile.ZipFile(tmp_path / "stored.pt") as old, zipfile.ZipFile(tmp_path / "x.pt", "w", zipfile.ZIP_DEFLATED) as new:
+    with (
+        zipfile.ZipFile(tmp_path / "stored.pt") as old,
+        zipfile.ZipFile(tmp_path / "x.pt", "w", zipfile.ZIP_DEFLATED) as new,
+    ):
         for member in old.infolist():
             new.writestr(member.filename, old.read(member))
     for name in ("x.npz", "x.pt"):
-        with pytest.raises(UsageError, match=rf"{name}: found [\d,]+ bytes that decompress to [\d,]+, expected at most 1,000,000"):
+        with pytest.raises(
+            UsageError,
+            match=rf"{name}: found [\d,]+ bytes that decompress to [\d,]+, expected at most 1,000,000",
+        ):
             read_distilled(tmp_path / name, INFO)
 
 
 def test_a_tensor_of_few_bytes_that_claims_terabytes(tmp_path):
-    torch.save((torch.zeros(1).expand(10**9, 1, 28, 28), torch.zeros(1).long().expand(10**9)), tmp_path / "x.pt")
+    torch.save(
+        (torch.zeros(1).expand(10**9, 1, 28, 28), torch.zeros(1).long().expand(10**9)), tmp_path / "x.pt"
+    )
     assert (tmp_path / "x.pt").stat().st_size < 10_000
-    with pytest.raises(UsageError, match=r"x.pt: claims images \(1000000000, 1, 28, 28\), expected at most 4,294,967,296 bytes"):
+    with pytest.raises(
+        UsageError,
+        match=r"x.pt: claims images \(1000000000, 1, 28, 28\), expected at most 4,294,967,296 bytes",
+    ):
         read_distilled(tmp_path / "x.pt", INFO)
 
 

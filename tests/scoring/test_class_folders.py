@@ -35,7 +35,20 @@ def numbered(tmp_path):
 
 def test_numbered_folders_are_the_classes_of_these_names(numbered):
     info = load_data("folder", numbered / "set", image_size=28).info
-    assert info.class_names == ("0", "1", "10", "11", "2", "3", "4", "5", "6", "7", "8", "9")  # as torchvision orders them
+    assert info.class_names == (
+        "0",
+        "1",
+        "10",
+        "11",
+        "2",
+        "3",
+        "4",
+        "5",
+        "6",
+        "7",
+        "8",
+        "9",
+    )  # as torchvision orders them
     for name in NUMBERS:
         write_class(numbered / "same" / name, 10 * int(name))
         write_class(numbered / "padded" / f"{int(name):03d}", 10 * int(name))
@@ -85,7 +98,9 @@ def test_a_checkpoints_order_of_the_classes_is_kept(numbered):
 
 
 def test_results_name_the_classes(tmp_path, capsys):
-    flags = validate_flags(tmp_path, "--source", "real", "--data", "digits", "--repeats", "1", "--epochs-eval", "1")
+    flags = validate_flags(
+        tmp_path, "--source", "real", "--data", "digits", "--repeats", "1", "--epochs-eval", "1"
+    )
     (row,) = run(validate, flags)
     assert row["class_names"] == list("0123456789")
     results = run(continual, continual_flags(tmp_path, "finetune"))

@@ -48,7 +48,12 @@ def test_rows_of_collages_tell_images_and_bytes(stored, tmp_path, capsys):
     flags = [flag for flag in validate_flags(tmp_path, *flags) if flag not in ("--ipc", "3")]
     (whole,) = run(validate, flags)
     (row,) = run(validate, [*flags, "--factor", "2"])
-    assert (whole["factor"], whole["images_seen"], whole["num_images"], whole["num_bytes"]) == (None, 4 * 10, 10, 7840)
+    assert (whole["factor"], whole["images_seen"], whole["num_images"], whole["num_bytes"]) == (
+        None,
+        4 * 10,
+        10,
+        7840,
+    )
     assert (row["factor"], row["images_seen"], row["num_images"], row["num_bytes"]) == (2, 4 * 40, 10, 7840)
     assert "0.01 MB, 10 images, each a collage of 2 x 2" in capsys.readouterr().out
     for factor in ("15", "100"):

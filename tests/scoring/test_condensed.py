@@ -1,4 +1,5 @@
-"""--source condensed: sets that are made once, survive a stop, hold their bytes, and teach more than the images they start from."""
+"""--source condensed: sets that are made once, survive a stop, hold their bytes, and teach more than the
+images they start from."""
 
 from functools import partial
 
@@ -43,7 +44,10 @@ def test_a_row_of_condensed_images(tmp_path, monkeypatch, capsys):
     path, (images, labels) = made(tmp_path)
     assert (images.dtype, images.shape) == (torch.uint8, (30, 1, 28, 28))
     assert torch.equal(labels, torch.arange(10).repeat_interleave(3))
-    back = run(validate, validate_flags(tmp_path / "back", "--data", "digits", "--source", "file", "--file", str(path)))
+    back = run(
+        validate,
+        validate_flags(tmp_path / "back", "--data", "digits", "--source", "file", "--file", str(path)),
+    )
     assert back[0]["accs"] == rows[0]["accs"]
 
     monkeypatch.setattr(Condensed, "_step", None)  # the file is found again
@@ -87,7 +91,10 @@ def test_bytes_are_those_of_the_codec_and_a_budget_is_held(codec, tmp_path):
     if codec == "raw":
         assert source.num_bytes == 20 * 784
     else:
-        assert source.num_bytes == sum(len(code) + 2 for code in encode_images(coder, found.images(2).images)) + coder.shared
+        assert (
+            source.num_bytes
+            == sum(len(code) + 2 for code in encode_images(coder, found.images(2).images)) + coder.shared
+        )
     loss = (source.images - (found.images(2).images.float() / 127.5 - 1)).abs().mean()
     assert (loss > 0) == (codec in LOSSY)
     stored, num_bytes = found.within(2, 20_000, 40).choose(0)
@@ -96,7 +103,14 @@ def test_bytes_are_those_of_the_codec_and_a_budget_is_held(codec, tmp_path):
 
 
 def test_rows_of_as_many_bytes_as_a_generator(trained, tmp_path, capsys):
-    weight = ["--pretrain-weight", str(trained / "gan" / "last.pth"), "--source", "generator", "condensed", "--match-bytes"]
+    weight = [
+        "--pretrain-weight",
+        str(trained / "gan" / "last.pth"),
+        "--source",
+        "generator",
+        "condensed",
+        "--match-bytes",
+    ]
     flags = [*FLAGS[:2], *FLAGS[4:], *weight, "--repeats", "1", "--codec", "jpeg", "--quality", "60"]
     rows = run(validate, validate_flags(tmp_path, *flags))
     assert "images in jpeg" in capsys.readouterr().out
@@ -133,7 +147,12 @@ def test_condensed_images_teach_more_than_those_they_start_from(tmp_path):
         "60",
     ]
     before, after = (
-        run(validate, validate_flags(tmp_path, *flags, "--repeats", "3", "--condense-lr", lr, "--condense-steps", steps))[0]["mean"]
+        run(
+            validate,
+            validate_flags(
+                tmp_path, *flags, "--repeats", "3", "--condense-lr", lr, "--condense-steps", steps
+            ),
+        )[0]["mean"]
         for lr, steps in (("1e-9", "1"), ("2", "80"))
     )
     assert after > before + 4

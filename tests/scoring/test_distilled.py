@@ -1,4 +1,5 @@
-"""Sets of others: each layout in which they are released is read to the same images, and what does not fit is refused in one line."""
+"""Sets of others: each layout in which they are released is read to the same images, and what does not fit is
+refused in one line."""
 
 import numpy as np
 import pytest
@@ -39,7 +40,11 @@ LAYOUTS = {
     "pair": lambda path, x, y: torch.save((x, y), path),
     "dict": lambda path, x, y: torch.save({"images": x, "labels": y}, path),
     "data": lambda path, x, y: torch.save(
-        {"data": [[x, y]], "accs_all_exps": {"ConvNet": [np.float64(0.3), np.float32(0.2)], "n": np.int64(3)}}, path
+        {
+            "data": [[x, y]],
+            "accs_all_exps": {"ConvNet": [np.float64(0.3), np.float32(0.2)], "n": np.int64(3)},
+        },
+        path,
     ),
     "mtt": lambda path, x, y: (torch.save(x, path), torch.save(y, path.with_name("labels_best.pt"))),
 }
@@ -48,7 +53,12 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", ["uint8", "unit", "normalised", "signed"])
 def test_each_layout_and_range_gives_the_same_images(layout, kind, images, tmp_path):
-    kinds = {"uint8": images, "unit": images / 255, "normalised": normalised(images), "signed": images / 127.5 - 1}
+    kinds = {
+        "uint8": images,
+        "unit": images / 255,
+        "normalised": normalised(images),
+        "signed": images / 127.5 - 1,
+    }
     path = tmp_path / "images_best.pt"
     LAYOUTS[layout](path, kinds[kind], LABELS)
     (found,) = read_distilled(path, INFO, "signed" if kind == "signed" else None)
@@ -107,7 +117,9 @@ def test_what_is_written_is_read_back(info, tmp_path):
     shape = (20, info.channels, info.image_size, info.image_size)
     images = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0)).byte()
     soft = torch.rand(20, 10).softmax(1)
-    write_distilled(tmp_path / "out", images.repeat_interleave(2, 0), LABELS.repeat_interleave(2), None, info)  # an earlier, larger one
+    write_distilled(
+        tmp_path / "out", images.repeat_interleave(2, 0), LABELS.repeat_interleave(2), None, info
+    )  # an earlier, larger one
     write_distilled(tmp_path / "out", images, LABELS, soft, info)
     for path in (tmp_path / "out.pt", tmp_path / "out", tmp_path / "out_soft.pt"):
         (found,) = read_distilled(path, info)
@@ -210,7 +222,9 @@ class Runs:
 
 def test_pickled_code_is_not_executed(images, tmp_path):
     for allowed in ({}, {"accs_all_exps": np.float64(1)}):
-        torch.save({"data": [[images, LABELS]], "x": Runs(tmp_path / "executed")} | allowed, tmp_path / "x.pt")
+        torch.save(
+            {"data": [[images, LABELS]], "x": Runs(tmp_path / "executed")} | allowed, tmp_path / "x.pt"
+        )
         with pytest.raises(UsageError, match=r"pickled code \((io|builtins|_io)\.open\), not executed"):
             read_distilled(tmp_path / "x.pt", INFO)
     assert not (tmp_path / "executed").exists()
@@ -233,7 +247,10 @@ def test_a_range_that_contradicts_the_values(image_range, values, message, image
         path = tmp_path / "set"
         write_folder(path, images)
     else:
-        torch.save(({"normalised": normalised(images), "float255": images.float(), "uint8": images}[values], LABELS), path)
+        torch.save(
+            ({"normalised": normalised(images), "float255": images.float(), "uint8": images}[values], LABELS),
+            path,
+        )
     with pytest.raises(UsageError) as error:
         read_distilled(path, INFO, image_range)
     assert message in str(error.value)
@@ -268,7 +285,10 @@ def test_unequal_images_of_each_class_are_read(images, tmp_path):
     torch.save((images, labels), tmp_path / "x.pt")
     write_folder(tmp_path / "set", images)
     (tmp_path / "set" / "9" / "18.png").rename(tmp_path / "set" / "8" / "18.png")
-    for path, counts in ((tmp_path / "x.pt", (4, 2, 2, 2, 2, 2, 2, 2, 1, 1)), (tmp_path / "set", (2, 2, 2, 2, 2, 2, 2, 2, 3, 1))):
+    for path, counts in (
+        (tmp_path / "x.pt", (4, 2, 2, 2, 2, 2, 2, 2, 1, 1)),
+        (tmp_path / "set", (2, 2, 2, 2, 2, 2, 2, 2, 3, 1)),
+    ):
         (found,) = read_distilled(path, INFO)
         assert found.counts == counts == tuple(torch.bincount(found.labels).tolist())
         assert (found.ipc, found.num_images) == (2, 20)
@@ -287,10 +307,21 @@ def test_color_and_gray_pictures_are_converted_as_those_of_an_image_set_are(imag
 def test_a_file_is_a_source_and_its_size_the_tables(images, tmp_path, capsys):
     torch.save({"data": [[images, LABELS], [255 - images, LABELS]]}, tmp_path / "x.pt")
     flags = ["--source", "file", "--file", str(tmp_path / "x.pt"), "--data", "digits", "--budget", "fixed"]
-    rows = run(validate, [flag for flag in validate_flags(tmp_path, *flags) if flag not in ("--no-real", "--ipc", "3")])
-    assert [(row["source"], row["set"], row["ipc"]) for row in rows] == [("file", 0, 2), ("file", 1, 2), ("real", None, 2)]
+    rows = run(
+        validate,
+        [flag for flag in validate_flags(tmp_path, *flags) if flag not in ("--no-real", "--ipc", "3")],
+    )
+    assert [(row["source"], row["set"], row["ipc"]) for row in rows] == [
+        ("file", 0, 2),
+        ("file", 1, 2),
+        ("real", None, 2),
+    ]
     assert [row["images_seen"] for row in rows] == [4 * 20] * 3
-    assert (rows[0]["num_bytes"], rows[0]["num_images"], rows[0]["bits_per_class"]) == (20 * 784, 20, 8 * 2 * 784)
+    assert (rows[0]["num_bytes"], rows[0]["num_images"], rows[0]["bits_per_class"]) == (
+        20 * 784,
+        20,
+        8 * 2 * 784,
+    )
     assert rows[0]["file"] == "x.pt"
     assert "over 2 trainings" in capsys.readouterr().out
     asked = run(validate, validate_flags(tmp_path, *flags, "--ipc", "2"))

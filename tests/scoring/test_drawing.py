@@ -51,7 +51,9 @@ def test_latents_come_each_once_before_any_comes_again(generator):
     images.sum().backward()
     touched = latents.values.grad.abs().sum((1, 2)) > 0
     assert touched.nonzero().flatten().tolist() == [1, 4]
-    assert latents.values.grad[:, :, :10].abs().sum() == 0  # the class overwrites these, so they are not stored
+    assert (
+        latents.values.grad[:, :, :10].abs().sum() == 0
+    )  # the class overwrites these, so they are not stored
     assert latents.stored().nbytes == 2 * 10 * 3 * (generator.z_dim - 10)
     assert [name for name, _ in latents.named_parameters()] == ["values"]
 
@@ -65,7 +67,11 @@ def test_matched_latents_are_nearer_to_the_classes_than_random_ones(generator, d
     assert all(torch.equal(a, b) for a, b in zip(before, generator.state_dict().values(), strict=True))
     images, labels, size = found
     assert torch.equal(images, again[0])
-    assert (images.shape, images.dtype, labels.tolist()) == ((80, 1, 28, 28), torch.uint8, sorted([*range(10)] * 8))
+    assert (images.shape, images.dtype, labels.tolist()) == (
+        (80, 1, 28, 28),
+        torch.uint8,
+        sorted([*range(10)] * 8),
+    )
     assert size == 2 * 80 * 90
     model = classifier(digits.info)
 
@@ -73,10 +79,15 @@ def test_matched_latents_are_nearer_to_the_classes_than_random_ones(generator, d
         x = ImageSet(images, labels).batch(torch.arange(len(labels)))[0]
         return [pooled(layer).unflatten(0, (10, -1)) for layer in model.logits_and_features(x)[1]]
 
-    real = [torch.cat([digits.train.images[digits.train.labels == k][:100] for k in range(10)]), torch.arange(10).repeat_interleave(100)]
+    real = [
+        torch.cat([digits.train.images[digits.train.labels == k][:100] for k in range(10)]),
+        torch.arange(10).repeat_interleave(100),
+    ]
     distance = {}
     for name, drawn in (("matched", (images, labels)), ("random", draw_fixed(generator, 8, 0, CPU))):
-        distance[name] = sum(energy_distance(a, b).item() for a, b in zip(features(*real), features(*drawn), strict=True))
+        distance[name] = sum(
+            energy_distance(a, b).item() for a, b in zip(features(*real), features(*drawn), strict=True)
+        )
     assert distance["matched"] < distance["random"]
 
 
@@ -98,7 +109,9 @@ def test_herding_follows_the_mean_of_the_real_images(generator, digits):
     nearer = 0
     for k in range(10):
         target = mean(digits.train.images, k, digits.train.labels)
-        nearer += (mean(images, k, labels) - target).norm() < (mean(*random[:1], k, random[1]) - target).norm()
+        nearer += (mean(images, k, labels) - target).norm() < (
+            mean(*random[:1], k, random[1]) - target
+        ).norm()
     assert nearer >= 9
 
 
@@ -114,7 +127,9 @@ def test_herding_towards_another_set_follows_that_set(digits):
 
 
 @pytest.mark.parametrize("kind", ["herding", "matched"])
-def test_the_first_rank_draws_alone_while_the_others_wait_once(kind, generator, digits, tmp_path, monkeypatch):
+def test_the_first_rank_draws_alone_while_the_others_wait_once(
+    kind, generator, digits, tmp_path, monkeypatch
+):
     working, waits = [], []
 
     def gathered(self, value):
@@ -140,7 +155,18 @@ def test_the_first_rank_draws_alone_while_the_others_wait_once(kind, generator, 
         ranks.on_main(lambda: None)  # as a classifier is trained
         return [classifier(digits.info)]
 
-    drawer = Drawer(kind, {"herding": 20, "matched": 2}[kind], classifiers, "", digits, "abc", tmp_path, train_match, 0, ranks)
+    drawer = Drawer(
+        kind,
+        {"herding": 20, "matched": 2}[kind],
+        classifiers,
+        "",
+        digits,
+        "abc",
+        tmp_path,
+        train_match,
+        0,
+        ranks,
+    )
     images, labels, _ = drawer(generator, {}, 3)
     assert (len(images), len(labels)) == (30, 30)
     waited = len(waits)
@@ -148,10 +174,14 @@ def test_the_first_rank_draws_alone_while_the_others_wait_once(kind, generator, 
     assert len(waits) == waited
 
 
-@pytest.mark.parametrize(("kind", "about"), [("herding", "--draw-candidates 20"), ("matched", "--draw-steps 2")])
+@pytest.mark.parametrize(
+    ("kind", "about"), [("herding", "--draw-candidates 20"), ("matched", "--draw-steps 2")]
+)
 def test_rows_say_how_their_set_was_drawn_and_what_it_takes(tmp_path, trained, kind, about):
     weight = str(trained / "match" / "last.pth")
-    flags = validate_flags(tmp_path, "--pretrain-weight", weight, "--source", "generator", "--budget", "fixed", "stream")
+    flags = validate_flags(
+        tmp_path, "--pretrain-weight", weight, "--source", "generator", "--budget", "fixed", "stream"
+    )
     flags += ["--draw", kind, *about.split(), "--herding-epochs", "1", "--export", str(tmp_path / "export")]
     rows = {row["budget"]: row for row in run(validate, flags)}
     size = {"herding": 2 * 30, "matched": 2 * 30 * 90}[kind]
@@ -163,7 +193,16 @@ def test_rows_say_how_their_set_was_drawn_and_what_it_takes(tmp_path, trained, k
     again = {row["budget"]: row for row in run(validate, flags)}
     assert kept.stat().st_mtime_ns == stamp
     assert json.dumps(again) == json.dumps(rows)
-    exported = ["--data", "digits", "--source", "file", "--file", str(tmp_path / "export" / "ipc3.pt"), "--tag", "file"]
+    exported = [
+        "--data",
+        "digits",
+        "--source",
+        "file",
+        "--file",
+        str(tmp_path / "export" / "ipc3.pt"),
+        "--tag",
+        "file",
+    ]
     scored = run(validate, validate_flags(tmp_path, *exported))
     assert scored[0]["accs"] == pytest.approx(rows["fixed"]["accs"])
 
@@ -180,5 +219,7 @@ def test_flags_that_contradict_a_draw_are_refused(tmp_path, trained, flags, mess
     weight = str(trained / "match" / "last.pth")
     with pytest.raises(UsageError, match=message):
         validate.main.__wrapped__(
-            validate.parse_args(validate_flags(tmp_path, "--pretrain-weight", weight, "--source", "generator", *flags.split()))
+            validate.parse_args(
+                validate_flags(tmp_path, "--pretrain-weight", weight, "--source", "generator", *flags.split())
+            )
         )

@@ -1,4 +1,5 @@
-"""Distilled sets of several files: each file has a name of its own, and a mean is only over one file or what the user calls one group."""
+"""Distilled sets of several files: each file has a name of its own, and a mean is only over one file or what
+the user calls one group."""
 
 import pytest
 import torch
@@ -14,7 +15,10 @@ LABELS = torch.arange(10).repeat_interleave(2)
 @pytest.fixture
 def files(tmp_path) -> list[str]:
     """Two files of one base name, the second with two sets."""
-    sets = [torch.randint(0, 256, (20, 1, 28, 28), generator=torch.Generator().manual_seed(seed)).byte() for seed in range(3)]
+    sets = [
+        torch.randint(0, 256, (20, 1, 28, 28), generator=torch.Generator().manual_seed(seed)).byte()
+        for seed in range(3)
+    ]
     for folder, content in (("a", (sets[0], LABELS)), ("b", {"data": [[one, LABELS] for one in sets[1:]]})):
         (tmp_path / folder).mkdir()
         torch.save(content, tmp_path / folder / "images_best.pt")
@@ -22,14 +26,33 @@ def files(tmp_path) -> list[str]:
 
 
 def rows_of(tmp_path, *files: str) -> list[dict]:
-    flags = ["--source", "file", "--data", "digits", "--budget", "fixed", "--repeats", "1", "--epochs-eval", "1", "--file", *files]
+    flags = [
+        "--source",
+        "file",
+        "--data",
+        "digits",
+        "--budget",
+        "fixed",
+        "--repeats",
+        "1",
+        "--epochs-eval",
+        "1",
+        "--file",
+        *files,
+    ]
     return run(validate, [flag for flag in validate_flags(tmp_path, *flags) if flag not in ("--ipc", "3")])
 
 
 @pytest.mark.parametrize("at_once", [True, False])
 def test_files_of_one_base_name_are_told_apart_and_not_averaged(at_once, files, tmp_path, capsys):
-    rows = rows_of(tmp_path, *files) if at_once else [*rows_of(tmp_path, files[0]), *rows_of(tmp_path, files[1])]
-    assert [row["file"] for row in told_apart(rows)] == ["a/images_best.pt", "b/images_best.pt", "b/images_best.pt"]
+    rows = (
+        rows_of(tmp_path, *files) if at_once else [*rows_of(tmp_path, files[0]), *rows_of(tmp_path, files[1])]
+    )
+    assert [row["file"] for row in told_apart(rows)] == [
+        "a/images_best.pt",
+        "b/images_best.pt",
+        "b/images_best.pt",
+    ]
     (summary,) = over_trainings(rows)
     assert summary["n"] == 2
     assert summary["mean"] == pytest.approx((rows[1]["mean"] + rows[2]["mean"]) / 2)
@@ -43,9 +66,14 @@ def test_files_of_one_base_name_are_told_apart_and_not_averaged(at_once, files, 
 
 
 def test_the_shortest_path_that_differs():
-    rows = [{"source": "file", "path": path, "file": path.split("/")[-1]} for path in ("x/a/i.pt", "y/a/i.pt", "y/j.pt", "i.pt")]
+    rows = [
+        {"source": "file", "path": path, "file": path.split("/")[-1]}
+        for path in ("x/a/i.pt", "y/a/i.pt", "y/j.pt", "i.pt")
+    ]
     assert [row["file"] for row in told_apart(rows)] == ["x/a/i.pt", "y/a/i.pt", "j.pt", "i.pt"]
-    assert told_apart([{"source": "file", "file": "kept.pt"}]) == [{"source": "file", "file": "kept.pt"}]  # a row of earlier versions
+    assert told_apart([{"source": "file", "file": "kept.pt"}]) == [
+        {"source": "file", "file": "kept.pt"}
+    ]  # a row of earlier versions
 
 
 def test_what_the_user_calls_one_group_is_averaged(files, tmp_path, capsys):

@@ -19,7 +19,10 @@ def read(path, labels, kind=None):
     return read_distilled(path, INFO, label_kind=kind)[0]
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.int64, torch.uint8, torch.bool, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn],
+)
 def test_one_hot_labels_are_hard_and_cost_no_bytes(dtype, tmp_path):
     found = read(tmp_path / "x.pt", F.one_hot(LABELS, 10).to(dtype))
     assert torch.equal(found.labels, LABELS)
@@ -39,7 +42,11 @@ def test_hard_labels_of_any_type_cost_no_bytes(labels, tmp_path):
 
 def test_logits_are_named_and_turned_to_probabilities(tmp_path):
     logits = SOFT.log() + 2
-    with pytest.raises(UsageError, match=r"expected probabilities, not logits; name what they are: --label-kind hard soft logits centred"):
+    with pytest.raises(
+        UsageError,
+        match=r"expected probabilities, not logits; name what they are: --label-kind hard soft logits "
+        r"centred",
+    ):
         read(tmp_path / "x.pt", logits - 5)
     found = read(tmp_path / "x.pt", logits, "logits")
     assert torch.allclose(found.labels, SOFT, atol=1e-6)
@@ -61,14 +68,26 @@ def test_centred_labels_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "kind", "message"),
     [
-        (torch.ones(20, 10).long(), None, r"labels \(20, 10\) of int64 that are not one-hot, expected one 1 in each row and else 0"),
+        (
+            torch.ones(20, 10).long(),
+            None,
+            r"labels \(20, 10\) of int64 that are not one-hot, expected one 1 in each row and else 0",
+        ),
         (SOFT, "hard", r"labels \(20, 10\) of float32 that are not one-hot"),
         (LABELS, "logits", r"--label-kind logits: found labels \(20,\) in .*x.pt, expected \(20, 10\)"),
-        (torch.full((20, 10), -1.0), "centred", "--label-kind centred: .*x.pt holds a label without a positive value"),
+        (
+            torch.full((20, 10), -1.0),
+            "centred",
+            "--label-kind centred: .*x.pt holds a label without a positive value",
+        ),
         (torch.full((20, 10), float("nan")), "logits", "not finite"),
         (LABELS.to(torch.complex64), None, "complex"),
         (torch.empty(20, device="meta"), None, "quantized or empty tensor"),
-        (LABELS.index_fill(0, torch.tensor([3]), 2**62), None, "found labels 0 to 4611686018427387904, expected 0 to 9"),
+        (
+            LABELS.index_fill(0, torch.tensor([3]), 2**62),
+            None,
+            "found labels 0 to 4611686018427387904, expected 0 to 9",
+        ),
         (LABELS.float().index_fill(0, torch.tensor([3]), float("nan")), None, "no whole numbers"),
     ],
 )

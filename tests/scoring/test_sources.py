@@ -1,4 +1,5 @@
-"""What is trained on: each source is what its row says, its bytes are the bytes, and what is exported is what was scored."""
+"""What is trained on: each source is what its row says, its bytes are the bytes, and what is exported is what
+was scored."""
 
 import base64
 import io
@@ -45,7 +46,19 @@ def generator():
 def teacher(tmp_path_factory):
     """The file of a classifier of digits."""
     folder = tmp_path_factory.mktemp("teacher")
-    flags = ["--data", "digits", "--source", "real", "--save-classifiers", "--ipc", "20", "--repeats", "1", "--seed", "7"]
+    flags = [
+        "--data",
+        "digits",
+        "--source",
+        "real",
+        "--save-classifiers",
+        "--ipc",
+        "20",
+        "--repeats",
+        "1",
+        "--seed",
+        "7",
+    ]
     run(validate, validate_flags(folder, *flags))
     return next((folder / "test" / "classifiers").iterdir())
 
@@ -80,12 +93,20 @@ def test_as_many_real_images_as_fit(codec, item_bytes, digits):
 
 
 def test_room_for_less_than_one_of_each_class_is_refused(digits):
-    with pytest.raises(UsageError, match="--match-bytes: 700 bytes for class 0 hold no image, expected 784 or more"):
+    with pytest.raises(
+        UsageError, match="--match-bytes: 700 bytes for class 0 hold no image, expected 784 or more"
+    ):
         WithinBytes(digits.train, 4, digits.info, 7000, "raw", 75).choose(0)
 
 
 def test_rows_of_as_many_bytes(trained, tmp_path):
-    weight = ["--pretrain-weight", str(trained / "gan" / "last.pth"), "--source", "generator", "--match-bytes"]
+    weight = [
+        "--pretrain-weight",
+        str(trained / "gan" / "last.pth"),
+        "--source",
+        "generator",
+        "--match-bytes",
+    ]
     rows = run(validate, validate_flags(tmp_path, *weight, "--samples", "0"))
     assert [row["source"] for row in rows] == [
         "generator",
@@ -126,14 +147,23 @@ def test_a_fixed_set_is_uint8_and_drawn_from_its_seed(generator):
 
 @pytest.mark.parametrize("storage", ["fp32", "int8"])
 def test_an_export_reads_back_to_the_same_accuracy(storage, trained, teacher, tmp_path):
-    weight = ["--pretrain-weight", str(trained / "match" / "last.pth"), "--source", "generator", "--storage", storage]
+    weight = [
+        "--pretrain-weight",
+        str(trained / "match" / "last.pth"),
+        "--source",
+        "generator",
+        "--storage",
+        storage,
+    ]
     soft = ["--labels", "hard", "soft", "--teacher", str(teacher), "--temperature", "2"]
     common = ["--budget", "fixed", "--epochs-eval", "8", "--data", "digits", "--ipc", "3", "5"]
     rows = run(validate, validate_flags(tmp_path, *weight, *soft, *common, "--export", str(tmp_path / "out")))
     scored = {(row["ipc"], row["labels"]): row["accs"] for row in rows}
     assert len(scored) == 4
     assert all(row["drawn"] == "exported" for row in rows)
-    names = {(ipc, "hard"): [f"ipc{ipc}.pt", f"ipc{ipc}"] for ipc in (3, 5)} | {(ipc, "soft"): [f"ipc{ipc}_soft.pt"] for ipc in (3, 5)}
+    names = {(ipc, "hard"): [f"ipc{ipc}.pt", f"ipc{ipc}"] for ipc in (3, 5)} | {
+        (ipc, "soft"): [f"ipc{ipc}_soft.pt"] for ipc in (3, 5)
+    }
     for key, files in names.items():
         for name in files:
             flags = ["--source", "file", "--file", str(tmp_path / "out" / name), *common[:-2]]
@@ -150,7 +180,16 @@ def exported(folder) -> list[str]:
 
 def test_an_export_replaces_an_earlier_one_as_a_whole(trained, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    flags = ["--pretrain-weight", str(trained / "gan" / "last.pth"), "--source", "generator", "--repeats", "1", "--export", str(out)]
+    flags = [
+        "--pretrain-weight",
+        str(trained / "gan" / "last.pth"),
+        "--source",
+        "generator",
+        "--repeats",
+        "1",
+        "--export",
+        str(out),
+    ]
     out.mkdir()
     (out / "notes.txt").write_text("mine")  # no part of an export: stays
     run(validate, validate_flags(tmp_path, *flags, "--ipc", "3", "5"))
@@ -165,7 +204,9 @@ def test_an_export_replaces_an_earlier_one_as_a_whole(trained, tmp_path, monkeyp
     def full(*args):
         raise OSError(28, "No space left on device", str(out))
 
-    monkeypatch.setattr("scoring.exporting.write_distilled", full)  # stopped half-way: the earlier one is whole
+    monkeypatch.setattr(
+        "scoring.exporting.write_distilled", full
+    )  # stopped half-way: the earlier one is whole
     with pytest.raises(SystemExit):
         run(validate, validate_flags(tmp_path, *flags, "--ipc", "4"))
     assert exported(out) == ["generator.safetensors", "ipc2", "ipc2.pt", "ipc3", "ipc3.pt", "notes.txt"]
@@ -176,7 +217,14 @@ def test_an_export_deletes_no_file_of_the_users(trained, tmp_path, capsys):
     (tmp_path / "out" / "ipc3" / "0").mkdir(parents=True)
     (tmp_path / "out" / "ipc3" / "0" / "holiday.png").write_text("")
     before = sorted(tmp_path.rglob("*"))
-    flags = ["--pretrain-weight", str(trained / "gan" / "last.pth"), "--source", "generator", "--export", str(tmp_path / "out")]
+    flags = [
+        "--pretrain-weight",
+        str(trained / "gan" / "last.pth"),
+        "--source",
+        "generator",
+        "--export",
+        str(tmp_path / "out"),
+    ]
     with pytest.raises(SystemExit) as stop:
         run(validate, validate_flags(tmp_path, *flags))
     assert stop.value.code == 2
@@ -201,13 +249,19 @@ def test_herding_follows_the_mean_of_its_class():
             return self.images[index], self.labels[index]
 
     order = herding_order(Features(), Set(3 * points, torch.tensor([0, 0, 0, 0, 1, 1, 1])), 3, 2)
-    assert order[0].tolist() == [2, 1, 3]  # with two at 3 degrees, the one at 90 brings their mean closest, though it is the farthest
+    assert order[0].tolist() == [
+        2,
+        1,
+        3,
+    ]  # with two at 3 degrees, the one at 90 brings their mean closest, though it is the farthest
     assert order[1][0] == 5
     assert sorted(order[1].tolist()) == [4, 5, 6]
 
 
 def test_a_row_of_herding_keeps_its_network_and_beats_chance(tmp_path):
-    flags = validate_flags(tmp_path, "--data", "digits", "--source", "herding", "--herding-epochs", "1", "--epochs-eval", "30")
+    flags = validate_flags(
+        tmp_path, "--data", "digits", "--source", "herding", "--herding-epochs", "1", "--epochs-eval", "30"
+    )
     (row,) = run(validate, flags)
     (path,) = (tmp_path / "test" / "classifiers").iterdir()
     assert row["chosen_by"] == f"convnet_w32, 1 epochs, {path.stem}"
@@ -244,8 +298,20 @@ def test_a_teachers_labels(digits, generator):
 
 
 def test_rows_of_soft_labels_are_their_own(trained, teacher, tmp_path):
-    flags = ["--pretrain-weight", str(trained / "gan" / "last.pth"), "--source", "generator", "random-real", "--match-bytes"]
-    rows = run(validate, validate_flags(tmp_path, *flags, "--labels", "soft", "hard", "--teacher", str(teacher), "--temperature", "4"))
+    flags = [
+        "--pretrain-weight",
+        str(trained / "gan" / "last.pth"),
+        "--source",
+        "generator",
+        "random-real",
+        "--match-bytes",
+    ]
+    rows = run(
+        validate,
+        validate_flags(
+            tmp_path, *flags, "--labels", "soft", "hard", "--teacher", str(teacher), "--temperature", "4"
+        ),
+    )
     assert [row["labels"] for row in rows] == ["hard"] * 6 + ["soft"] * 6
     hard, soft = rows[:6], rows[6:]
     saved = read_classifier(teacher)
@@ -267,7 +333,14 @@ def test_strong_decays_by_cosine_flips_where_the_class_survives_mixes_and_averag
     assert [strong.rate(epoch) for epoch in range(4)] == pytest.approx(
         [strong.lr * (1 + math.cos(math.pi * epoch / 4)) / 2 for epoch in range(4)]
     )
-    for name, flips in (("fashion", True), ("cifar100", True), ("digits", False), ("svhn", False), ("mnist", False), ("folder", False)):
+    for name, flips in (
+        ("fashion", True),
+        ("cifar100", True),
+        ("digits", False),
+        ("svhn", False),
+        ("mnist", False),
+        ("folder", False),
+    ):
         assert ("flip" in make_recipe("strong", name).dsa_strategy) == flips
     assert make_recipe("strong", "svhn", dsa_strategy="flip").dsa_strategy == "flip"  # who names it has it
     assert make_recipe("dc", "svhn") == RECIPES["dc"]
@@ -277,9 +350,13 @@ def test_strong_decays_by_cosine_flips_where_the_class_survives_mixes_and_averag
 def test_the_averaged_weights_are_those_that_are_tested(digits):
     def trained(ema: float) -> tuple[dict, float]:
         recipe, kept = Recipe(6, 20, 0.01, "none", "none", "dim", -1.0, ema), []
-        outcome = validate_group("convnet_w32", Real(digits.train, 2, 10), digits, recipe, [3], CPU, lambda c, seed: kept.append(c))[0]
+        outcome = validate_group(
+            "convnet_w32", Real(digits.train, 2, 10), digits, recipe, [3], CPU, lambda c, seed: kept.append(c)
+        )[0]
         images = kept[0].eval()(digits.test.batch(torch.arange(297))[0]).argmax(1)
-        assert outcome.accuracy == pytest.approx(100 * float((images == digits.test.labels).float().mean()), abs=1e-3)
+        assert outcome.accuracy == pytest.approx(
+            100 * float((images == digits.test.labels).float().mean()), abs=1e-3
+        )
         return kept[0].state_dict()
 
     states = []
@@ -293,7 +370,11 @@ def test_the_averaged_weights_are_those_that_are_tested(digits):
         classifier = build_classifier("convnet_w32", digits.info)
     expected = {name: value.clone() for name, value in classifier.state_dict().items()}
     draws = Draws.seeded(3, CPU.device)
-    list(trainer.train_steps(classifier, Real(digits.train, 2, 10).open(3, draws).epochs, recipe, draws, CPU, record))
+    list(
+        trainer.train_steps(
+            classifier, Real(digits.train, 2, 10).open(3, draws).epochs, recipe, draws, CPU, record
+        )
+    )
     for t, state in enumerate(states):
         decay = min(0.5, (1 + t) / (10 + t))
         expected = {name: decay * value + (1 - decay) * state[name] for name, value in expected.items()}
@@ -307,7 +388,9 @@ def test_the_averaged_weights_are_those_that_are_tested(digits):
 
 def test_curves_are_tested_on_the_way_and_change_nothing(tmp_path):
     flags = ["--data", "digits", "--source", "real", "--epochs-eval", "9", "--recipe", "strong"]
-    (plain,), (curved,) = (run(validate, validate_flags(tmp_path, *flags, *more)) for more in ([], ["--curve", "3"]))
+    (plain,), (curved,) = (
+        run(validate, validate_flags(tmp_path, *flags, *more)) for more in ([], ["--curve", "3"])
+    )
     assert curved["accs"] == plain["accs"]
     assert curved["curve_images_seen"] == [30 * epochs for epochs in curve_epochs(9, 3)]
     assert [points[-1] for points in curved["curve_accs"]] == curved["accs"]
@@ -316,7 +399,14 @@ def test_curves_are_tested_on_the_way_and_change_nothing(tmp_path):
     assert curve_epochs(9, 3) == [2, 4, 9]
     assert curve_epochs(1, 5) == [1]
     assert curve_epochs(1000, 4)[-1] == 1000
-    short = ["--data", "digits", "--source", "real", "--epochs-eval", "4"]  # the constant rate: a point is what a shorter run reports
+    short = [
+        "--data",
+        "digits",
+        "--source",
+        "real",
+        "--epochs-eval",
+        "4",
+    ]  # the constant rate: a point is what a shorter run reports
     (point,) = run(validate, validate_flags(tmp_path, *short))
     (longer,) = run(validate, validate_flags(tmp_path, *short[:-1], "9", "--curve", "3"))
     assert [points[1] for points in longer["curve_accs"]] == point["accs"]
@@ -325,7 +415,9 @@ def test_curves_are_tested_on_the_way_and_change_nothing(tmp_path):
 def test_confusions_add_up(tmp_path):
     (row,) = run(validate, validate_flags(tmp_path, "--data", "digits", "--source", "real"))
     confusion = np.array([list(map(int, line.split())) for line in row["confusion"]])
-    assert confusion.sum(1).tolist() == [2 * n for n in torch.bincount(load_data("digits", "").test.labels).tolist()]
+    assert confusion.sum(1).tolist() == [
+        2 * n for n in torch.bincount(load_data("digits", "").test.labels).tolist()
+    ]
     assert 100 * confusion.trace() / confusion.sum() == pytest.approx(row["mean"], abs=1e-3)
 
 
@@ -351,9 +443,19 @@ def test_samples_tell_copies_from_new_images(digits, generator):
 
 
 def test_samples_are_kept_once_for_each_generator(trained, tmp_path):
-    weights = ["--pretrain-weight", str(trained / "gan" / "last.pth"), str(trained / "match" / "last.pth"), "--source", "generator", "real"]
+    weights = [
+        "--pretrain-weight",
+        str(trained / "gan" / "last.pth"),
+        str(trained / "match" / "last.pth"),
+        "--source",
+        "generator",
+        "real",
+    ]
     rows = run(validate, validate_flags(tmp_path, *weights, "--ipc", "2", "3", "--samples", "2"))
-    assert [(row["source"], row["ipc"]) for row in rows if "samples" in row] == [("generator", 2), ("generator", 2)]
+    assert [(row["source"], row["ipc"]) for row in rows if "samples" in row] == [
+        ("generator", 2),
+        ("generator", 2),
+    ]
     assert rows[0]["samples"]["per_class"] == 2
     assert rows[0]["samples"]["images"] != rows[1]["samples"]["images"]
 
@@ -362,7 +464,13 @@ def test_samples_are_kept_once_for_each_generator(trained, tmp_path):
 
 
 def test_both_spreads_over_several_trainings(trained, tmp_path, capsys):
-    weights = ["--pretrain-weight", str(trained / "gan" / "last.pth"), str(trained / "match" / "last.pth"), "--source", "generator"]
+    weights = [
+        "--pretrain-weight",
+        str(trained / "gan" / "last.pth"),
+        str(trained / "match" / "last.pth"),
+        "--source",
+        "generator",
+    ]
     rows = run(validate, validate_flags(tmp_path, *weights))
     assert len(rows) == 2
     assert rows[0]["checkpoint_sha256"] != rows[1]["checkpoint_sha256"]
@@ -373,7 +481,9 @@ def test_both_spreads_over_several_trainings(trained, tmp_path, capsys):
     assert summary["std"] == pytest.approx(statistics.stdev(means))
     assert summary["classifier_std"] == pytest.approx(statistics.mean(row["std"] for row in rows))
     out = capsys.readouterr().out
-    assert f"{summary['mean']:.2f} ± {summary['std']:.2f} over 2 trainings (over 2 classifiers each: ± " in out
+    assert (
+        f"{summary['mean']:.2f} ± {summary['std']:.2f} over 2 trainings (over 2 classifiers each: ± " in out
+    )
     assert over_trainings(rows[:1]) == []
 
 
@@ -390,10 +500,26 @@ def test_the_ipc_of_a_file_is_its_own(ipc, more, message, tmp_path, capsys):
     file = tmp_path / "set.pt"
     torch.save((torch.randint(0, 256, (10, 1, 28, 28), dtype=torch.uint8), torch.arange(10)), file)
     flags = [flag for flag in validate_flags(tmp_path, "--data", "digits") if flag not in ("--ipc", "3")]
-    flags += ["--source", "file", "--budget", "fixed", "--repeats", "1", "--file", str(file), *more, "--ipc", *ipc]
+    flags += [
+        "--source",
+        "file",
+        "--budget",
+        "fixed",
+        "--repeats",
+        "1",
+        "--file",
+        str(file),
+        *more,
+        "--ipc",
+        *ipc,
+    ]
     if message is None:
         rows = run(validate, flags)
-        assert [(row["source"], row["ipc"]) for row in rows] == [("file", 1), ("random-real", 1), ("random-real", 2)]
+        assert [(row["source"], row["ipc"]) for row in rows] == [
+            ("file", 1),
+            ("random-real", 1),
+            ("random-real", 2),
+        ]
         return
     with pytest.raises(SystemExit) as stop:
         run(validate, flags)
@@ -405,13 +531,24 @@ def test_the_ipc_of_a_file_is_its_own(ipc, more, message, tmp_path, capsys):
 
 
 def test_real_is_always_there_unless_it_is_refused(tmp_path):
-    flags = [flag for flag in validate_flags(tmp_path, "--data", "digits", "--source", "random-real") if flag != "--no-real"]
+    flags = [
+        flag
+        for flag in validate_flags(tmp_path, "--data", "digits", "--source", "random-real")
+        if flag != "--no-real"
+    ]
     assert [row["source"] for row in run(validate, flags)] == ["random-real", "real"]
     assert [row["source"] for row in run(validate, [*flags, "--no-real"])] == ["random-real"]
 
 
 def test_what_is_named_twice_is_scored_once(trained, tmp_path):
-    weight = ["--pretrain-weight", *[str(trained / "gan" / "last.pth")] * 2, "--source", "generator", "--repeats", "1"]
+    weight = [
+        "--pretrain-weight",
+        *[str(trained / "gan" / "last.pth")] * 2,
+        "--source",
+        "generator",
+        "--repeats",
+        "1",
+    ]
     (row,) = run(validate, validate_flags(tmp_path, *weight))
     assert row["n"] == 1
 
@@ -419,9 +556,20 @@ def test_what_is_named_twice_is_scored_once(trained, tmp_path):
 def test_several_budgets(trained, tmp_path, monkeypatch):
     calls, group = [], validate.validate_group
     monkeypatch.setattr(validate, "validate_group", lambda *args: calls.append(1) or group(*args))
-    weight = ["--pretrain-weight", str(trained / "gan" / "last.pth"), "--source", "generator", "real", "--budget", "stream", "fixed"]
+    weight = [
+        "--pretrain-weight",
+        str(trained / "gan" / "last.pth"),
+        "--source",
+        "generator",
+        "real",
+        "--budget",
+        "stream",
+        "fixed",
+    ]
     rows = run(validate, validate_flags(tmp_path, *weight))
-    assert [(row["budget"], row["source"]) for row in rows] == [(b, s) for b in ("stream", "fixed") for s in ("generator", "real")]
+    assert [(row["budget"], row["source"]) for row in rows] == [
+        (b, s) for b in ("stream", "fixed") for s in ("generator", "real")
+    ]
     assert rows[0]["accs"] != rows[2]["accs"]
     assert rows[1]["accs"] == rows[3]["accs"]
     assert len(calls) == 3 * 2  # real is the same on both, and trained once
@@ -434,25 +582,70 @@ def test_several_budgets(trained, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--source", "file"], "--source file and --file need each other: a source, and its files; found none"),
-        (["--source", "real", "--file", "x.pt"], "--source file and --file need each other: a source, and its files; found --source real"),
-        (["--source", "file", "--file", "missing.pt"], "missing.pt: no such file, expected images and labels"),
-        (["--source", "real", "--image-range", "unit"], "--image-range unit is of the sets in --file, found none"),
-        (["--source", "real", "--match-bytes"], "--match-bytes, --export and --mixture are of --source generator, found real"),
-        (["--source", "real", "--mixture"], "--match-bytes, --export and --mixture are of --source generator, found real"),
+        (
+            ["--source", "file"],
+            "--source file and --file need each other: a source, and its files; found none",
+        ),
+        (
+            ["--source", "real", "--file", "x.pt"],
+            "--source file and --file need each other: a source, and its files; found --source real",
+        ),
+        (
+            ["--source", "file", "--file", "missing.pt"],
+            "missing.pt: no such file, expected images and labels",
+        ),
+        (
+            ["--source", "real", "--image-range", "unit"],
+            "--image-range unit is of the sets in --file, found none",
+        ),
+        (
+            ["--source", "real", "--match-bytes"],
+            "--match-bytes, --export and --mixture are of --source generator, found real",
+        ),
+        (
+            ["--source", "real", "--mixture"],
+            "--match-bytes, --export and --mixture are of --source generator, found real",
+        ),
         (["--source", "real", "--labels", "soft"], "--labels soft needs --teacher"),
         (["--source", "real", "--temperature", "4"], "--temperature 4 is of --labels soft, found hard"),
         (["--source", "real", "--teacher", "{teacher}"], "is for --labels soft and --filter, found neither"),
-        (["--source", "real", "--labels", "soft", "--teacher", "nothing.pth"], "nothing.pth: no such file, expected a checkpoint"),
-        (["--source", "file", "--file", "{soft}", "--labels", "hard"], "--labels hard: {soft} holds soft labels"),
-        (["--source", "real", "--condense-steps", "5"], "--condense-steps 5 is of --source condensed, found --source real"),
-        (["--source", "real", "--condense-init", "noise"], "--condense-init noise is of --source condensed, found --source real"),
-        (["--source", "real", "--codec", "jpeg"], "--codec jpeg is of --source condensed, found --source real"),
+        (
+            ["--source", "real", "--labels", "soft", "--teacher", "nothing.pth"],
+            "nothing.pth: no such file, expected a checkpoint",
+        ),
+        (
+            ["--source", "file", "--file", "{soft}", "--labels", "hard"],
+            "--labels hard: {soft} holds soft labels",
+        ),
+        (
+            ["--source", "real", "--condense-steps", "5"],
+            "--condense-steps 5 is of --source condensed, found --source real",
+        ),
+        (
+            ["--source", "real", "--condense-init", "noise"],
+            "--condense-init noise is of --source condensed, found --source real",
+        ),
+        (
+            ["--source", "real", "--codec", "jpeg"],
+            "--codec jpeg is of --source condensed, found --source real",
+        ),
         (["--source", "condensed", "--condense-network", "vgg"], "unknown network 'vgg'"),
-        (["--source", "condensed", "--ipc", "200"], "--ipc 200: class 8, the smallest of digits, has 146 training images for condensed"),
-        (["--source", "condensed", "--condense-match", "logit"], "argument --condense-match: invalid choice: 'logit'"),
-        (["--source", "herding", "--ipc", "200"], "--ipc 200: class 8, the smallest of digits, has 146 training images for herding"),
-        (["--source", "real", "--temperature", "0"], "argument --temperature: found 0, expected a number > 0"),
+        (
+            ["--source", "condensed", "--ipc", "200"],
+            "--ipc 200: class 8, the smallest of digits, has 146 training images for condensed",
+        ),
+        (
+            ["--source", "condensed", "--condense-match", "logit"],
+            "argument --condense-match: invalid choice: 'logit'",
+        ),
+        (
+            ["--source", "herding", "--ipc", "200"],
+            "--ipc 200: class 8, the smallest of digits, has 146 training images for herding",
+        ),
+        (
+            ["--source", "real", "--temperature", "0"],
+            "argument --temperature: found 0, expected a number > 0",
+        ),
         (["--source", "real", "--quality", "96"], "argument --quality: found 96"),
         (["--source", "real", "--herding-epochs", "0"], "argument --herding-epochs: found 0"),
         (["--source", "real", "--curve", "-1"], "argument --curve: found -1"),

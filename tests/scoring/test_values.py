@@ -31,13 +31,19 @@ def test_a_few_learned_pixels_outside_the_unit_range_are_clipped(image_range, di
     learned[0, 0, 0, 0], learned[7, 0, 9, 9] = -0.06, 1.31
     expected = learned.clamp(0, 1) * 2 - 1
     assert torch.equal(read(tmp_path / "x.pt", learned, image_range), expected)
-    assert "x.pt: 2 of 39,200 values lie outside [0, 1], by up to 0.31; they are clipped" in capsys.readouterr().err
+    assert (
+        "x.pt: 2 of 39,200 values lie outside [0, 1], by up to 0.31; they are clipped"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_few_learned_pixels_outside_the_signed_range_are_asked_for(digits, tmp_path, capsys):
     learned = digits * 2 - 1
     learned[0, 0, 0, 0], learned[7, 0, 9, 9] = -1.5, 1.25
-    with pytest.raises(UsageError, match=r"do not tell their range \(.* outside \[0, 1\], 2 outside \[-1, 1\] of 39,200\); name it"):
+    with pytest.raises(
+        UsageError,
+        match=r"do not tell their range \(.* outside \[0, 1\], 2 outside \[-1, 1\] of 39,200\); name it",
+    ):
         read(tmp_path / "x.pt", learned)
     assert torch.equal(read(tmp_path / "x.pt", learned, "signed"), learned.clamp(-1, 1))
     assert "2 of 39,200 values lie outside [-1, 1], by up to 0.5" in capsys.readouterr().err
@@ -62,7 +68,9 @@ def test_rounded_floats_are_not_clipped(digits, tmp_path, capsys):
 @pytest.mark.parametrize("image_range", ["unit", "signed", "uint8"])
 def test_a_named_range_that_most_values_leave_is_refused(image_range, digits, tmp_path):
     normalised = (digits - INFO.mean[0]) / INFO.std[0]
-    with pytest.raises(UsageError, match=f"--image-range {image_range}: found values .* expected .* at most (25|5) % outside"):
+    with pytest.raises(
+        UsageError, match=f"--image-range {image_range}: found values .* expected .* at most (25|5) % outside"
+    ):
         read(tmp_path / "x.pt", normalised, image_range)
 
 
@@ -80,7 +88,9 @@ def test_whitened_images_are_refused_by_their_statistics(digits, tmp_path, capsy
     chosen = torch.cat([(train.labels == label).nonzero().flatten()[:5] for label in range(10)])
     white = whitened(train.images.float() / 255, chosen)
     assert looks_whitened(white)
-    with pytest.raises(UsageError, match=r"x.pt: its images look whitened \(ZCA\).* expected the un-whitened copy"):
+    with pytest.raises(
+        UsageError, match=r"x.pt: its images look whitened \(ZCA\).* expected the un-whitened copy"
+    ):
         read(tmp_path / "x.pt", white)
     mean, std = INFO.mean[0], INFO.std[0]
     for pictures in (digits, digits * 2 - 1, (digits - mean) / std, torch.randn(50, 1, 28, 28)):
@@ -111,12 +121,15 @@ def test_the_whitened_file_of_mtt_is_refused_by_its_name(digits, tmp_path):
     mtt(tmp_path, digits)
     with pytest.raises(
         UsageError,
-        match=r"images_5000.pt: holds whitened images \(ZCA\), .*expected an un-whitened copy, as beside it: .*images_zca_5000.pt",
+        match=r"images_5000.pt: holds whitened images \(ZCA\), .*expected an un-whitened copy, as beside "
+        r"it: .*images_zca_5000.pt",
     ):
         read_distilled(tmp_path / "images_5000.pt", INFO, "signed")
     for name in ("images", "labels"):
         (tmp_path / f"{name}_5000.pt").rename(tmp_path / f"{name}_best.pt")
-    with pytest.raises(UsageError, match=r"images_best.pt: holds whitened images \(ZCA\), .*images_zca_5000.pt"):
+    with pytest.raises(
+        UsageError, match=r"images_best.pt: holds whitened images \(ZCA\), .*images_zca_5000.pt"
+    ):
         read_distilled(tmp_path / "images_best.pt", INFO, "signed")
 
 
