@@ -470,7 +470,10 @@ def main(args: argparse.Namespace) -> dict:
     data = Data(data.info, None, data.val, data.test)  # what is learnt comes from the tasks alone
     torch.manual_seed(runtime.own_seed(args.seed, "continual"))
 
-    split, (images,) = data.referee[0], split_tasks(data.referee[1], [list(itertools.chain(*classes))])
+    split, (images,) = (
+        data.evaluation_split[0],
+        split_tasks(data.evaluation_split[1], [list(itertools.chain(*classes))]),
+    )
     header = {
         "stage": "continual",
         "info": data.info.to_dict(),

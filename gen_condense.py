@@ -46,11 +46,11 @@ from scoring.recipes import RECIPES, make_recipe
 from utils import (
     Effect,
     Parser,
-    blame,
     cli,
     count,
     decay,
     nonnegative,
+    out_of_memory_hint,
     positive,
     positive_int,
     probability_or_off,
@@ -257,7 +257,7 @@ def main(args: argparse.Namespace) -> RunFolder:
         "width": args.width or GANS[args.gan].width,
         "z_dim": args.z_dim or max(100, 2 * data.info.num_classes),
     }
-    with seeded(torch.device("cpu"), args.seed, "init"), blame("--width"):
+    with seeded(torch.device("cpu"), args.seed, "init"), out_of_memory_hint("--width"):
         generator, discriminator = build_gan(config)
     gan = GAN(runtime.place(generator), runtime.place(discriminator), args.lr, args.ema, args.lr_d)
     torch.manual_seed(runtime.own_seed(args.seed, "gan"))

@@ -84,7 +84,7 @@ def handle_stops(handler: Callable[[int], None]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def blame(flag: str) -> Iterator[None]:
+def out_of_memory_hint(flag: str) -> Iterator[None]:
     """Name `flag` as the cause if memory runs out in the block."""
     try:
         yield

@@ -46,7 +46,7 @@ from scoring.recipes import RECIPES, Recipe, make_recipe
 from scoring.results import Outcome, ResultsFile, print_table, row_hash
 from scoring.sources import Teacher
 from scoring.storage import BYTES, CODECS
-from scoring.table import EFFECTS, LABELS, SOURCES, Deployed, Table, keep_samples
+from scoring.table import EFFECTS, FILLERS, LABELS, SOURCES, Deployed, Table, fillers, keep_samples
 from scoring.teachers import trained_classifier
 from scoring.values import RANGES
 from utils import (
@@ -116,8 +116,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--match-bytes",
-        action="store_true",
-        help="add as many real images as fit into the generator's bytes: raw, webp, jpeg, jpeg-scan",
+        nargs="*",
+        choices=FILLERS,
+        help="add rows of as many images as fit into the generator's bytes: real ones by these codecs, or condensed "
+        "ones by --codec (default without a value: real ones by each codec)",
     )
     parser.add_argument(
         "--quality",
@@ -288,7 +290,7 @@ def plan_rows(
     rows, todo = [], {}
     for network, ipc, budget in itertools.product(networks, ipcs, dict.fromkeys(args.budget)):
         for about, source in table.sources(
-            ipc, budget == "fixed", args.quality if args.match_bytes else None
+            ipc, budget == "fixed", fillers(args.match_bytes, table.names), args.quality
         ):
             row = results.row(shared | {"classifier": network, "budget": budget, "ipc": ipc} | about)
             row |= {"class_names": list(table.data.info.class_names)} | table.origin(row, args.group)
@@ -370,7 +372,7 @@ def main(args: argparse.Namespace) -> list[dict]:
         Deployed.of(part, args.storage, args.filter, teacher, args.seed if args.export else None, runtime)
         for part in parts
     ]
-    tested, trained = fingerprint(data.info, data.referee[1]), fingerprint(data.info, data.train)
+    tested, trained = fingerprint(data.info, data.evaluation_split[1]), fingerprint(data.info, data.train)
     data = data.to(runtime.device)
     table = Table(
         names,
@@ -384,7 +386,7 @@ def main(args: argparse.Namespace) -> list[dict]:
     )
     shared = {
         "dataset": data.info.name,
-        "split": data.referee[0],
+        "split": data.evaluation_split[0],
         "val_size": args.val_size,
         "tested_on": tested,
         "recipe": args.recipe,
@@ -425,7 +427,7 @@ def main(args: argparse.Namespace) -> list[dict]:
                 table.drawer(deployed[0].generator, deployed[0].about, ipc)
             storage = args.storage or checkpoints[0].storage
             runtime.on_main(lambda: export(Path(args.export), checkpoints[0], storage, table, ipcs))
-        if "condensed" in names:
+        if "condensed" in (*names, *fillers(args.match_bytes, names)):
             table.condensed = CondensedSets(
                 data, how, args.codec, args.quality, folder, args.seed, trained, runtime
             )

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 import continual
 from data import DATASETS, Data, ImageSet
 from engine.runtime import Runtime
-from engine.seeds import Draws
+from engine.seeds import RandomStreams
 from gen_condense import train_gan
 from models import build_classifier, build_gan
 from models.gan import GAN
@@ -170,12 +170,12 @@ def classifier_epoch(
 ) -> Callable[[], object]:
     """An epoch of a classifier on 500 images that reside on the device (CIFAR-10 at IPC 50)."""
     images, labels = images_on(runtime.device, 500).batch(torch.arange(500, device=runtime.device))
-    recipe, draws = (
+    recipe, streams = (
         replace(RECIPES["dim"], epochs=FOREVER, batch_size=batch_size),
-        Draws.seeded(0, runtime.device),
+        RandomStreams.seeded(0, runtime.device),
     )
     classifier = runtime.place(build_classifier(network, INFO))
-    steps = train_steps(classifier, iter(lambda: (images, labels), None), recipe, draws, runtime)
+    steps = train_steps(classifier, iter(lambda: (images, labels), None), recipe, streams, runtime)
     return lambda: [next(steps) for _ in range(-(-500 // batch_size))]
 
 
@@ -206,9 +206,9 @@ def generation(
     variant: str, runtime: Runtime, batch_size: int, width: int, network: str
 ) -> Callable[[], object]:
     """Generation of `batch_size` images."""
-    generator, draws = pair(width, runtime).generator, Draws.seeded(0, runtime.device)
+    generator, streams = pair(width, runtime).generator, RandomStreams.seeded(0, runtime.device)
     labels = torch.arange(batch_size, device=runtime.device) % 10
-    return lambda: generate(generator, labels, draws.device, runtime)
+    return lambda: generate(generator, labels, streams.device, runtime)
 
 
 def continual_steps(

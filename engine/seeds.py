@@ -43,7 +43,7 @@ def set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
-class Draws(NamedTuple):
+class RandomStreams(NamedTuple):
     """The random-number generators of one classifier's training: one for choices made on the host, one for
     tensors on the device."""
 
@@ -51,7 +51,7 @@ class Draws(NamedTuple):
     device: torch.Generator
 
     @classmethod
-    def seeded(cls, seed: int, device: torch.device) -> "Draws":
+    def seeded(cls, seed: int, device: torch.device) -> "RandomStreams":
         """Generators seeded from `seed`; on the CPU both are the same one."""
         host = torch.Generator().manual_seed(derive_seed(seed, "train"))
         return cls(

@@ -19,7 +19,7 @@ from replay.memory import Memory
 from replay.plan import Plan
 from replay.replaying import Replay
 from replay.stored_generators import load_stored
-from utils import blame
+from utils import out_of_memory_hint
 
 
 class TaskGenerator:
@@ -69,7 +69,10 @@ class TaskGenerator:
         """Build the GAN to train: the stored generator if one is carried on, else a new one. The
         discriminator is new unless kept."""
         o, generators = self.plan.options, self.memory.generators
-        with seeded(torch.device("cpu"), self.plan.seed, "gan", task), blame("--width or --memory-bytes"):
+        with (
+            seeded(torch.device("cpu"), self.plan.seed, "gan", task),
+            out_of_memory_hint("--width or --memory-bytes"),
+        ):
             generator, discriminator = generators.players(self.plan.classes[task])
         if generators.layout == "carried" and generators.stored:
             generator.load_state_dict(generators.build().state_dict())
@@ -187,7 +190,7 @@ class TaskGenerator:
         return self._alone_steps("latents", task, done, o.latent_steps, settings)
 
     def _new_latents(self, task: int) -> GAN:
-        with blame("--latents"):
+        with out_of_memory_hint("--latents"):
             return self.memory.generators.new_latents(
                 derive_seed(self.plan.seed, task), self.plan.runtime
             ).in_training()

@@ -13,7 +13,7 @@ from replay.learner import Ensemble, Learner
 from replay.memory import Memory
 from replay.plan import Plan
 from scoring.sources import generate
-from utils import blame
+from utils import out_of_memory_hint
 
 
 class Replay:
@@ -25,7 +25,7 @@ class Replay:
         self.images: ImageSet | None = None  # generated images of the classes before this task
         self.made_for = -1  # the task they were made for
 
-    @blame("--replay-images")
+    @out_of_memory_hint("--replay-images")
     def prepare(self, task: int) -> None:
         """Generate images of earlier classes for this task; they are the same at whichever step of the task
         this is called."""
@@ -72,13 +72,13 @@ class Replay:
         together = {"batch_size": len(labels)} if self.plan.options.latents else {}
         return ImageSet(to_uint8(generate(generator, labels, rng, self.plan.runtime, **together)), labels)
 
-    @blame("--replay-images")
+    @out_of_memory_hint("--replay-images")
     def own_images(self, task: int) -> ImageSet:
         """Generate images of the classes of this task by its stored generator, as many of each as of an
         earlier class."""
         return self.generate(self._labels(self.plan.classes[task], task), 0.0, "own", task)
 
-    @blame("--replay-images")
+    @out_of_memory_hint("--replay-images")
     def retrain_set(self, task: int, turn: int) -> ImageSet:
         """Return what reinitialised networks learn from at pass `turn`: the images of the buffer, and newly
         generated ones."""

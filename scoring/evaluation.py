@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from data import Data, ImageSet
 from engine.runtime import Runtime
-from engine.seeds import Draws, derive_seed, seeded
+from engine.seeds import RandomStreams, derive_seed, seeded
 from engine.tensors import eval_mode
 from models import Classifier, GanCheckpoint, build_classifier
 from scoring.recipes import Recipe
 from scoring.results import Cost, Outcome
 from scoring.sources import Generated
 from scoring.trainer import train_steps, train_together
-from utils import Effect, blame, tell
+from utils import Effect, out_of_memory_hint, tell
 
 BUDGETS = ("stream", "fixed")
 # The flags of evaluations in training. Without --eval-interval a held-out split may still be kept for a later
@@ -72,7 +72,7 @@ def validate_group(
     title: str = "",
 ) -> list[Outcome]:
     """Train one fresh classifier per seed on `source` (see sources.py), side by side, and test each on
-    data.referee.
+    data.evaluation_split.
 
     keep(classifier, seed) is called with each classifier after its training. curve: largest number of tests
     during training, 0 = none. The result of a classifier depends on its seed alone. The surrounding random
@@ -83,7 +83,7 @@ def validate_group(
     classifiers, trainings, outcomes = [], [], []
 
     def test(classifier: nn.Module) -> Tensor:
-        return confusion_matrix(classifier, data.referee[1], num_classes)
+        return confusion_matrix(classifier, data.evaluation_split[1], num_classes)
 
     def on_the_way(outcome: Outcome) -> Callable[[int, nn.Module, Cost], None]:
         def after_epoch(epoch: int, classifier: nn.Module, cost: Cost) -> None:
@@ -95,13 +95,13 @@ def validate_group(
     for seed in seeds:
         with seeded(runtime.device, seed, "init"):
             classifiers.append(runtime.place(build_classifier(network, data.info)))
-        draws = Draws.seeded(seed, runtime.device)
-        with blame("--ipc"):
-            epochs, num_images, stored = source.open(seed, draws)
+        streams = RandomStreams.seeded(seed, runtime.device)
+        with out_of_memory_hint("--ipc"):
+            epochs, num_images, stored = source.open(seed, streams)
         outcomes.append(Outcome(0.0, Cost(), num_images=num_images, num_bytes=stored))
         trainings.append(
             train_steps(
-                classifiers[-1], epochs, recipe, draws, runtime, on_the_way(outcomes[-1]) if curve else None
+                classifiers[-1], epochs, recipe, streams, runtime, on_the_way(outcomes[-1]) if curve else None
             )
         )
     total_steps = recipe.epochs * math.ceil(source.per_epoch / recipe.batch_size)
@@ -151,7 +151,7 @@ def evaluate_generator(
         for seeds in seed_groups(seed, network, ipc, 0, repeats, None, runtime)
     ]
     groups = runtime.spread(lambda job: validate_group(job[0], source, data, recipe, job[1], runtime), jobs)
-    name = f"{data.referee[0]}_accuracy"
+    name = f"{data.evaluation_split[0]}_accuracy"
     means = {}
     for network in networks:
         accs = [

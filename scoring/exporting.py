@@ -13,7 +13,7 @@ from scoring.distilled import write_distilled
 from scoring.sources import draw_fixed
 from scoring.storage import export_generator
 from scoring.table import Table
-from utils import UsageError, blame
+from utils import UsageError, out_of_memory_hint
 
 PART = re.compile(
     r"generator\.safetensors|ipc\d+(_soft)?\.pt|ipc\d+|\.export\.\d+\.tmp"
@@ -57,7 +57,7 @@ def export(folder: Path, checkpoint: GanCheckpoint, storage: str, table: Table, 
     try:
         export_generator(fresh / "generator.safetensors", checkpoint, storage)
         for ipc in ipcs:
-            with blame("--ipc"):
+            with out_of_memory_hint("--ipc"):
                 if table.drawer:
                     images, labels, _ = table.drawer(deployed.generator, deployed.about, ipc)
                 else:

@@ -36,7 +36,9 @@ def check_flags(args: argparse.Namespace) -> list[str]:
             raise UsageError(f"{flag} {given} is of the sets in --file, found none")
     if args.factor > 1 and not args.file:
         raise UsageError(f"--factor {args.factor} is of the sets in --file, found none")
-    if not generates and (args.filter or args.storage or args.match_bytes or args.export or args.mixture):
+    if not generates and (
+        args.filter or args.storage or args.match_bytes is not None or args.export or args.mixture
+    ):
         flag = (
             "--filter and --storage are"
             if args.filter or args.storage
@@ -61,7 +63,7 @@ def check_flags(args: argparse.Namespace) -> list[str]:
             f"--draw-candidates {args.draw_candidates}: expected at least the {max(args.ipc or [50])} "
             "images a class of --ipc"
         )
-    if "condensed" not in names:
+    if "condensed" not in (*names, *(args.match_bytes or ())):
         check_condense_flags(vars(args), "--source condensed", f"--source {' '.join(names)}")
         if args.codec != "raw":
             raise UsageError(
@@ -97,7 +99,7 @@ def load_inputs(
     info = first.info if first else None
     needs_train = (
         args.val_size
-        or args.match_bytes
+        or args.match_bytes is not None
         or args.draw != "random"
         or {"real", "random-real", "herding", "condensed"} & set(names)
     )

@@ -47,7 +47,9 @@ def make_samples(images: Tensor, labels: Tensor, data: Data, per_class: int) -> 
         distance, index = nearest(shown, data.train)
         found["real"] = _grid(data.train.batch(_first(data.train.labels, k, per_class))[0], k)
         found["nearest"] = _grid(data.train.batch(index)[0], k)
-        found["distance_ratio"] = distance_ratio(distance, nearest(judges(data.referee[1]), data.train)[0])
+        found["distance_ratio"] = distance_ratio(
+            distance, nearest(judges(data.evaluation_split[1]), data.train)[0]
+        )
     return found
 
 

@@ -1,7 +1,7 @@
 """Sources of training images for classifiers: generated, real, selected or stored images, with their own
 labels or a teacher's.
 
-A source has `per_epoch`, the number of images in an epoch, and open(seed, draws) -> Opened for the classifier
+A source has `per_epoch`, the number of images in an epoch, and open(seed, streams) -> Opened for the classifier
 of `seed`. Images are float32 (N, C, H, W) in [-1, 1]; labels are (N,), or soft (N, K).
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from data import DataInfo, ImageSet, balanced_epochs, to_float, to_uint8
 from engine.files import file_hash
 from engine.runtime import Runtime
-from engine.seeds import Draws, derive_seed
+from engine.seeds import RandomStreams, derive_seed
 from engine.tensors import eval_mode
 from models import Classifier, SavedClassifier
 from scoring.storage import LENGTH_BYTES, decode_images, encode_images, make_codec, num_bytes
@@ -49,7 +49,7 @@ class Fixed:
         self.num_bytes = images.numel() if num_bytes is None else num_bytes
         self.num_images = len(labels) if num_images is None else num_images
 
-    def open(self, seed: int, draws: Draws) -> Opened:
+    def open(self, seed: int, streams: RandomStreams) -> Opened:
         """Return the same set for every seed."""
         return Opened(itertools.repeat((self.images, self.labels)), self.num_images, self.num_bytes)
 
@@ -80,8 +80,8 @@ class Generated:
         )
         self.per_epoch = generator.num_classes * ipc
 
-    def open(self, seed: int, draws: Draws) -> Opened:
-        """Draw the latents of a stream from `draws`, those of a fixed set from the source's own seed or else
+    def open(self, seed: int, streams: RandomStreams) -> Opened:
+        """Draw the latents of a stream from `streams`, those of a fixed set from the source's own seed or else
         from `seed`."""
         if self.fixed:
             images, labels = draw_fixed(
@@ -93,7 +93,7 @@ class Generated:
         )
         return Opened(
             (
-                (generate(self.generator, labels, draws.device, self.runtime), labels)
+                (generate(self.generator, labels, streams.device, self.runtime), labels)
                 for _ in itertools.count()
             ),
             None,
@@ -111,7 +111,7 @@ class Real:
         self.images, self.ipc, self.num_classes, self.fixed = images, ipc, num_classes, fixed
         self.per_epoch = num_classes * ipc
 
-    def open(self, seed: int, draws: Draws) -> Opened:
+    def open(self, seed: int, streams: RandomStreams) -> Opened:
         """Draw the order and the choice of the images from `seed`."""
         order = balanced_epochs(
             self.images.labels, self.ipc, self.num_classes, seed, "random-real" if self.fixed else "real"
@@ -152,7 +152,7 @@ class WithinBytes:
         )
         self.codec, self.per_epoch = make_codec(codec, quality, info), info.num_classes * ipc
 
-    def open(self, seed: int, draws: Draws) -> Opened:
+    def open(self, seed: int, streams: RandomStreams) -> Opened:
         """Draw the choice and the order of the images from `seed`. Raises UsageError if not even one image of
         a class fits."""
         stored, num_bytes = self.choose(seed)
@@ -228,9 +228,9 @@ class Labelled:
         self.source, self.teacher, self.num_classes = source, teacher, num_classes
         self.teacher_bytes, self.per_epoch = teacher_bytes, source.per_epoch
 
-    def open(self, seed: int, draws: Draws) -> Opened:
+    def open(self, seed: int, streams: RandomStreams) -> Opened:
         """Return the images of the source, with the teacher's labels."""
-        opened = self.source.open(seed, draws)
+        opened = self.source.open(seed, streams)
         extra = (
             self.teacher_bytes
             if opened.num_images is None

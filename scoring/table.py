@@ -28,7 +28,7 @@ from scoring.sources import (
     soft_bytes,
 )
 from scoring.storage import LOSSY, num_bytes, store
-from utils import Effect, blame
+from utils import Effect, out_of_memory_hint
 
 SOURCES = ("generator", "real", "random-real", "herding", "condensed", "file")
 LABELS = ("hard", "soft")
@@ -39,6 +39,10 @@ MATCHED = {
     "random-real-jpeg": "jpeg",
     "random-real-jpeg-scan": "jpeg-scan",
 }
+FILLERS = (
+    *MATCHED.values(),
+    "condensed",
+)  # what may fill the bytes of a generator: real images by a codec, or condensed ones
 # Flags of validate.py that depend on others; those that are refused are in its check_flags.
 EFFECTS = (
     Effect(
@@ -49,7 +53,7 @@ EFFECTS = (
     Effect(("mixture",), lambda args: len(args.pretrain_weight or []) != 1, "with one --pretrain-weight"),
     Effect(
         ("quality",),
-        lambda args: args.match_bytes or args.codec in LOSSY,
+        lambda args: args.match_bytes is not None or args.codec in LOSSY,
         "without --match-bytes or a lossy --codec",
     ),
     Effect(("draw_candidates",), lambda args: args.draw == "herding", "without --draw herding"),
@@ -85,6 +89,14 @@ ORIGIN = (
         "factor",
     ),
 )
+
+
+def fillers(given: Sequence[str] | None, sources: Sequence[str]) -> list[str]:
+    """The kinds of FILLERS that --match-bytes asks for beside `sources`: none without it, and with no kind real images by each codec
+    and, beside condensed images, these."""
+    if given is None:
+        return []
+    return list(dict.fromkeys(given)) or [name for name in FILLERS if name != "condensed" or name in sources]
 
 
 @dataclass(frozen=True)
@@ -171,16 +183,17 @@ class Table:
             f"{by}, {path.stem}",
         )
 
-    def sources(self, ipc: int, fixed: bool, match_quality: int | None) -> Iterator[tuple[dict, object]]:
+    def sources(
+        self, ipc: int, fixed: bool, filling: Sequence[str], quality: int
+    ) -> Iterator[tuple[dict, object]]:
         """Yield (fields of the row, source) for each row at `ipc`, rows with hard labels first.
 
-        match_quality: JPEG quality of the real images that take as many bytes as a generator; None = leave
-        these rows out.
+        filling: kinds of FILLERS that take as many bytes as a generator. quality: their JPEG quality.
         """
         kinds, k = list(dict.fromkeys(self.labels or ["hard"])), self.data.info.num_classes
         for kind in sorted(kinds):
             for about, source in self._unlabelled(
-                ipc, fixed, match_quality, soft_bytes(k) if kind == "soft" else 0
+                ipc, fixed, filling, quality, soft_bytes(k) if kind == "soft" else 0
             ):
                 drawn_from = None if about["source"] in ("generator", "file") else self.trained
                 about = dict.fromkeys(ORIGIN) | {"labels": kind, "drawn_from": drawn_from} | about
@@ -192,7 +205,7 @@ class Table:
                 yield about, source
 
     def _unlabelled(
-        self, ipc: int, fixed: bool, match_quality: int | None, item_bytes: int
+        self, ipc: int, fixed: bool, filling: Sequence[str], quality: int, item_bytes: int
     ) -> Iterator[tuple[dict, object]]:
         data, k = self.data, self.data.info.num_classes
         for name in self.names:
@@ -224,21 +237,18 @@ class Table:
                 yield {"source": name} | self.condensed.about, self.condensed.fixed(ipc)
             else:
                 yield {"source": name}, Real(data.train, ipc, k, fixed=name == "random-real")
-        if match_quality:
-            for size in dict.fromkeys(one.num_bytes for one in self.deployed):
-                for name, codec in MATCHED.items():
+        for size in dict.fromkeys(one.num_bytes for one in self.deployed):
+            for name, codec in MATCHED.items():
+                if codec in filling:
                     about = {
                         "source": name,
                         "match_bytes": size,
-                        "quality": match_quality if codec in LOSSY else None,
+                        "quality": quality if codec in LOSSY else None,
                     }
-                    yield (
-                        about,
-                        WithinBytes(data.train, ipc, data.info, size, codec, match_quality, item_bytes),
-                    )
-                if self.condensed is not None:
-                    about = {"source": f"condensed-{self.condensed.codec}", "match_bytes": size}
-                    yield about | self.condensed.about, self.condensed.within(ipc, size, item_bytes)
+                    yield about, WithinBytes(data.train, ipc, data.info, size, codec, quality, item_bytes)
+            if "condensed" in filling:
+                about = {"source": f"condensed-{self.condensed.codec}", "match_bytes": size}
+                yield about | self.condensed.about, self.condensed.within(ipc, size, item_bytes)
 
     def origin(self, row: dict, group: str | None) -> dict:
         """The file that a row was trained on, the name of the group of --file, and the images of each class
@@ -256,7 +266,7 @@ class Table:
                 return {"path": found.path.as_posix(), "group": group, "images_per_class": counts}
         return {}
 
-    @blame("--samples")
+    @out_of_memory_hint("--samples")
     def shown(self, row: dict, per_class: int, seed: int) -> tuple[Tensor, Tensor] | None:
         """Return float images (N, C, H, W) and labels to show for the row of a generator, a file or condensed
         images, else None."""

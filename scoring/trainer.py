@@ -14,19 +14,19 @@ from engine.graphs import Losses
 from engine.optim import follow, make_sgd, set_rate
 from engine.progress import Progress
 from engine.runtime import Runtime
-from engine.seeds import Draws
+from engine.seeds import RandomStreams
 from engine.streams import Lanes, Stopwatch
 from models import Classifier
 from scoring.recipes import Recipe
 from scoring.results import Cost
-from utils import blame
+from utils import out_of_memory_hint
 
 
 def train_steps(
     classifier: Classifier,
     epochs_of_images: Iterator[tuple[Tensor, Tensor]],
     recipe: Recipe,
-    draws: Draws,
+    streams: RandomStreams,
     runtime: Runtime,
     after_epoch: Callable[[int, nn.Module, Cost], None] | None = None,
 ) -> Iterator[Cost]:
@@ -44,7 +44,7 @@ def train_steps(
     averaged_steps = torch.zeros((), device=parameters[0].device)
 
     def step(images: Tensor, y: Tensor, operations: tuple[str, ...], mix: bool) -> Losses:
-        loss = classifier_loss(classifier, images, y, operations, mix, draws.device, runtime)
+        loss = classifier_loss(classifier, images, y, operations, mix, streams.device, runtime)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -52,18 +52,18 @@ def train_steps(
             follow(average, classifier, averaged_steps, recipe.ema)
         return {}
 
-    step = runtime.graphed(step, draws.device)
+    step = runtime.graphed(step, streams.device)
     cost, generating, testing = Cost(), Stopwatch(runtime.device), Stopwatch(runtime.device)
     classifier.train()
     for epoch in range(recipe.epochs):
         set_rate(optimizer, recipe.rate(epoch))
-        with generating, blame("--ipc"):
+        with generating, out_of_memory_hint("--ipc"):
             images, labels = next(epochs_of_images)
-        for index in torch.randperm(len(labels), device=labels.device, generator=draws.device).split(
+        for index in torch.randperm(len(labels), device=labels.device, generator=streams.device).split(
             recipe.batch_size
         ):
-            operations = choose_operations(recipe.dsa_strategy, recipe.dsa_composition, draws.host)
-            mix = recipe.mix_p > 0 and float(torch.rand((), generator=draws.host)) < recipe.mix_p
+            operations = choose_operations(recipe.dsa_strategy, recipe.dsa_composition, streams.host)
+            mix = recipe.mix_p > 0 and float(torch.rand((), generator=streams.host)) < recipe.mix_p
             step(images[index], labels[index], operations=operations, mix=mix)
             cost.steps += 1
             cost.images_seen += len(index)

@@ -114,7 +114,7 @@ def test_nothing_is_chosen_by_the_test_set(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         gen_condense,
         "evaluate_generator",
-        lambda gan, data, *args: seen.append(data.referee) or {"test_accuracy": 50.0},
+        lambda gan, data, *args: seen.append(data.evaluation_split) or {"test_accuracy": 50.0},
     )
     flags = ["--val-size", "0", "--batch-size", "750", "--eval-interval", "1", "--epochs", "1"]
     run(gen_condense, gan_flags(tmp_path, *flags))

@@ -14,7 +14,7 @@ from models.matching import EFFECTS as OF_MATCHING
 from replay.options import EFFECTS as OF_REPLAY
 from scoring.evaluation import EVALUATIONS
 from scoring.table import EFFECTS as OF_TABLE
-from utils import Effect, Parser, UsageError, blame, cli, number, seed_number
+from utils import Effect, Parser, UsageError, cli, number, out_of_memory_hint, seed_number
 
 
 def error_of(parse, text: str) -> str:
@@ -163,7 +163,7 @@ def test_a_lack_of_memory_names_the_flag_that_asked_for_it(kind, flag, capsys, m
     def work(args):
         if flag is None:
             lack(kind)
-        with blame(flag), blame("--other"), blame(flag):
+        with out_of_memory_hint(flag), out_of_memory_hint("--other"), out_of_memory_hint(flag):
             lack(kind)
 
     monkeypatch.setattr(work, "__module__", "gen_condense")
@@ -235,7 +235,7 @@ def test_each_place_that_takes_memory_names_its_flag(
 
 def test_an_error_of_another_kind_is_raised(monkeypatch):
     def work(args):
-        with blame("--ipc"):
+        with out_of_memory_hint("--ipc"):
             raise RuntimeError("a fault of ours")
 
     monkeypatch.setattr(work, "__module__", "gen_condense")

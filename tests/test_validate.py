@@ -16,7 +16,7 @@ from data import DATASETS, Data, ImageSet, load_data
 from engine.files import file_hash
 from engine.run_folder import RunFolder
 from engine.runtime import Runtime
-from engine.seeds import Draws
+from engine.seeds import RandomStreams
 from models import build_classifier, build_gan, read_gan
 from scoring import evaluation, trainer
 from scoring.evaluation import validate_group
@@ -31,9 +31,9 @@ FEW = Recipe(3, 8, 0.01, "none", "none", "dim", -1.0)
 
 def train_on_real(classifier, recipe: Recipe, ipc: int, data: Data) -> Cost:
     """Train one classifier on the stream of real images."""
-    draws = Draws.seeded(0, CPU.device)
-    epochs = Real(data.train, ipc, 10).open(0, draws).epochs
-    return train_together([train_steps(classifier, epochs, recipe, draws, CPU)], recipe.epochs, CPU)[0]
+    streams = RandomStreams.seeded(0, CPU.device)
+    epochs = Real(data.train, ipc, 10).open(0, streams).epochs
+    return train_together([train_steps(classifier, epochs, recipe, streams, CPU)], recipe.epochs, CPU)[0]
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,7 @@ def test_budgets(digits, generator):
             if source == "generator"
             else Real(digits.train, 4, 10, source != "real")
         )
-        source_epochs = made.open(0, Draws.seeded(0, CPU.device)).epochs
+        source_epochs = made.open(0, RandomStreams.seeded(0, CPU.device)).epochs
         return [next(source_epochs) for _ in range(3)]
 
     for source, budget, fresh in (
@@ -196,7 +196,7 @@ def test_zero_steps_raise(digits):
                 classifier,
                 nothing,
                 Recipe(0, 8, 0.01, "none", "none", "dim", -1.0),
-                Draws.seeded(0, CPU.device),
+                RandomStreams.seeded(0, CPU.device),
                 CPU,
             )
         )
@@ -320,7 +320,7 @@ def test_held_out_images_are_tested_on_and_not_trained_on(monkeypatch, tmp_path)
         validate, validate_flags(tmp_path, "--source", "real", "--data", "digits", "--val-size", "100")
     )
     assert found[0]["split"] == "val"
-    assert len(seen[0].referee[1]) == 100
+    assert len(seen[0].evaluation_split[1]) == 100
     assert len(seen[0].train) == 1400
 
 
@@ -337,7 +337,15 @@ def test_an_in_training_evaluation_uses_the_same_function(tmp_path, monkeypatch)
 
     def group(network, source, data, recipe, seeds, runtime):
         calls.append(
-            (network, type(source), source.fixed, source.ipc, recipe.epochs, recipe.mix_p, data.referee[0])
+            (
+                network,
+                type(source),
+                source.fixed,
+                source.ipc,
+                recipe.epochs,
+                recipe.mix_p,
+                data.evaluation_split[0],
+            )
         )
         return [Outcome(40.0 + len(calls), Cost(1, 1)) for _ in seeds]
 
@@ -364,9 +372,9 @@ def weights_of(
         for seed in group:
             torch.manual_seed(seed)
             classifiers.append(build_classifier("resnet10", data.info))
-            draws = Draws.seeded(seed, CPU.device)
-            epochs = Generated(generator, 2, False, 0, CPU).open(seed, draws).epochs
-            trainings.append(train_steps(classifiers[-1], epochs, recipe, draws, CPU))
+            streams = RandomStreams.seeded(seed, CPU.device)
+            epochs = Generated(generator, 2, False, 0, CPU).open(seed, streams).epochs
+            trainings.append(train_steps(classifiers[-1], epochs, recipe, streams, CPU))
         assert [cost.steps for cost in train_together(trainings, steps, CPU)] == [steps] * len(group)
     return [classifier.state_dict() for classifier in classifiers]
 

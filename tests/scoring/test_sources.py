@@ -16,7 +16,7 @@ from PIL import Image
 import validate
 from data import ImageSet, load_data, to_float
 from engine.runtime import Runtime
-from engine.seeds import Draws, seeded
+from engine.seeds import RandomStreams, seeded
 from models import build_classifier, build_gan, load_generator, read_classifier
 from scoring import trainer
 from scoring.evaluation import curve_epochs, validate_group
@@ -28,7 +28,7 @@ from scoring.storage import encode_images, make_codec, num_bytes
 from utils import UsageError
 
 CPU = Runtime(torch.device("cpu"))
-DRAWS = Draws.seeded(0, CPU.device)
+DRAWS = RandomStreams.seeded(0, CPU.device)
 
 
 @pytest.fixture(scope="module")
@@ -369,10 +369,10 @@ def test_the_averaged_weights_are_those_that_are_tested(digits):
     with seeded(CPU.device, 3, "init"):
         classifier = build_classifier("convnet_w32", digits.info)
     expected = {name: value.clone() for name, value in classifier.state_dict().items()}
-    draws = Draws.seeded(3, CPU.device)
+    streams = RandomStreams.seeded(3, CPU.device)
     list(
         trainer.train_steps(
-            classifier, Real(digits.train, 2, 10).open(3, draws).epochs, recipe, draws, CPU, record
+            classifier, Real(digits.train, 2, 10).open(3, streams).epochs, recipe, streams, CPU, record
         )
     )
     for t, state in enumerate(states):

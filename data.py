@@ -1,4 +1,7 @@
-"""Reading an image set from its files, downloading those that are missing."""
+"""Image sets: load_data reads one from its files, or downloads those that are missing.
+
+This file is the face of the room imagesets/: every name of an image set is imported from here.
+"""
 
 import argparse
 import os
@@ -11,12 +14,43 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data.batches import split_held_out
-from data.images import SPLITS, Data, DataInfo, ImageSet
-from data.pictures import BACKGROUNDS, is_gray, list_pictures, read_pictures
-from data.sets import DATASETS, NAMES, Layout, Row
 from engine.files import file_hash
+from imagesets.batches import balanced_epochs, class_batches, epoch_order, split_held_out, steps_per_epoch
+from imagesets.images import SPLITS, Data, DataInfo, ImageSet, fingerprint, to_float, to_uint8
+from imagesets.pictures import (
+    BACKGROUNDS,
+    check_different,
+    is_gray,
+    list_pictures,
+    match_classes,
+    read_pictures,
+)
+from imagesets.sets import DATASETS, NAMES, Layout, Row
 from utils import UsageError
+
+__all__ = [
+    "DATASETS",
+    "NAMES",
+    "SPLITS",
+    "Data",
+    "DataInfo",
+    "ImageSet",
+    "add_folder_flags",
+    "balanced_epochs",
+    "check_data_dir",
+    "check_different",
+    "class_batches",
+    "epoch_order",
+    "fingerprint",
+    "list_pictures",
+    "load_data",
+    "match_classes",
+    "read_pictures",
+    "split_held_out",
+    "steps_per_epoch",
+    "to_float",
+    "to_uint8",
+]
 
 
 def add_folder_flags(parser: argparse.ArgumentParser) -> None:

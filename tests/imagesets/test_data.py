@@ -18,11 +18,10 @@ from data import (
     class_batches,
     epoch_order,
     load_data,
-    readers,
-    sets,
     split_held_out,
     steps_per_epoch,
 )
+from imagesets import readers, sets
 from utils import UsageError
 
 RNG = np.random.default_rng(0)
@@ -232,7 +231,7 @@ def test_held_out_split_is_balanced_nested_and_disjoint():
     assert sorted((*kept.tolist(), *held.tolist())) == list(range(1500))
     assert set(split_held_out(labels, 40, 10)[1].tolist()) < set(held.tolist())
     loaded = load_data("digits", "", val_size=105)
-    assert loaded.referee == ("val", loaded.val)
+    assert loaded.evaluation_split == ("val", loaded.val)
     assert torch.equal(loaded.val.images, load_data("digits", "").train.images[held])
     assert len(loaded.train) == 1395
 

@@ -14,7 +14,7 @@ from inputs import picture
 from PIL import Image
 
 from data import DATASETS, ImageSet, class_batches, list_pictures, load_data, read_pictures
-from data.images import DataInfo, fingerprint
+from imagesets.images import DataInfo, fingerprint
 from utils import UsageError
 
 SHAPES = [np.tri(32, dtype=np.uint8) * 255, np.tri(32, dtype=np.uint8)[::-1] * 255]  # two triangles

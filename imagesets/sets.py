@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.images import DataInfo
-from data.readers import read_cifar_binary, read_cifar_python, read_idx, read_svhn
+from imagesets.images import DataInfo
+from imagesets.readers import read_cifar_binary, read_cifar_python, read_idx, read_svhn
 
 
 @dataclass(frozen=True)

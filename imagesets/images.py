@@ -94,7 +94,7 @@ class Data:
         return f"data: {info.name}, {counts} images of {size}; {info.num_classes} classes: {', '.join(info.class_names[:10])}{more}"
 
     @property
-    def referee(self) -> tuple[str, ImageSet]:
+    def evaluation_split(self) -> tuple[str, ImageSet]:
         """The split that classifiers are tested on, by name and images: ("val", held out) if there is one,
         else ("test", test set)."""
         return ("test", self.test) if self.val is None else ("val", self.val)
