@@ -27,8 +27,9 @@ def multiplies_bf16(device: torch.device) -> bool:
 def cpu_features() -> frozenset[str]:
     """The names of the CPU's instruction sets as the system lists them; empty if they cannot be read."""
     if sys.platform == "darwin":
-        asked = subprocess.run(("sysctl", "-n", "hw.optional.arm.FEAT_BF16"), capture_output=True, text=True)
-        return frozenset({"bf16"} if asked.stdout.strip() == "1" else ())
+        command = ("sysctl", "-n", "hw.optional.arm.FEAT_BF16")
+        answer = subprocess.run(command, capture_output=True, text=True).stdout
+        return frozenset({"bf16"} if answer.strip() == "1" else ())
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as cpus:
         for line in cpus:
             name, _, value = line.partition(":")

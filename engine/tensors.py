@@ -10,30 +10,16 @@ from torch import Tensor, nn
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """Copy `values` from the host to `device`; from pinned memory on CUDA, so that the host does not wait for
-    the device's work."""
+    """Copy `values` from the host to `device`; on CUDA the host does not wait for the device's work."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
-def to_host(state: Any, chunk_bytes: int = 2**26) -> Any:
-    """Nested dicts, lists and tuples with their CUDA tensors copied to the CPU; other values are left as they
-    are.
+def to_host(state: Any) -> Any:
+    """Nested dicts, lists and tuples with their CUDA tensors copied to the CPU; other values stay as they are.
 
-    Tensors of one type are copied together, in chunks of at most `chunk_bytes` or one larger tensor, so that
-    the host waits only a few times.
+    The host waits once, for all copies. A tensor that occurs twice is copied once.
     """
-    found = {id(tensor): tensor for tensor in _cuda_tensors(state)}
     copies: dict[int, Tensor] = {}
-    for dtype in dict.fromkeys(tensor.dtype for tensor in found.values()):
-        chunk, size = [], 0
-        for tensor in [*(tensor for tensor in found.values() if tensor.dtype == dtype), None]:
-            if chunk and (tensor is None or size + tensor.nbytes > chunk_bytes):
-                flat = torch.cat([part.detach().reshape(-1) for part in chunk]).cpu()
-                for part, values in zip(chunk, flat.split([part.numel() for part in chunk]), strict=True):
-                    copies[id(part)] = values.clone().view(part.shape)
-                chunk, size = [], 0
-            if tensor is not None:
-                chunk, size = [*chunk, tensor], size + tensor.nbytes
 
     def copied(value: Any) -> Any:
         if isinstance(value, dict):
@@ -42,18 +28,17 @@ def to_host(state: Any, chunk_bytes: int = 2**26) -> Any:
             return fresh
         if isinstance(value, list | tuple):
             return type(value)(copied(inner) for inner in value)
-        return copies.get(id(value), value) if isinstance(value, Tensor) else value
+        if not isinstance(value, Tensor) or not value.is_cuda:
+            return value
+        if id(value) not in copies:
+            layout = torch.contiguous_format
+            copies[id(value)] = value.detach().to("cpu", non_blocking=True, memory_format=layout)
+        return copies[id(value)]
 
-    return copied(state) if found else state
-
-
-def _cuda_tensors(state: Any) -> Iterator[Tensor]:
-    if isinstance(state, Tensor):
-        if state.is_cuda:
-            yield state
-    elif isinstance(state, dict | list | tuple):
-        for value in state.values() if isinstance(state, dict) else state:
-            yield from _cuda_tensors(value)
+    state = copied(state)
+    if copies:
+        torch.cuda.current_stream().synchronize()
+    return state
 
 
 @contextlib.contextmanager
