@@ -15,7 +15,7 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
 
 
 def to_host(state: Any) -> Any:
-    """Nested dicts, lists and tuples with their CUDA tensors copied to the CPU; other values stay as they are.
+    """Nested dicts, lists and tuples with their CUDA tensors copied to the CPU.
 
     The host waits once, for all copies. A tensor that occurs twice is copied once.
     """
