@@ -58,7 +58,7 @@ def small_set(monkeypatch, root, name: str, layout: int, n: int = 7) -> dict:
     (images, labels)."""
     row, expected, files = DATASETS[name], {}, {}
     for split, listed in row.layouts[layout].files.items():
-        paths = [root / path for path, _ in listed]
+        paths = [root / path for path in listed]
         reader = row.layouts[layout].reader
         if reader is readers.read_idx:
             images, labels, *expected[split] = idx(n)
@@ -82,9 +82,9 @@ def small_set(monkeypatch, root, name: str, layout: int, n: int = 7) -> dict:
                 np.concatenate([i for _, i, _ in made]),
                 [label for _, _, labels in made for label in labels],
             )
-        files[split] = tuple(
-            (path, write(root / path, content)) for (path, _), content in zip(listed, contents, strict=True)
-        )
+        files[split] = {
+            path: write(root / path, content) for path, content in zip(listed, contents, strict=True)
+        }
     only = sets.Layout(row.layouts[layout].reader, files)
     monkeypatch.setitem(DATASETS, name, sets.Row(row.info, (only,), row.torchvision_name))
     return expected
@@ -109,7 +109,7 @@ def test_every_reader_on_small_files_of_its_format(monkeypatch, tmp_path, name, 
 @pytest.mark.parametrize(("name", "layout"), LAYOUTS)
 def test_an_altered_or_truncated_file_is_named_with_both_md5s(monkeypatch, tmp_path, name, layout):
     small_set(monkeypatch, tmp_path, name, layout)
-    path, expected = DATASETS[name].layouts[0].files["test"][-1]
+    path, expected = list(DATASETS[name].layouts[0].files["test"].items())[-1]
     content = (tmp_path / path).read_bytes()
     for bad in (content[:-1], bytes([content[0] ^ 1]) + content[1:]):
         (tmp_path / path).write_bytes(bad)
@@ -128,7 +128,8 @@ def test_an_altered_pickle_is_never_executed(monkeypatch, tmp_path):
         def __reduce__(self):
             return (open, (str(marker), "w"))
 
-    (tmp_path / DATASETS["cifar10"].layouts[0].files["test"][0][0]).write_bytes(pickle.dumps(Code()))
+    (path,) = DATASETS["cifar10"].layouts[0].files["test"]
+    (tmp_path / path).write_bytes(pickle.dumps(Code()))
     with pytest.raises(UsageError, match="MD5"):
         load_data("cifar10", tmp_path)
     assert not marker.exists()
@@ -136,7 +137,7 @@ def test_an_altered_pickle_is_never_executed(monkeypatch, tmp_path):
 
 def test_the_test_split_needs_only_its_own_files(monkeypatch, tmp_path):
     expected = small_set(monkeypatch, tmp_path, "cifar10", 1)
-    for path, _ in DATASETS["cifar10"].layouts[0].files["train"]:
+    for path in DATASETS["cifar10"].layouts[0].files["train"]:
         (tmp_path / path).unlink()
     loaded = load_data("cifar10", tmp_path, splits=("test",))
     assert loaded.train is None
@@ -150,7 +151,7 @@ def test_md5s_are_torchvisions():
         return {
             path.split("/")[-1]: md5
             for files in DATASETS[name].layouts[layout].files.values()
-            for path, md5 in files
+            for path, md5 in files.items()
         }
 
     assert table("cifar10", 0) == dict(datasets.CIFAR10.train_list + datasets.CIFAR10.test_list)
@@ -191,7 +192,7 @@ def test_a_download_arrives_whole_and_leaves_no_temporary_folder(monkeypatch, tm
     class Download:
         def __init__(self, root, train, download):
             assert download
-            for path, _ in DATASETS["mnist"].layouts[0].files["train" if train else "test"]:
+            for path in DATASETS["mnist"].layouts[0].files["train" if train else "test"]:
                 write(type(tmp_path)(root) / path, (tmp_path / "elsewhere" / path).read_bytes())
 
     monkeypatch.setattr("torchvision.datasets.MNIST", Download)
