@@ -228,7 +228,7 @@ def test_a_gzip_of_zeros_is_not_unpacked(tmp_path, monkeypatch):
     monkeypatch.setattr(gzip, "decompress", lambda content: pytest.fail("unpacked"))
     row = DATASETS["mnist"]
     for files in row.layouts[1].files.values():
-        for path, _ in files:
+        for path in files:
             (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / path).write_bytes(gzip.compress(bytes(10**7)))
     with pytest.raises(UsageError, match=r"ubyte.gz: truncated or altered: found MD5 \w+, expected \w+"):
