@@ -45,10 +45,9 @@ def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """Load a state dict, but keep this optimiser's learning rate and its settings foreach, fused and
-    capturable.
+    """Load a state dict, but keep this optimiser's settings that depend on the device.
 
-    These depend on the device, and the checkpoint may come from another one.
+    These are lr, foreach, fused and capturable: the checkpoint may come from another device.
     """
     group = optimizer.param_groups[0]
     own = {name: group.get(name) for name in ("foreach", "fused", "capturable", "lr")}

@@ -19,8 +19,7 @@ SIZES = ("channels", "image_size", "num_classes")  # what a generator and an ima
 
 @dataclass(frozen=True)
 class GanCheckpoint:
-    """A checkpoint of this code or of the reference code. info and val_size are None if the file does not
-    contain them."""
+    """A checkpoint of this code or of the reference code, which names neither info nor val_size."""
 
     path: Path
     config: dict

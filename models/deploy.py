@@ -205,8 +205,10 @@ class Latents(nn.Module):
         return super()._apply(fn, recurse)
 
     def sample(self, y: Tensor, rng: torch.Generator | None = None) -> Tensor:
-        """One image (B, C, H, W) for each label of y (B,): those of a class at random, each again only after
-        all others."""
+        """One image (B, C, H, W) for each label of y (B,).
+
+        Those of a class come in random order, each again only after all others.
+        """
         rows, (r, n, _) = self.row_of[y], self.values.shape
         order = torch.rand(r, n, device=y.device, generator=rng).argsort(1)
         number = (F.one_hot(rows, r).cumsum(0) - 1).gather(1, rows[:, None]).squeeze(
@@ -215,8 +217,7 @@ class Latents(nn.Module):
         return self._made(self.values[rows, order[rows, number]], y)
 
     def _made(self, z: Tensor, y: Tensor, batch_size: int = 500) -> Tensor:
-        """The images of latents z (B, z_dim) and labels y (B,), in batches, which are padded on CUDA as in
-        sample_padded."""
+        """The images of latents z (B, z_dim) and labels y (B,), in batches that are padded on CUDA."""
         more = padded_size(len(y)) - len(y) if y.is_cuda else 0
         if more:
             z, y = F.pad(z, (0, 0, 0, more)), torch.cat([y, y[-1:].expand(more)])
@@ -232,8 +233,7 @@ class Latents(nn.Module):
         return self.values.detach()[..., self.overwritten :].half()
 
     def images(self, runtime: Runtime) -> tuple[Tensor, Tensor]:
-        """The images of all latents as they are stored, uint8 (N, C, H, W) sorted by class, and their labels
-        (N,)."""
+        """The images of all stored latents, uint8 (N, C, H, W) sorted by class, and their labels (N,)."""
         labels = torch.tensor(self.classes, device=runtime.device).repeat_interleave(self.values.shape[1])
         with torch.no_grad(), runtime.autocast():
             latents = F.pad(self.stored().float(), (self.overwritten, 0)).flatten(0, 1)

@@ -69,8 +69,10 @@ class Classifier(nn.Module):
         self.register_buffer("std", torch.tensor(info.std).view(1, -1, 1, 1) * 2, persistent=False)
 
     def forward(self, images: Tensor, augment: Transform | None = None) -> Tensor:
-        """Images (B, C, H, W) in [-1, 1] -> logits (B, K) in float32: normalise, then augment, then the
-        network."""
+        """Images (B, C, H, W) in [-1, 1] -> logits (B, K) in float32.
+
+        They are normalised, then augmented, then given to the network.
+        """
         return self.logits_and_features(images, augment)[0]
 
     def logits_and_features(

@@ -18,8 +18,7 @@ from utils import UsageError
 
 @pytest.fixture
 def windows(monkeypatch):
-    """What differs on Windows: no fcntl, no handle of a folder, and fsync of a handle that is open for
-    reading fails."""
+    """Windows: no fcntl, no handle of a folder, and no fsync of a handle that is open for reading."""
     from fcntl import F_GETFL, fcntl
 
     fsync, open_ = os.fsync, os.open

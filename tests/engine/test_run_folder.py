@@ -1,5 +1,4 @@
-"""What a run folder says of a run that failed, of one that is longer than asked for, and of one of another
-script."""
+"""A run folder of a run that failed, of one that is longer than asked for, and of another script."""
 
 import json
 

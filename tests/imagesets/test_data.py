@@ -54,8 +54,7 @@ def idx(n: int) -> tuple[bytes, bytes, np.ndarray, list[int]]:
 
 
 def small_set(monkeypatch, root, name: str, layout: int, n: int = 7) -> dict:
-    """Lay out small files of a set's own format under `root`, expected by their MD5; returns split ->
-    (images, labels)."""
+    """Write small files of a set's own format under `root`, with their MD5; split -> (images, labels)."""
     row, expected, files = DATASETS[name], {}, {}
     for split, listed in row.layouts[layout].files.items():
         paths = [root / path for path in listed]
@@ -99,11 +98,11 @@ def test_every_reader_on_small_files_of_its_format(monkeypatch, tmp_path, name, 
     loaded = load_data(name, tmp_path)
     for split in ("train", "test"):
         images, labels = expected[split]
-        found = getattr(loaded, split)
-        assert found.images.dtype == torch.uint8
-        assert found.labels.dtype == torch.int64
-        assert torch.equal(found.images, torch.from_numpy(np.array(images)))
-        assert found.labels.tolist() == labels
+        actual = getattr(loaded, split)
+        assert actual.images.dtype == torch.uint8
+        assert actual.labels.dtype == torch.int64
+        assert torch.equal(actual.images, torch.from_numpy(np.array(images)))
+        assert actual.labels.tolist() == labels
 
 
 @pytest.mark.parametrize(("name", "layout"), LAYOUTS)
@@ -113,9 +112,9 @@ def test_an_altered_or_truncated_file_is_named_with_both_md5s(monkeypatch, tmp_p
     content = (tmp_path / path).read_bytes()
     for bad in (content[:-1], bytes([content[0] ^ 1]) + content[1:]):
         (tmp_path / path).write_bytes(bad)
-        found = hashlib.md5(bad).hexdigest()
+        actual = hashlib.md5(bad).hexdigest()
         with pytest.raises(
-            UsageError, match=f"{path}: truncated or altered: found MD5 {found}, expected {expected}"
+            UsageError, match=f"{path}: truncated or altered: found MD5 {actual}, expected {expected}"
         ):
             load_data(name, tmp_path)
 
