@@ -195,8 +195,8 @@ def plain_steps(size: int) -> list[list[tuple[float, torch.Tensor]]]:
 def compare(size: int, **execution) -> list[tuple[float, float, float]]:
     """For both players: relative difference of losses and of gradients, and the cosine of the gradients.
 
-    They are medians of the seeds, because an activation within rounding of a kink (ReLU, max-pool) falls on its other side now and
-    then and takes its whole gradient along.
+    They are medians of the seeds, because an activation within rounding of a kink (ReLU, max-pool) falls on
+    its other side now and then and takes its whole gradient along.
     """
     actual = [[], []]
     for seed, plain in enumerate(plain_steps(size)):

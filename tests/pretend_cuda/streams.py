@@ -132,7 +132,7 @@ def synchronize(device=None) -> None:
 
 
 class Uses:
-    """Uses of a storage: the stream of its allocation, the last write (stream, count), and the reads since."""
+    """Uses of a storage: stream of its allocation, last write (stream, count), and the reads since."""
 
     def __init__(self):
         self.stream, self.born = CLOCKS.current.id, where() if Stream.made > 1 else "?"
