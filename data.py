@@ -103,7 +103,8 @@ def load_data(
     val = None
     if val_size:
         kept, held_out = split_held_out(train.labels, val_size, info.num_classes, info.class_names)
-        train, val = train[kept], train[held_out]
+        val = train[held_out]
+        train = train[kept]
     return Data(info, train, val, images["test"] if "test" in splits else None)
 
 

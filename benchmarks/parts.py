@@ -136,7 +136,8 @@ def continual_steps(runtime: Runtime, batch_size: int, width: int, network: str)
     )
     memory = Memory(None, Buffer(INFO, runtime.device, max_images=500), None, 0)
     learners = [Learner(0, network, INFO, flags.lr, None, 0, runtime)]
-    tasks, options = [noise(runtime, 5000)], continual.make_options(vars(flags), continual.TRACKS)
+    tasks = [noise(runtime, 5000)]
+    options = continual.make_options(vars(flags), continual.TRACKS)
     learner = Continual(
         METHODS["er"],
         options,

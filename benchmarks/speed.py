@@ -64,7 +64,7 @@ def print_table(record: dict) -> None:
             for name, values in row["ratio"].items()
         }
         ms = {name: values["median"] * 1000 for name, values in row["seconds"].items()}
-        limit, share = "", ""
+        limit = share = ""
         if rate := row["product_flops_per_second"]:  # None in a record whose machine was measured wrongly
             limit = row["flops"] / rate * 1000
             share = f"{limit / min(ms['ours'], ms.get('compiled', ms['ours'])):.0%}"

@@ -15,7 +15,8 @@ from engine.runtime import Runtime
 from engine.seeds import derive_seed
 from models.gan import GAN
 
-LATENT_LR, LATENT_BETAS = 0.03, (0.9, 0.9)  # of the Adam that optimises latents
+LATENT_LR = 0.03  # of the Adam that optimises latents
+LATENT_BETAS = (0.9, 0.9)
 
 # Batch sizes to which a varying number of images is padded, since cuDNN benchmarks its kernels anew for each
 # size that it meets.
@@ -172,7 +173,8 @@ class Latents(nn.Module):
     ):
         super().__init__()
         self.held = [generator.eval()]  # in a list, so that its weights are not among the parameters
-        self.num_classes, self.overwritten = generator.num_classes, overwritten
+        self.num_classes = generator.num_classes
+        self.overwritten = overwritten
         self.classes = list(range(self.num_classes) if classes is None else classes)
         self.values = nn.Parameter(values)
         row_of = torch.zeros(self.num_classes, dtype=torch.long, device=values.device)
@@ -209,18 +211,18 @@ class Latents(nn.Module):
 
         Those of a class come in random order, each again only after all others.
         """
-        rows, (r, n, _) = self.row_of[y], self.values.shape
+        rows = self.row_of[y]
+        r, n, _ = self.values.shape
         order = torch.rand(r, n, device=y.device, generator=rng).argsort(1)
-        number = (F.one_hot(rows, r).cumsum(0) - 1).gather(1, rows[:, None]).squeeze(
-            1
-        ) % n  # of an image in its class
-        return self._made(self.values[rows, order[rows, number]], y)
+        number = (F.one_hot(rows, r).cumsum(0) - 1).gather(1, rows[:, None]).squeeze(1)  # within its class
+        return self._made(self.values[rows, order[rows, number % n]], y)
 
     def _made(self, z: Tensor, y: Tensor, batch_size: int = 500) -> Tensor:
         """The images of latents z (B, z_dim) and labels y (B,), in batches that are padded on CUDA."""
         more = padded_size(len(y)) - len(y) if y.is_cuda else 0
         if more:
-            z, y = F.pad(z, (0, 0, 0, more)), torch.cat([y, y[-1:].expand(more)])
+            z = F.pad(z, (0, 0, 0, more))
+            y = torch.cat([y, y[-1:].expand(more)])
         images = [self.held[0](*part) for part in zip(z.split(batch_size), y.split(batch_size), strict=True)]
         return torch.cat(images)[: len(y) - more]
 
