@@ -51,7 +51,7 @@ def test_a_run_goes_on_on_windows(windows, tmp_path):
     assert torch.load(tmp_path / "gan" / "last.pth", weights_only=True)["position"] == {"epoch": 2, "step": 0}
 
 
-def test_a_folder_is_locked_on_windows(windows, tmp_path):
+def check_lock(tmp_path):
     with (
         locked(tmp_path),
         pytest.raises(UsageError, match="another process is writing there"),
@@ -60,9 +60,18 @@ def test_a_folder_is_locked_on_windows(windows, tmp_path):
         pass
     with locked(tmp_path):  # free again
         pass
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
     other = filelock.FileLock(tmp_path / ".lock")
     with other, pytest.raises(UsageError, match="another process is writing there"), locked(tmp_path):
         pass
+
+
+def test_a_folder_is_locked(tmp_path):
+    check_lock(tmp_path)
+
+
+def test_a_folder_is_locked_on_windows(windows, tmp_path):
+    check_lock(tmp_path)
 
 
 @pytest.mark.parametrize("refusals", [3, 1000])
@@ -120,6 +129,16 @@ def test_a_file_system_without_locks_is_warned_about(tmp_path, monkeypatch, caps
     with locked(tmp_path):
         pass
     assert capsys.readouterr().err.startswith(f"warning: {tmp_path}: this file system has no locks")
+
+
+def test_an_older_filelock_says_otherwise_that_there_are_no_locks(tmp_path, monkeypatch, capsys):
+    def none(*args, **kwargs):
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", none)
+    with locked(tmp_path):
+        pass
+    assert "no locks (FileSystem does not appear to support flock)" in capsys.readouterr().err
 
 
 def test_the_commit_is_found_whatever_bytes_a_changed_file_holds(monkeypatch):
