@@ -177,7 +177,7 @@ def product_rate(device: str, dtype: torch.dtype, seconds: float = 2.0) -> float
         a, b = torch.randn(2, n, n, device=device, dtype=dtype)
         picture = a.view(1, n, -1, 32)
         kernel = b.view(n, n, 1, 1)  # a 1 x 1 convolution is the same product
-        products = (lambda: a @ b, lambda: F.conv2d(picture, kernel))  # noqa: B023  called within the iteration
+        products = (lambda: a @ b, lambda: F.conv2d(picture, kernel))  # noqa: B023  called at once
         if not end:  # the first products of a process load their libraries, which takes seconds on CUDA
             for product in products:
                 timed(product)

@@ -75,21 +75,21 @@ def _flush(path: Path, flags: int) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Lock `folder` for this process during the block, by the file .lock in it, which stays there.
+    """Lock `folder` for this process during the block, by the file .lock in it.
 
     Raises UsageError if another process holds the lock. The system releases the lock of a process that dies.
     A file system without locks gets a warning.
     """
-    lock = filelock.FileLock(folder / ".lock")
+    lock = filelock.FileLock(folder / ".lock", fallback_to_soft=False)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
         reason = "another process is writing there, expected this command to be alone"
         raise UsageError(f"{folder}: {reason}") from None
-    except (OSError, NotImplementedError) as error:  # the second: older filelock, for ENOSYS
-        if isinstance(error, OSError) and error.errno not in NO_LOCK:
+    except OSError as error:
+        if error.errno not in NO_LOCK:
             raise
-        reason = f"this file system has no locks ({getattr(error, 'strerror', error)})"
+        reason = f"this file system has no locks ({error.strerror})"
         tell(f"warning: {folder}: {reason}; two commands must not write there at once")
     try:
         yield

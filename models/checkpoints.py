@@ -19,7 +19,7 @@ SIZES = ("channels", "image_size", "num_classes")  # what a generator and an ima
 
 @dataclass(frozen=True)
 class GanCheckpoint:
-    """A checkpoint of this code or of the reference code, which names neither info nor val_size."""
+    """A checkpoint; one of the reference code names neither its image set (info) nor val_size."""
 
     path: Path
     config: dict
