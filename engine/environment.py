@@ -20,7 +20,7 @@ def commit() -> str:
         return subprocess.run(command, capture_output=True, check=True).stdout.strip()
 
     try:
-        head = git("rev-parse", "HEAD").decode()
+        head = git("rev-parse", "HEAD").decode(errors="replace")
         changes = git("diff", "HEAD")
         return f"{head}-dirty-{hashlib.sha256(changes).hexdigest()[:8]}" if changes else head
     except (OSError, subprocess.CalledProcessError):
