@@ -14,12 +14,30 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
-def to_host(state: Any) -> Any:
+def to_host(state: Any, chunk_bytes: int = 2**26) -> Any:
     """Nested dicts, lists and tuples with their CUDA tensors copied to the CPU.
 
-    The host waits once, for all copies. A tensor that occurs twice is copied once.
+    A copy to the host waits for it, so that tensors of one type are copied together, in chunks of at most
+    `chunk_bytes` or one larger tensor. A tensor that occurs twice is copied once.
     """
+    by_type: dict[torch.dtype, dict[int, Tensor]] = {}
+    for tensor in _cuda_tensors(state):
+        by_type.setdefault(tensor.dtype, {})[id(tensor)] = tensor
     copies: dict[int, Tensor] = {}
+
+    def copy_chunk(chunk: list[Tensor]) -> None:
+        flat = torch.cat([tensor.detach().reshape(-1) for tensor in chunk]).cpu()
+        for tensor, values in zip(chunk, flat.split([tensor.numel() for tensor in chunk]), strict=True):
+            copies[id(tensor)] = values.clone().view(tensor.shape)
+
+    for tensors in by_type.values():
+        chunk: list[Tensor] = []
+        for tensor in tensors.values():
+            if chunk and sum(part.nbytes for part in chunk) + tensor.nbytes > chunk_bytes:
+                copy_chunk(chunk)
+                chunk = []
+            chunk.append(tensor)
+        copy_chunk(chunk)
 
     def copied(value: Any) -> Any:
         if isinstance(value, dict):
@@ -28,17 +46,18 @@ def to_host(state: Any) -> Any:
             return fresh
         if isinstance(value, list | tuple):
             return type(value)(copied(inner) for inner in value)
-        if not isinstance(value, Tensor) or not value.is_cuda:
-            return value
-        if id(value) not in copies:
-            layout = torch.contiguous_format
-            copies[id(value)] = value.detach().to("cpu", non_blocking=True, memory_format=layout)
-        return copies[id(value)]
+        return copies.get(id(value), value) if isinstance(value, Tensor) else value
 
-    state = copied(state)
-    if copies:
-        torch.cuda.current_stream().synchronize()
-    return state
+    return copied(state) if copies else state
+
+
+def _cuda_tensors(state: Any) -> Iterator[Tensor]:
+    if isinstance(state, Tensor):
+        if state.is_cuda:
+            yield state
+    elif isinstance(state, dict | list | tuple):
+        for value in state.values() if isinstance(state, dict) else state:
+            yield from _cuda_tensors(value)
 
 
 @contextlib.contextmanager
