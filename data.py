@@ -55,20 +55,12 @@ __all__ = [
 
 def add_folder_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of --data folder."""
-    parser.add_argument(
-        "--image-size",
-        type=int,
-        choices=(28, 32),
-        help="side of the images of --data folder in pixels (default 32)",
-    )
-    parser.add_argument(
-        "--background",
-        choices=BACKGROUNDS,
-        help="color behind transparent pictures in folders (default black)",
-    )
-    parser.add_argument(
-        "--test-folder", help="folder of the test pictures of --data folder, such as val (default test)"
-    )
+    size = "side of the images of --data folder in pixels (default 32)"
+    parser.add_argument("--image-size", type=int, choices=(28, 32), help=size)
+    background = "color behind transparent pictures in folders (default black)"
+    parser.add_argument("--background", choices=BACKGROUNDS, help=background)
+    test_folder = "folder of the test pictures of --data folder, such as val (default test)"
+    parser.add_argument("--test-folder", help=test_folder)
 
 
 def load_data(
@@ -96,27 +88,24 @@ def load_data(
         )
     elif name in DATASETS:
         row = DATASETS[name]
-        if image_size not in (None, row.info.image_size):
-            raise UsageError(
-                f"--image-size {image_size}: {name} has {row.info.image_size} pixels, the flag is for "
-                "--data folder"
-            )
-        for flag, given in (("--background", background), ("--test-folder", test_folder)):
-            if given:
-                raise UsageError(
-                    f"{flag} {given}: {name} is no folder of pictures, the flag is for --data folder"
-                )
-        images = _read_digits() if name == "digits" else _read_files(row, Path(data_dir), splits)
         info = row.info
+        if image_size not in (None, info.image_size):
+            reason = f"{name} has {info.image_size} pixels"
+            raise UsageError(f"--image-size {image_size}: {reason}, the flag is for --data folder")
+        for flag, value in (("--background", background), ("--test-folder", test_folder)):
+            if value:
+                reason = f"{name} is no folder of pictures"
+                raise UsageError(f"{flag} {value}: {reason}, the flag is for --data folder")
+        images = _read_digits() if name == "digits" else _read_files(row, Path(data_dir), splits)
     else:
         raise UsageError(f"--data {name}: unknown data set, expected one of {', '.join(NAMES)}")
-    if "train" not in splits and val_size:
-        raise ValueError("val_size needs the train split")
-    train, val = images.get("train") if "train" in splits else None, None
+    train = images["train"] if "train" in splits else None
+    val = None
     if val_size:
         kept, held_out = split_held_out(train.labels, val_size, info.num_classes, info.class_names)
-        train, val = train[kept], train[held_out]
-    return Data(info, train, val, images.get("test") if "test" in splits else None)
+        val = train[held_out]
+        train = train[kept]
+    return Data(info, train, val, images["test"] if "test" in splits else None)
 
 
 def check_data_dir(data_dir: Path) -> None:
@@ -136,42 +125,42 @@ def _read_files(row: Row, data_dir: Path, splits: tuple[str, ...]) -> dict[str, 
     if layout is None:
         _download(row, data_dir, splits)
         layout = _find_layout(row, data_dir, splits)
-        if layout is None:
-            raise UsageError(
-                f"--data-dir {data_dir}: {_wanted(row, splits)}, and the download did not bring it"
-            )
+    if layout is None:
+        reason = f"{_missing(row, splits)}, and the download did not bring it"
+        raise UsageError(f"--data-dir {data_dir}: {reason}")
     sets = {}
     for split in splits:
-        paths = [data_dir / path for path, _ in layout.files[split]]
-        for path, (_, expected) in zip(paths, layout.files[split], strict=True):
+        paths = [data_dir / path for path in layout.files[split]]
+        for path, expected in zip(paths, layout.files[split].values(), strict=True):
             try:
-                found = file_hash(path, "md5")
+                md5 = file_hash(path, "md5")
             except OSError as error:
                 raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
-            if found != expected:
-                raise UsageError(f"{path}: truncated or altered: found MD5 {found}, expected {expected}")
+            if md5 != expected:
+                raise UsageError(f"{path}: truncated or altered: found MD5 {md5}, expected {expected}")
         images, labels = layout.reader(paths)
-        sets[split] = ImageSet(
-            torch.from_numpy(np.array(images)), torch.from_numpy(np.array(labels, np.int64))
-        )
+        labels = np.array(labels, np.int64)
+        sets[split] = ImageSet(torch.from_numpy(np.array(images)), torch.from_numpy(labels))
     return sets
 
 
 def _find_layout(row: Row, data_dir: Path, splits: tuple[str, ...]) -> Layout | None:
     for layout in row.layouts:
-        if all((data_dir / path).is_file() for split in splits for path, _ in layout.files[split]):
+        if all((data_dir / path).is_file() for split in splits for path in layout.files[split]):
             return layout
     return None
 
 
-def _wanted(row: Row, splits: tuple[str, ...]) -> str:
-    names = [" ".join(path for split in splits for path, _ in layout.files[split]) for layout in row.layouts]
+def _missing(row: Row, splits: tuple[str, ...]) -> str:
+    names = [" ".join(path for split in splits for path in layout.files[split]) for layout in row.layouts]
     return f"{row.info.name} not found, expected {' or '.join(names)}"
 
 
 def _download(row: Row, data_dir: Path, splits: tuple[str, ...]) -> None:
-    """Download by torchvision into a temporary folder, then move the files into `data_dir`. Raises UsageError
-    if this fails."""
+    """Download by torchvision into a temporary folder, then move the files into `data_dir`.
+
+    Raises UsageError if this fails.
+    """
     import torchvision
 
     parent = data_dir
@@ -188,22 +177,15 @@ def _download(row: Row, data_dir: Path, splits: tuple[str, ...]) -> None:
                 if path.is_file() and not target.exists():
                     target.parent.mkdir(parents=True, exist_ok=True)
                     shutil.move(path, target)
-    except (
-        OSError,
-        RuntimeError,
-        HTTPException,
-    ) as error:  # torchvision reports failed mirrors as RuntimeError
-        reason = " ".join(
-            (str(error) or type(error).__name__).split()
-        )  # torchvision names each mirror and its error in a line
-        raise UsageError(
-            f"--data-dir {data_dir}: {_wanted(row, splits)}; the download failed: {reason}"
-        ) from None
+    except (OSError, RuntimeError, HTTPException) as error:  # RuntimeError: of failed mirrors
+        # torchvision names each mirror and its error in a line
+        reason = " ".join((str(error) or type(error).__name__).split())
+        missing = _missing(row, splits)
+        raise UsageError(f"--data-dir {data_dir}: {missing}; the download failed: {reason}") from None
 
 
 def _read_digits() -> dict[str, ImageSet]:
-    """scikit-learn's 1,797 digits of 8 x 8 pixels in 0..16, resized to 28: the first 1,500 train, the last
-    297 test."""
+    """scikit-learn's 1,797 digits of 8 x 8 pixels in 0..16, resized to 28: 1,500 train, 297 test."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -221,67 +203,56 @@ def _read_folder(
     background: str | None,
     test_folder: str,
 ) -> tuple[DataInfo, dict[str, ImageSet]]:
-    """Read root/train/CLASS/* and root/TEST_FOLDER/CLASS/*; the normalisation comes from `info` or from the
-    training images."""
+    """Read root/train/CLASS/* and root/TEST_FOLDER/CLASS/*.
+
+    The normalisation comes from `info` or from the training images.
+    """
     check_data_dir(root)
     size = image_size or (info.image_size if info else 32)
-    if info and image_size not in (None, info.image_size):
-        raise UsageError(f"--image-size {image_size}: the checkpoint was made for {info.image_size} pixels")
-    if info and background not in (None, info.background or BACKGROUNDS[0]):
-        raise UsageError(
-            f"--background {background}: the checkpoint was made with {info.background or BACKGROUNDS[0]}"
-        )
-    background = info.background if info else background
-    wanted = splits if info else SPLITS
+    if info and size != info.image_size:
+        reason = f"the checkpoint was made for {info.image_size} pixels"
+        raise UsageError(f"--image-size {image_size}: {reason}")
+    if info:
+        made_with = info.background or BACKGROUNDS[0]
+        if background not in (None, made_with):
+            raise UsageError(f"--background {background}: the checkpoint was made with {made_with}")
+        background = info.background
+    needed = splits if info else SPLITS
     folders = {"train": root / "train", "test": root / test_folder}
-    _check_test_folder(root, test_folder, wanted)
-    files = {split: list_pictures(folders[split]) for split in wanted}
+    _check_test_folder(root, test_folder, needed)
+    files = {split: list_pictures(folders[split]) for split in needed}
     names = info.class_names if info else tuple(files["train"])
-    for split, found in files.items():
-        if set(found) != set(names):
-            odd = sorted(set(found) ^ set(names))
+    for split, classes in files.items():
+        if odd := sorted(set(classes) ^ set(names)):
             expected = "those of the checkpoint" if info else f"those of {root / 'train'}"
-            raise UsageError(
-                f"{folders[split]}: its classes differ from {expected}: {', '.join(odd)} only on one side"
-            )
-    channels = (
-        info.channels
-        if info
-        else 1
-        if all(is_gray(path) for paths in files[wanted[0]].values() for path in paths)
-        else 3
-    )
-    sets = {
-        split: ImageSet(
-            *read_pictures([found[name] for name in names], channels, size, background=background)
-        )
-        for split, found in files.items()
-    }
+            difference = f"its classes differ from {expected}: {', '.join(odd)} only on one side"
+            raise UsageError(f"{folders[split]}: {difference}")
+    if info:
+        channels = info.channels
+    else:
+        channels = 1 if all(is_gray(path) for paths in files["train"].values() for path in paths) else 3
+    sets = {}
+    for split, classes in files.items():
+        paths = [classes[name] for name in names]
+        sets[split] = ImageSet(*read_pictures(paths, channels, size, background=background))
     if info is None:
         values = sets["train"].images.double() / 255
-        mean, std = values.mean((0, 2, 3)), values.std((0, 2, 3)).clamp(min=1e-3)
-        info = DataInfo(
-            "folder", channels, size, len(names), names, tuple(mean.tolist()), tuple(std.tolist()), background
-        )
+        mean = tuple(values.mean((0, 2, 3)).tolist())
+        std = tuple(values.std((0, 2, 3)).clamp(min=1e-3).tolist())
+        info = DataInfo("folder", channels, size, len(names), names, mean, std, background)
     return info, sets
 
 
-def _check_test_folder(root: Path, test_folder: str, wanted: tuple[str, ...]) -> None:
+def _check_test_folder(root: Path, test_folder: str, splits: tuple[str, ...]) -> None:
     """Raise UsageError if the folder of the test pictures is no folder of its own under `root`."""
     path = root / test_folder
-    if (
-        not test_folder.strip()
-        or Path(test_folder).is_absolute()
-        or ".." in Path(test_folder).parts
-        or path == root
-    ):
+    outside = Path(test_folder).is_absolute() or ".." in Path(test_folder).parts
+    if not test_folder.strip() or outside or path == root:
         raise UsageError(f"--test-folder {test_folder!r}: expected the name of a folder under {root}")
     if path.resolve() == (root / "train").resolve():
         raise UsageError(f"--test-folder {test_folder}: is the folder of the training pictures")
     others = [name for name in ("test", "val", "valid", "validation") if (root / name).is_dir()]
-    if "test" in wanted and not path.is_dir() and others:
+    if "test" in splits and not path.is_dir() and others:
+        expected = f"PATH/train/CLASS/* and PATH/{test_folder}/CLASS/* for --data folder"
         hint = f"found {root / others[0]}, which --test-folder {others[0]} names"
-        raise UsageError(
-            f"{path}: no such folder, expected PATH/train/CLASS/* and PATH/{test_folder}/CLASS/* for --data "
-            f"folder; {hint}"
-        )
+        raise UsageError(f"{path}: no such folder, expected {expected}; {hint}")

@@ -15,25 +15,13 @@ from typing import NamedTuple
 import torch
 
 AT_END: list[Callable[[], None]] = []  # called once the main of a command has returned
-SIZES = (
-    "batch_size",
-    "gan_batch_size",
-    "match_batch",
-    "width",
-)  # flags that set how much memory a step takes
-OUT_OF_MEMORY = (
-    "can't allocate memory",
-    "Storage size calculation overflowed",
-)  # how torch says it on the CPU
+SIZES = ("batch_size", "gan_batch_size", "match_batch", "width")  # flags that set the memory of a step
+OUT_OF_MEMORY = ("can't allocate memory", "Storage size calculation overflowed")  # torch's words on the CPU
+# errors that a wrong path causes
 BAD_INPUT = (
-    errno.EACCES,
-    errno.EPERM,
-    errno.ENOTDIR,
-    errno.EROFS,
-    errno.ENOENT,
-    errno.EISDIR,
-    errno.ENAMETOOLONG,
-)  # as faults of a path
+    *(errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EROFS),
+    *(errno.ENOENT, errno.EISDIR, errno.ENAMETOOLONG),
+)
 
 
 class UsageError(ValueError):
@@ -70,8 +58,7 @@ def raise_stopped(number: int) -> None:
 
 @contextlib.contextmanager
 def handle_stops(handler: Callable[[int], None]) -> Iterator[None]:
-    """Call handler(number) on SIGINT and SIGTERM during the block. Outside the main thread nothing is
-    changed."""
+    """Call handler(number) on SIGINT and SIGTERM during the block, in the main thread alone."""
     previous = {}
     with contextlib.suppress(ValueError):  # signals belong to the main thread
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -94,20 +81,18 @@ def out_of_memory_hint(flag: str) -> Iterator[None]:
 
 
 def lack_of_memory(error: Exception, args: argparse.Namespace) -> str | None:
-    """Describe an error by which memory ran out, and name the flags that would need less; None for any other
-    error."""
+    """Describe an error by which memory ran out, with the flags that would need less; None for others."""
     if isinstance(error, torch.OutOfMemoryError):
         reason = str(error).partition(" GPU ")[0]
     elif isinstance(error, MemoryError) or any(part in str(error) for part in OUT_OF_MEMORY):
-        reason = (
-            str(error).partition(". Error code")[0].rpartition("] ")[2] or "the system has no more"
-        ).splitlines()[0]
+        reason = str(error).partition(". Error code")[0].rpartition("] ")[2] or "the system has no more"
+        reason = reason.splitlines()[0]
     else:
         return None
-    flags = getattr(error, "flag", None) or " or ".join(
-        "--" + name.replace("_", "-") for name in SIZES if hasattr(args, name)
-    )
-    return f"out of memory ({reason}); {f'a smaller {flags} needs less; ' if flags else ''}what was saved before is whole"
+    sizes = ["--" + name.replace("_", "-") for name in SIZES if hasattr(args, name)]
+    flags = getattr(error, "flag", None) or " or ".join(sizes)
+    hint = f"a smaller {flags} needs less; " if flags else ""
+    return f"out of memory ({reason}); {hint}what was saved before is whole"
 
 
 class Effect(NamedTuple):
@@ -186,10 +171,8 @@ def cli(main: Callable) -> Callable:
     def wrapper(args):
         name = Path(sys.modules[main.__module__].__file__).name
         name = f"{name} (rank {own_rank()})" if own_rank() else name
-        with contextlib.suppress(AttributeError):
-            sys.stdout.reconfigure(
-                errors="backslashreplace"
-            )  # a name of a file or class that the terminal cannot show
+        with contextlib.suppress(AttributeError):  # for names that the terminal cannot show
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             with handle_stops(raise_stopped):
                 result = main(args)
@@ -211,10 +194,8 @@ def cli(main: Callable) -> Callable:
         except OSError as error:
             if error.filename is None:
                 raise
-            print(
-                f"{name}: error: {error.filename}: {error.strerror}; what was saved before is whole",
-                file=sys.stderr,
-            )
+            reason = f"{error.filename}: {error.strerror}; what was saved before is whole"
+            print(f"{name}: error: {reason}", file=sys.stderr)
             raise SystemExit(2 if error.errno in BAD_INPUT else 1) from None
         except (Stopped, KeyboardInterrupt) as stop:
             tell(f"{name}: stopped; the same command continues")
@@ -228,21 +209,23 @@ def number(
 ) -> Callable[[str], float]:
     """An argparse type: a finite `kind` in [low, high], or in (low, high] with `exclusive`.
 
-    Whole numbers without `high` may have at most 2^31 - 1, which is what torch takes for a size; who exceeds
-    it is told so.
+    Whole numbers without `high` may have at most 2^31 - 1, which is what torch takes for a size; the message
+    names this limit where it is exceeded.
     """
     least = f"{'a whole number' if kind is int else 'a number'} {'>' if exclusive else '>='} {low:g}"
     largest = 2**31 - 1 if kind is int and high == math.inf else high
 
     def parse(text: str) -> float:
         try:
-            value, found = kind(text), text
+            value = kind(text)
+            shown = text
         except ValueError:
-            value, found = math.nan, repr(text)
+            value = math.nan
+            shown = repr(text)
         if (low < value < math.inf or (value == low and not exclusive)) and value <= largest:
             return value
         most = f" and <= {largest}" if high < math.inf or largest < value < math.inf else ""
-        raise argparse.ArgumentTypeError(f"found {found}, expected {least}{most}")
+        raise argparse.ArgumentTypeError(f"found {shown}, expected {least}{most}")
 
     return parse
 

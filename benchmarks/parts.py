@@ -1,14 +1,10 @@
-"""What benchmarks/speed.py times: one unit of work of each part of the stages, with two plain loops as
-baselines."""
+"""What benchmarks/speed.py and benchmarks/profile.py run: one unit of work of each part of the stages."""
 
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 import continual
 from data import DATASETS, Data, ImageSet
@@ -36,115 +32,44 @@ FOREVER = 10**9
 CONFIG = {"num_classes": 10, "channels": 3, "image_size": 32, "z_dim": 100}
 
 
-class Pictures(Dataset):
-    """Single images in [-1, 1], converted one by one as they are asked for."""
-
-    def __init__(self, images: ImageSet):
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, i: int) -> tuple[Tensor, int]:
-        return self.images.images[i].float() / 127.5 - 1, int(self.images.labels[i])
-
-
-class Loaded:
-    """A stand-in for an ImageSet whose batches come from a DataLoader; the index asked for is ignored."""
-
-    def __init__(self, images: ImageSet, batch_size: int, device: torch.device, uses: int):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns about four workers on fewer cores
-            self.loader = DataLoader(
-                Pictures(images), batch_size, shuffle=True, num_workers=4, drop_last=True
-            )
-        self.device, self.uses, self.left = (
-            device,
-            uses,
-            0,
-        )  # uses: batches taken before the loader is restarted
-
-    def __len__(self) -> int:
-        return len(self.loader.dataset)
-
-    def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        if self.left == 0:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                self.iterator, self.left = iter(self.loader), min(self.uses, len(self.loader))
-        self.left -= 1
-        images, labels = next(self.iterator)
-        return images.to(self.device), labels.to(self.device)
-
-
-class LoadedPool(Pool):
-    """A pool whose updates take their batches from a loader of their own."""
-
-    def train_step(self, train: ImageSet, index: Tensor, choices: torch.Generator) -> None:
-        super().train_step(self.loaded, index, choices)
-
-
-def images_on(device: torch.device, count: int = 50_000) -> ImageSet:
+def noise(runtime: Runtime, count: int = 50_000) -> ImageSet:
     """Random noise in the shape of CIFAR-10; the content of images does not change the timing."""
-    draw = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, generator=draw)
-    return ImageSet(images, torch.randint(10, (count,), generator=draw)).to(device)
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, generator=rng)
+    return ImageSet(images, torch.randint(10, (count,), generator=rng)).to(runtime.device)
 
 
-def pair(width: int, runtime: Runtime, gan: str = "dim") -> GAN:
-    return GAN(*(runtime.place(player) for player in build_gan(CONFIG | {"gan": gan, "width": width})), 1e-4)
+def make_gan(width: int, runtime: Runtime, gan: str = "dim") -> GAN:
+    players = build_gan(CONFIG | {"gan": gan, "width": width})
+    return GAN(*(runtime.place(player) for player in players), 1e-4)
 
 
-def read_losses(steps: Iterator, at_each_step: bool) -> Callable[[], object]:
-    """A unit of work: the next step; with `at_each_step` its losses are also read, as in plain loops."""
-    if at_each_step:
-        return lambda: [loss.item() for loss in next(steps).losses.values()]
+# Each function takes (runtime, batch_size, width, network) and returns one unit of work.
+Unit = Callable[[], object]
+
+
+def stage1(runtime: Runtime, batch_size: int, width: int, network: str, gan: str = "dim") -> Unit:
+    common = {"epochs": FOREVER, "batch_size": batch_size, "gp_weight": 10, "seed": 0, "runtime": runtime}
+    steps = train_gan(make_gan(width, runtime, gan), noise(runtime), **common)
     return lambda: next(steps)
 
 
-# Rows: each function takes (variant, runtime, batch_size, width, network) and returns one unit of work.
-def stage1(
-    variant: str, runtime: Runtime, batch_size: int, width: int, network: str, gan: str = "dim"
-) -> Callable[[], object]:
-    images = images_on(torch.device("cpu") if variant == "loader" else runtime.device)
-    train = Loaded(images, batch_size, runtime.device, FOREVER) if variant == "loader" else images
-    steps = train_gan(
-        pair(width, runtime, gan),
-        train,
-        epochs=FOREVER,
-        batch_size=batch_size,
-        gp_weight=10,
-        seed=0,
-        runtime=runtime,
-    )
-    return read_losses(steps, variant == "loader")
-
-
-def stage2(variant: str, runtime: Runtime, batch_size: int, width: int, network: str) -> Callable[[], object]:
+def stage2(runtime: Runtime, batch_size: int, width: int, network: str) -> Unit:
     """A stage-2 step with 16 pool updates."""
-    images = images_on(torch.device("cpu") if variant == "loader" else runtime.device)
-    pool = (LoadedPool if variant == "loader" else Pool)([network], INFO, 0.01, "color_crop", 0, runtime)
-    if variant == "loader":
-        pool.loaded, images = (
-            Loaded(images, batch_size, runtime.device, 16),
-            Loaded(images, batch_size, runtime.device, FOREVER),
-        )
+    pool = Pool([network], INFO, 0.01, "color_crop", 0, runtime)
     matching = Matching(strategy="color_crop_cutout")
     common = {"epochs": FOREVER, "batch_size": batch_size, "gp_weight": 10, "seed": 0, "runtime": runtime}
-    return read_losses(
-        train_match(pair(width, runtime), pool, images, pool_steps=16, matching=matching, **common),
-        variant == "loader",
-    )
+    gan = make_gan(width, runtime)
+    steps = train_match(gan, pool, noise(runtime), pool_steps=16, matching=matching, **common)
+    return lambda: next(steps)
 
 
-def matching_step(
-    variant: str, runtime: Runtime, batch_size: int, width: int, network: str
-) -> Callable[[], object]:
-    """A step of `pool_match.py --recipe-match energy` with its pool updates: `batch_size` images of each of
-    ten classes."""
-    recipe, train = MATCH_RECIPES["energy"], images_on(runtime.device)
-    gan = GAN(pair(width, runtime).generator, None, recipe["lr"], recipe["ema"], betas=tuple(recipe["betas"]))
-    pool = Pool([network], INFO, 0.01, "color_crop", 0, runtime, recipe["pool_size"], gan.generator)
+def matching_step(runtime: Runtime, batch_size: int, width: int, network: str) -> Unit:
+    """A step of `pool_match.py --recipe-match energy`: `batch_size` images of each of ten classes."""
+    recipe = MATCH_RECIPES["energy"]
+    generator = make_gan(width, runtime).generator
+    gan = GAN(generator, None, recipe["lr"], recipe["ema"], betas=tuple(recipe["betas"]))
+    pool = Pool([network], INFO, 0.01, "color_crop", 0, runtime, recipe["pool_size"], generator)
     teachers = [runtime.place(build_classifier(network, INFO)).eval().requires_grad_(False)]
     common = recipe_settings(batch_size) | {
         "epochs": FOREVER,
@@ -152,35 +77,30 @@ def matching_step(
         "seed": 0,
         "runtime": runtime,
     }
-    return read_losses(train_match(gan, pool, train, teachers=teachers, **common), False)
+    steps = train_match(gan, pool, noise(runtime), teachers=teachers, **common)
+    return lambda: next(steps)
 
 
-def pool_update(
-    variant: str, runtime: Runtime, batch_size: int, width: int, network: str
-) -> Callable[[], object]:
-    images = images_on(runtime.device)
+def pool_update(runtime: Runtime, batch_size: int, width: int, network: str) -> Unit:
+    images = noise(runtime)
     pool = Pool([network], INFO, 0.01, "color_crop", 0, runtime)
     pool.turn(0, 1)
-    index, choices = torch.arange(batch_size, device=runtime.device), torch.Generator()
-    return lambda: pool.train_step(images, index, choices)
+    index = torch.arange(batch_size, device=runtime.device)
+    rng = torch.Generator()
+    return lambda: pool.train_step(images, index, rng)
 
 
-def classifier_epoch(
-    variant: str, runtime: Runtime, batch_size: int, width: int, network: str
-) -> Callable[[], object]:
+def classifier_epoch(runtime: Runtime, batch_size: int, width: int, network: str) -> Unit:
     """An epoch of a classifier on 500 images that reside on the device (CIFAR-10 at IPC 50)."""
-    images, labels = images_on(runtime.device, 500).batch(torch.arange(500, device=runtime.device))
-    recipe, streams = (
-        replace(RECIPES["dim"], epochs=FOREVER, batch_size=batch_size),
-        RandomStreams.seeded(0, runtime.device),
-    )
+    batch = noise(runtime, 500).batch(torch.arange(500, device=runtime.device))
+    recipe = replace(RECIPES["dim"], epochs=FOREVER, batch_size=batch_size)
+    streams = RandomStreams.seeded(0, runtime.device)
     classifier = runtime.place(build_classifier(network, INFO))
-    steps = train_steps(classifier, iter(lambda: (images, labels), None), recipe, streams, runtime)
+    steps = train_steps(classifier, iter(lambda: batch, None), recipe, streams, runtime)
     return lambda: [next(steps) for _ in range(-(-500 // batch_size))]
 
 
 def validation(
-    variant: str,
     runtime: Runtime,
     batch_size: int,
     width: int,
@@ -188,39 +108,36 @@ def validation(
     epochs: int | None = None,
     ipc: int = 10,
     tests: int = 1000,
-) -> Callable[[], object]:
+) -> Unit:
     """Validation: five classifiers of ten epochs (a hundred on CUDA) on the stream of a generator, IPC 10.
 
     With CUDA graphs the five are trained side by side.
     """
-    data, generator = Data(INFO, None, None, images_on(runtime.device, tests)), pair(width, runtime).generator
-    source = Generated(generator, ipc, False, 0, runtime)
-    recipe = replace(
-        RECIPES["dim"], epochs=epochs or (100 if runtime.device.type == "cuda" else 10), batch_size=batch_size
-    )
+    data = Data(INFO, None, None, noise(runtime, tests))
+    source = Generated(make_gan(width, runtime).generator, ipc, False, 0, runtime)
+    epochs = epochs or (100 if runtime.device.type == "cuda" else 10)
+    recipe = replace(RECIPES["dim"], epochs=epochs, batch_size=batch_size)
     groups = [range(5)] if runtime.graphs else [[seed] for seed in range(5)]
     return lambda: [validate_group(network, source, data, recipe, group, runtime) for group in groups]
 
 
-def generation(
-    variant: str, runtime: Runtime, batch_size: int, width: int, network: str
-) -> Callable[[], object]:
+def generation(runtime: Runtime, batch_size: int, width: int, network: str) -> Unit:
     """Generation of `batch_size` images."""
-    generator, streams = pair(width, runtime).generator, RandomStreams.seeded(0, runtime.device)
+    generator = make_gan(width, runtime).generator
+    rng = RandomStreams.seeded(0, runtime.device).device
     labels = torch.arange(batch_size, device=runtime.device) % 10
-    return lambda: generate(generator, labels, streams.device, runtime)
+    return lambda: generate(generator, labels, rng, runtime)
 
 
-def continual_steps(
-    variant: str, runtime: Runtime, batch_size: int, width: int, network: str
-) -> Callable[[], object]:
+def continual_steps(runtime: Runtime, batch_size: int, width: int, network: str) -> Unit:
     """Ten steps of experience replay: `batch_size` images of the task and as many from a buffer of 500."""
     flags = continual.parse_args(
         ["--method", "er", "--batch-size", str(batch_size), "--epochs", str(FOREVER)]
     )
     memory = Memory(None, Buffer(INFO, runtime.device, max_images=500), None, 0)
     learners = [Learner(0, network, INFO, flags.lr, None, 0, runtime)]
-    tasks, options = [images_on(runtime.device, 5000)], continual.make_options(vars(flags), continual.TRACKS)
+    tasks = [noise(runtime, 5000)]
+    options = continual.make_options(vars(flags), continual.TRACKS)
     learner = Continual(
         METHODS["er"],
         options,
@@ -238,7 +155,7 @@ def continual_steps(
     return lambda: [next(steps) for _ in range(10)]
 
 
-ROWS = {
+PARTS = {
     "stage-1 step": stage1,
     "stage-1 step, resnet": partial(stage1, gan="resnet"),
     "stage-2 step": stage2,
@@ -249,8 +166,4 @@ ROWS = {
     "generation": generation,
     "ten stage-4 steps": continual_steps,
 }
-COMPILED = ROWS.keys() - {
-    "stage-1 step",
-    "stage-1 step, resnet",
-    "generation",
-}  # these have nothing to compile
+NOTHING_TO_COMPILE = ("stage-1 step", "stage-1 step, resnet", "generation")

@@ -1,18 +1,13 @@
-"""Time the parts of the four stages, eager and compiled, against two plain loops and the arithmetic limit, in
-alternating runs.
+"""Time the parts of the four stages against plain loops and the arithmetic limit, in alternating runs.
 
     python benchmarks/speed.py --device cpu --out benchmarks/results/DATE_speed_cpu.json
 
-The variants of a row are timed in turn, each in a process of its own:
-    ours      the flags below, uncompiled
-    compiled  ours with --compile
-    eager     the same loop in plain PyTorch on resident tensors, in float32 (on CUDA with TF32 in
-    convolutions) loader    steps of the stages only: eager, fed by a DataLoader of four workers that is
-    restarted for each pass and each round of pool
-              updates, with the losses read at each step, as in the original code
-Compilation is timed separately, with an empty cache and again with the cache that it left. Prints a table.
---out keeps it as JSON, written after each row, so that the same command continues. --table FILE prints a kept
-table again.
+The variants of a row are timed in alternation, each in a process of its own:
+    ours      the flags below
+    compiled  with --compile: ours, compiled; compiling is timed with an empty cache and with the one it left
+    eager     the same loop as plain PyTorch runs it, in float32 (on CUDA with TF32 in convolutions)
+Prints a table. --out keeps it as JSON, written after each row, so that the same command continues.
+--table FILE prints a kept table again.
 """
 
 import argparse
@@ -25,80 +20,72 @@ import time
 from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path[0] = str(
-        Path(__file__).resolve().parent.parent
-    )  # not this folder, whose profile.py would hide Python's
-    signal.signal(
-        signal.SIGINT, signal.SIG_DFL
-    )  # Ctrl-C during the imports ends the process without a traceback
+    # not this folder, whose profile.py would hide Python's
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends without a traceback
 
 import torch
 
-from benchmarks.parts import COMPILED, POOL, ROWS
+from benchmarks.parts import NOTHING_TO_COMPILE, PARTS, POOL
 from benchmarks.timing import hardware, product_rate, time_row
-from data import load_data
 from engine.environment import environment
 from engine.files import write_json
 from engine.precision import multiplies_bf16
-from engine.runtime import find_device
+from engine.runtime import add_execution_flags, find_device
 from models import network_name
-from utils import Parser, UsageError, cli, device_name, positive_int, tell
+from utils import Parser, UsageError, cli, positive_int, tell
+
+COLUMNS = (
+    "part",
+    "batch",
+    "width",
+    "ours, ms",
+    "ours / compiled",
+    "compiling, s, cold / warm",
+    "pays from, cold / warm",
+    "eager / ours",
+    "loader / ours",  # of records up to commit a21a69e: eager, with a DataLoader that is restarted each time
+    "limit, ms",
+    "share",
+    "memory ours / eager, MB",
+)
 
 
 def print_table(record: dict) -> None:
-    """Print Markdown: medians, ratios with their spread, the cost of compilation, and the share of the
-    arithmetic limit that is reached.
+    """Print Markdown: medians, ratios with their spread, the cost of compilation, and the arithmetic limit.
 
     The share is the limit, in time, divided by the time of the faster of ours and compiled.
     """
-    heads = (
-        "part",
-        "batch",
-        "width",
-        "ours, ms",
-        "ours / compiled",
-        "compiling, s, cold / warm",
-        "pays from, cold / warm",
-    )
-    heads += ("eager / ours", "loader / ours", "limit, ms", "share", "memory ours / eager, MB")
-    print(f"| {' | '.join(heads)} |")
-    print(f"|{'---|' * len(heads)}")
+    print(f"| {' | '.join(COLUMNS)} |")
+    print(f"|{'---|' * len(COLUMNS)}")
     for row in record["rows"]:
-        name = f"{row['part']}, {row['network']}" if row["network"] else row["part"]
-        eager, loader, compiled = (
-            f"{r['median']:.2f} ({r['min']:.2f}–{r['max']:.2f})" if (r := row["ratio"].get(variant)) else ""
-            for variant in ("eager", "loader", "compiled")
-        )
-        rate = row["product_flops_per_second"]  # None in a record whose machine was measured wrongly
-        limit = row["flops"] / rate * 1000 if rate else None
-        best = (
-            min(
-                row["seconds"][variant]["median"]
-                for variant in ("ours", "compiled")
-                if variant in row["seconds"]
-            )
-            * 1000
-        )
-        compiling = " / ".join(f"{s:.0f}" for s in row.get("compile_seconds", {}).values())
-        pays = " / ".join("never" if n is None else f"{n:,}" for n in row.get("pays_from_units", {}).values())
-        memory = " / ".join(f"{row['memory'][variant] / 1e6:,.0f}" for variant in ("ours", "eager"))
+        ratio = {
+            name: f"{values['median']:.2f} ({values['min']:.2f}–{values['max']:.2f})"
+            for name, values in row["ratio"].items()
+        }
+        ms = {name: values["median"] * 1000 for name, values in row["seconds"].items()}
+        limit = share = ""
+        if rate := row["product_flops_per_second"]:  # None in a record whose machine was measured wrongly
+            limit = row["flops"] / rate * 1000
+            share = f"{limit / min(ms['ours'], ms.get('compiled', ms['ours'])):.0%}"
+            limit = f"{limit:.3g}"
+        compiling = row.get("compile_seconds", {}).values()
+        break_even = row.get("pays_from_units", {}).values()
         cells = (
-            name,
+            f"{row['part']}, {row['network']}" if row["network"] else row["part"],
             row["batch_size"],
             row["width"] or "",
-            f"{row['seconds']['ours']['median'] * 1000:.4g}",
-            compiled,
-            compiling,
-            pays,
-            eager,
-            loader,
-            f"{limit:.3g}" if rate else "",
-            f"{limit / best:.0%}" if rate else "",
-            memory,
+            f"{ms['ours']:.4g}",
+            ratio.get("compiled", ""),
+            " / ".join(f"{seconds:.0f}" for seconds in compiling),
+            " / ".join("never" if units is None else f"{units:,}" for units in break_even),
+            ratio["eager"],
+            ratio.get("loader", ""),
+            limit,
+            share,
+            " / ".join(f"{row['memory'][variant] / 1e6:,.0f}" for variant in ("ours", "eager")),
         )
         print(f"| {' | '.join(map(str, cells))} |")
-    for name, seconds in record.get("load_seconds", {}).items():
-        print(f"\nReading {name}: {seconds:.2f} s.")
 
 
 def read_record(path: Path) -> dict:
@@ -109,19 +96,17 @@ def read_record(path: Path) -> dict:
             raise ValueError(f"kind {record['kind']}")
         return record
     except (OSError, ValueError, KeyError, TypeError) as error:
-        found = getattr(error, "strerror", None) or f"something else ({error})"
-        raise UsageError(f"{path}: expected a result of this benchmark, found {found}") from None
+        reason = getattr(error, "strerror", None) or f"something else ({error})"
+        raise UsageError(f"{path}: expected a result of this benchmark, found {reason}") from None
 
 
 def plan(args: argparse.Namespace) -> list[tuple[str, int, int, str]]:
     """(part, batch size, width, network) of every row."""
-    sizes = [(batch, width) for width in args.width for batch in args.batch_size]
     network = network_name(args.network, "--network")
-    rows = [("stage-1 step", batch, width, "") for batch, width in sizes]
-    rows += [("stage-1 step, resnet", batch, width, "") for batch, width in sizes]
-    rows += [
-        ("stage-2 step", batch, width, network) for batch, width in sizes if batch <= args.stage2_batch_limit
-    ]
+    sizes = [(batch, width) for width in args.width for batch in args.batch_size]
+    rows = [("stage-1 step", *size, "") for size in sizes]
+    rows += [("stage-1 step, resnet", *size, "") for size in sizes]
+    rows += [("stage-2 step", *size, network) for size in sizes]
     rows += [("matching step", 16, width, network) for width in args.width]
     rows += [("pool update", 64, 0, name) for name in dict.fromkeys([network, *POOL])]
     rows += [("classifier epoch", 128, 0, network), ("validation, n = 5", 128, args.width[0], network)]
@@ -133,7 +118,7 @@ def plan(args: argparse.Namespace) -> list[tuple[str, int, int, str]]:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__.splitlines()[0])
     # what is timed
-    parser.add_argument("--parts", nargs="+", choices=ROWS, default=list(ROWS), help="parts to time")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="parts to time")
     parser.add_argument("--batch-size", nargs="+", type=positive_int, default=[64], help="real images a step")
     parser.add_argument(
         "--width", nargs="+", type=positive_int, default=[32, 64], help="channels of both players"
@@ -141,36 +126,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--network", default="convnet", help="network of stage 2's pool and of the classifiers"
     )
-    parser.add_argument(
-        "--stage2-batch-limit", type=positive_int, default=512, help="largest batch of stage 2's rows"
-    )
-    parser.add_argument(
-        "--data-dir",
-        default="datasets",
-        help="where CIFAR-10 lies, to time its reading; not needed for the rest",
-    )
     # how
-    parser.add_argument("--pairs", type=positive_int, default=5, help="turns of each variant of a row")
+    parser.add_argument("--pairs", type=positive_int, default=5, help="rounds in which each variant is timed")
     parser.add_argument("--seconds", type=float, default=0.5, help="least duration of one timing, in seconds")
-    parser.add_argument("--no-loader", action="store_true", help="leave the baseline `loader` out")
-    parser.add_argument("--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--threads", type=positive_int, help="CPU threads (default: torch's)")
-    parser.add_argument(
-        "--amp",
-        action=argparse.BooleanOptionalAction,
-        help="of ours: bf16 (default: where the device has the instructions)",
-    )
-    parser.add_argument(
-        "--compile", action=argparse.BooleanOptionalAction, default=True, help="time ours compiled, too"
-    )
-    parser.add_argument(
-        "--channels-last",
-        action=argparse.BooleanOptionalAction,
-        help="of ours: memory layout (default: on CUDA)",
-    )
-    parser.add_argument(
-        "--graphs", action=argparse.BooleanOptionalAction, help="of ours: CUDA graphs (default: on CUDA)"
-    )
+    add_execution_flags(parser)
     # result
     parser.add_argument("--out", type=Path, help="JSON file to write or to continue")
     parser.add_argument("--table", type=Path, help="print the table of a kept JSON file and exit")
@@ -183,56 +143,41 @@ def main(args: argparse.Namespace) -> dict:
         record = read_record(args.table)
         print_table(record)
         return record
-    name = str(find_device(args.device))
-    on_cuda = name != "cpu"
-    amp = multiplies_bf16(torch.device(name)) if args.amp is None else args.amp
-    execution = {
-        "amp": amp,
-        "channels_last": args.channels_last,
-        "graphs": on_cuda if args.graphs is None else args.graphs,
-    }
+    device = find_device(args.device)
+    name = str(device)
+    amp = multiplies_bf16(device) if args.amp is None else args.amp
+    ours = {"amp": amp, "channels_last": args.channels_last, "graphs": args.graphs}
+    precision = torch.bfloat16 if amp else torch.float32
+    threads = args.threads or torch.get_num_threads()
+    torch.set_num_threads(threads)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["continual"] if on_cuda else ["continual", "torch._dynamo"]
-    )  # which the first optimiser would import
+    # torch._dynamo would be imported by the first optimiser
+    context.set_forkserver_preload(["continual"] if name != "cpu" else ["continual", "torch._dynamo"])
     settings = {
-        **environment(torch.device(name)),
-        "execution": execution,
-        "threads": args.threads or torch.get_num_threads(),
+        **environment(device),
+        "execution": ours,
+        "threads": threads,
         "least_seconds": args.seconds,
+        "precision": str(precision),
+        "product_flops_per_second": product_rate(name, precision, 4 * args.seconds),
     }
     record = {"kind": "speed", "date": str(datetime.date.today()), "hardware": hardware(name), "rows": []}
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         record = read_record(args.out) if args.out.exists() else record
     record["commands"] = [*record.get("commands", []), "python " + " ".join(sys.argv)]
-    precision = torch.bfloat16 if amp else torch.float32
-    settings |= {
-        "precision": str(precision),
-        "product_flops_per_second": product_rate(name, precision, args.threads, 4 * args.seconds),
-    }
-    if not record.get("load_seconds"):
-        if any(Path(args.data_dir).glob("cifar-10-batches-*")):
-            start = time.perf_counter()
-            load_data("cifar10", args.data_dir)
-            record["load_seconds"] = {"CIFAR-10": time.perf_counter() - start}
-        else:
-            tell(f"reading CIFAR-10 is not timed: it is not in --data-dir {args.data_dir}")
-    start, before = time.perf_counter(), record.get("minutes", 0)
+    start = time.perf_counter()
+    before = record.get("minutes", 0)
     for part, batch, width, network in plan(args):
         key = {"part": part, "batch_size": batch, "width": width, "network": network}
-        if any(all(row[k] == v for k, v in key.items()) for row in record["rows"]):
+        if any(key.items() <= row.items() for row in record["rows"]):
             continue
-        variants = ["ours", *(["compiled"] if args.compile and part in COMPILED else []), "eager"] + (
-            ["loader"] if part.startswith("stage") and not args.no_loader else []
-        )
-        task = (part, (batch, width, network), name, execution, args.threads)
+        variants = {"ours": ours, "eager": None}
+        if args.compile and part not in NOTHING_TO_COMPILE:
+            variants["compiled"] = ours | {"compiled": True}
         tell(f"{part}, batch {batch}, width {width}, {network}")
-        try:
-            row = time_row(context, task, variants, args.pairs, args.seconds)
-        except MemoryError as error:
-            tell(f"left out: {error}")
-            continue
+        task = (part, (batch, width, network), name, threads)
+        row = time_row(context, variants, task, args.pairs, args.seconds)
         record["rows"].append({**key, **settings, **row})
         record["minutes"] = before + (time.perf_counter() - start) / 60
         if args.out:

@@ -13,31 +13,25 @@ ROOT = Path(__file__).resolve().parent
 
 
 def commit() -> str:
-    """The commit of this code, followed by "-dirty-HASH" if tracked files are changed; "unknown" outside a
-    git checkout."""
+    """The commit of this code, with "-dirty-HASH" if tracked files are changed; "unknown" outside git."""
 
-    def git(*command: str) -> str:
-        text = {"encoding": "utf-8", "errors": "replace"}  # a changed file may hold any bytes
-        return subprocess.run(
-            ("git", "-C", str(ROOT), *command), capture_output=True, check=True, **text
-        ).stdout.strip()
+    def git(*command: str) -> bytes:
+        command = ("git", "-C", str(ROOT), *command)
+        return subprocess.run(command, capture_output=True, check=True).stdout.strip()
 
     try:
+        head = git("rev-parse", "HEAD").decode(errors="replace")
         changes = git("diff", "HEAD")
-        return git("rev-parse", "HEAD") + (
-            f"-dirty-{hashlib.sha256(changes.encode()).hexdigest()[:8]}" if changes else ""
-        )
+        return f"{head}-dirty-{hashlib.sha256(changes).hexdigest()[:8]}" if changes else head
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
 
 def describe_device(device: torch.device) -> str:
     """The GPU's name, or "cpu" with the number of threads."""
-    return (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"cpu, {torch.get_num_threads()} threads"
-    )
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu, {torch.get_num_threads()} threads"
 
 
 def environment(device: torch.device) -> dict[str, str]:
@@ -51,17 +45,15 @@ def keep_freed_memory() -> None:
     By default malloc returns large blocks to the system and requests them again, page by page, at every step.
     On a CPU this may take longer than the arithmetic. With another C library nothing is changed.
     """
-    trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h
     with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
-        mallopt(mmap_max, 0)  # take large blocks from the heap too, which is not trimmed
-        mallopt(trim_threshold, 2**31 - 1)
-        mallopt(top_pad, 1 << 26)
+        mallopt(-4, 0)  # M_MMAP_MAX of malloc.h: take large blocks from the heap too, which is not trimmed
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+        mallopt(-2, 1 << 26)  # M_TOP_PAD
 
 
 def peak_memory(device: torch.device) -> int:
-    """Peak memory of this process in bytes: on CUDA what torch reserved on the device, on the CPU the
-    resident set size."""
+    """Peak memory of this process in bytes: reserved by torch on CUDA, resident on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
     import resource

@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import filelock
 import numpy as np
 import torch
 from PIL import Image
@@ -21,35 +22,28 @@ from torch import Tensor
 from utils import FailedRun, UsageError, tell
 
 NO_FLUSH = (
-    errno.EINVAL,
-    errno.ENOTSUP,
-    errno.EOPNOTSUPP,
-    errno.EBADF,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EISDIR,
+    *(errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP),
+    *(errno.EBADF, errno.EACCES, errno.EPERM, errno.EISDIR),
 )
 NO_LOCK = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
-TRIES = (
-    8  # of a rename that Windows refuses, as it does while another process reads the file; 1.4 seconds in all
-)
-
+TRIES = 8  # of a rename that Windows refuses while another process reads the file; 1.4 seconds in all
 MAX_BYTES = 4 << 30  # of what a file decompresses to, or claims to hold; beyond it the file is refused
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
-    """Call write(temporary path), then rename it to `path`: readers see the old file or the new one, never
-    half."""
+    """Call write(temporary path), then rename it to `path`.
+
+    Readers see the old file or the new one, never half.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
-        with open(temporary, "r+b") as file, _flushing():  # Windows flushes only what is open for writing
-            os.fsync(file.fileno())
+        _flush(temporary, os.O_RDWR)  # Windows flushes only what is open for writing
         replace_file(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _flush_folder(path.parent)
+    _flush(path.parent, os.O_RDONLY)  # so that the rename survives a power cut
 
 
 def replace_file(source: Path, target: Path) -> None:
@@ -63,68 +57,40 @@ def replace_file(source: Path, target: Path) -> None:
             time.sleep(0.05 * number)
 
 
-@contextlib.contextmanager
-def _flushing() -> Iterator[None]:
-    """Pass over the errors by which a file system says that it cannot flush; errors of the disk are
-    raised."""
+def _flush(path: Path, flags: int) -> None:
+    """Flush a file or folder to the disk, where the system and the file system can (Windows opens no folder).
+
+    Errors of the disk are raised.
+    """
     try:
-        yield
+        handle = os.open(path, flags)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
     except OSError as error:
         if error.errno not in NO_FLUSH:
             raise
 
 
-def _flush_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut, on systems that open folders (Windows does not)."""
-    with _flushing():
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Lock `folder` for this process during the block.
+    """Lock `folder` for this process during the block, by the file .lock in it.
 
     Raises UsageError if another process holds the lock. The system releases the lock of a process that dies.
     A file system without locks gets a warning.
     """
-    busy = UsageError(f"{folder}: another process is writing there, expected this command to be alone")
-    try:
-        import fcntl
-    except ImportError:  # Windows: it cannot lock a folder, so a file in it is locked
-        with _locked_file(folder / ".lock", busy):
-            yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise busy from None
-        except OSError as error:
-            if error.errno not in NO_LOCK:
-                raise
-            tell(
-                f"warning: {folder}: this file system has no locks ({error.strerror}); two commands must "
-                "not write there at once"
-            )
-        yield
-    finally:
-        os.close(handle)
-
-
-@contextlib.contextmanager
-def _locked_file(path: Path, busy: UsageError) -> Iterator[None]:
-    import filelock  # torch depends on it
-
-    lock = filelock.FileLock(path)
+    lock = filelock.FileLock(folder / ".lock", fallback_to_soft=False)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        raise busy from None
+        reason = "another process is writing there, expected this command to be alone"
+        raise UsageError(f"{folder}: {reason}") from None
+    except OSError as error:
+        if error.errno not in NO_LOCK:
+            raise
+        reason = f"this file system has no locks ({error.strerror})"
+        tell(f"warning: {folder}: {reason}; two commands must not write there at once")
     try:
         yield
     finally:
@@ -132,8 +98,7 @@ def _locked_file(path: Path, busy: UsageError) -> Iterator[None]:
 
 
 def write_tensors(path: Path, write: Callable[[Path], None]) -> None:
-    """write_atomic for torch and safetensors, which report a full disk by errors of their own. Raises
-    FailedRun for these."""
+    """write_atomic for torch and safetensors, whose own errors of a full disk become FailedRun."""
     try:
         write_atomic(path, write)
     except (RuntimeError, SafetensorError) as error:
@@ -142,9 +107,8 @@ def write_tensors(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_json(path: Path, value) -> None:
     """Write `value` as indented JSON, atomically."""
-    write_atomic(
-        path, lambda temporary: temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    )
+    text = json.dumps(value, indent=1) + "\n"
+    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def file_hash(path: str | Path, algorithm: str = "sha256") -> str:
@@ -157,36 +121,35 @@ def file_hash(path: str | Path, algorithm: str = "sha256") -> str:
 
 
 def short_hash(text: str, digits: int = 16) -> str:
-    """The first hex digits of the SHA-256 of a text, such as settings in JSON, which name what was made with
-    them."""
+    """The first hex digits of the SHA-256 of a text, such as settings in JSON."""
     return hashlib.sha256(text.encode()).hexdigest()[:digits]
 
 
 def check_archive(path: Path) -> None:
-    """Raise UsageError if a zip archive, as those of torch and numpy are, decompresses to more than MAX_BYTES
-    and its own size."""
+    """Raise UsageError if a zip archive decompresses to more than MAX_BYTES and its own size.
+
+    The files of torch and numpy are such archives.
+    """
+    size = path.stat().st_size
     with zipfile.ZipFile(path) as archive:
         claimed = sum(member.file_size for member in archive.infolist())
-    if claimed > max(MAX_BYTES, path.stat().st_size):
-        found = f"{path.stat().st_size:,} bytes that decompress to {claimed:,}"
-        raise UsageError(f"{path}: found {found}, expected at most {MAX_BYTES:,}")
+    if claimed > max(MAX_BYTES, size):
+        raise UsageError(
+            f"{path}: found {size:,} bytes that decompress to {claimed:,}, expected at most {MAX_BYTES:,}"
+        )
 
 
 def read_plain(path: str | Path, expected: str, allowed: Sequence = ()) -> object:
-    """Read a file of torch.save that holds tensors and plain values. Other pickled code is refused, never
-    executed.
+    """Read a file of torch.save that holds tensors and plain values; other pickled code is never executed.
 
     expected: what the file should hold, for the error message. allowed: further types, or (type, full name),
     that the file may hold. Raises UsageError if the file is missing, a folder, truncated, or holds anything
     else.
     """
     path = Path(path)
-    if path.is_dir():
-        raise UsageError(f"{path}: is a folder, expected {expected}")
     if not path.is_file():
-        raise UsageError(
-            f"{path}: no such file{' of the regular kind' if path.exists() else ''}, expected {expected}"
-        )
+        reason = "no such file of the regular kind" if path.exists() else "no such file"
+        raise UsageError(f"{path}: {'is a folder' if path.is_dir() else reason}, expected {expected}")
     try:
         if zipfile.is_zipfile(path):
             check_archive(path)
@@ -196,13 +159,12 @@ def read_plain(path: str | Path, expected: str, allowed: Sequence = ()) -> objec
     except UsageError:
         raise
     except Exception as error:  # a damaged file may raise any error; no code of it has been run
-        code = re.search(r"GLOBAL (\S+)", str(error))
-        found = (
-            f"pickled code ({code[1]}), not executed"
-            if code
-            else f"{path.stat().st_size} bytes of another kind, or truncated"
-        )
-        raise UsageError(f"{path}: expected {expected} of tensors and plain values, found {found}") from None
+        content = f"{path.stat().st_size} bytes of another kind, or truncated"
+        if code := re.search(r"GLOBAL (\S+)", str(error)):
+            content = f"pickled code ({code[1]}), not executed"
+        raise UsageError(
+            f"{path}: expected {expected} of tensors and plain values, found {content}"
+        ) from None
 
 
 def read_checkpoint(path: str | Path) -> dict:
@@ -216,20 +178,21 @@ def read_checkpoint(path: str | Path) -> dict:
 
 
 def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of a safetensors file. Raises UsageError if it is missing, damaged, or
-    something else."""
+    """The tensors and the metadata of a safetensors file.
+
+    Raises UsageError if it is missing, damaged, or something else.
+    """
     path = Path(path)
     if not path.is_file():
-        found = "is a folder" if path.is_dir() else "no such file"
-        raise UsageError(f"{path}: {found}, expected a generator in safetensors")
+        reason = "is a folder" if path.is_dir() else "no such file"
+        raise UsageError(f"{path}: {reason}, expected a generator in safetensors")
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118  no mapping
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
+            return tensors, file.metadata() or {}
     except SafetensorError as error:
-        raise UsageError(
-            f"{path}: expected safetensors, found {path.stat().st_size} bytes of another kind, or truncated "
-            f"({error})"
-        ) from None
+        content = f"{path.stat().st_size} bytes of another kind, or truncated ({error})"
+        raise UsageError(f"{path}: expected safetensors, found {content}") from None
 
 
 def run_path(results_dir: str, tag: str) -> Path:
@@ -247,9 +210,8 @@ def make_folder(folder: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UsageError(
-            f"{folder}: cannot be written ({error.strerror}), expected a folder for the results"
-        ) from None
+        reason = f"cannot be written ({error.strerror})"
+        raise UsageError(f"{folder}: {reason}, expected a folder for the results") from None
 
 
 def save_picture(path: Path, image: Tensor) -> None:

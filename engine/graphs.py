@@ -10,11 +10,8 @@ from torch import Tensor
 from utils import FailedRun
 
 Losses = dict[str, Tensor]
-
-
-GRAPHED: weakref.WeakSet = (
-    weakref.WeakSet()
-)  # all of them; their recordings must be freed before the process group is destroyed
+# All of them: their recordings must be freed before the process group is destroyed.
+GRAPHED: weakref.WeakSet = weakref.WeakSet()
 
 
 class Graphed:
@@ -35,7 +32,8 @@ class Graphed:
         step: Callable[..., Losses],
         record: Callable[[Callable[[], Losses]], tuple[Losses, Callable[[], None]]],
     ):
-        self.step, self.record = step, record
+        self.step = step
+        self.record = record
         GRAPHED.add(self)
         self.calls: Counter[Hashable] = Counter()
         self.recorded: dict[Hashable, tuple[list[Tensor], Losses, Callable[[], None]]] = {}
@@ -52,16 +50,17 @@ class Graphed:
         for buffer, value in zip(buffers, inputs, strict=True):
             buffer.copy_(value)
         replay()
-        return {
-            name: value.clone() for name, value in outputs.items()
-        }  # another recording may reuse their memory
+        return {name: value.clone() for name, value in outputs.items()}  # a recording may reuse their memory
 
 
 def record_graph(
     work: Callable[[], Losses], memory: tuple, rng: torch.Generator | None
 ) -> tuple[Losses, Callable[[], None]]:
-    """Capture `work` as a CUDA graph on the current stream, which must not be the default one; `memory` is a
-    graph pool."""
+    """Capture `work` as a CUDA graph on the current stream, which must not be the default one.
+
+    memory: a graph pool. Raises FailedRun if the step cannot be captured. A capture that runs out of memory
+    ends with an error of its own, of which OutOfMemoryError is a cause; then that one is raised.
+    """
     graph = torch.cuda.CUDAGraph()
     if rng is not None:
         graph.register_generator_state(rng)
@@ -69,18 +68,11 @@ def record_graph(
         with torch.cuda.graph(graph, memory, torch.cuda.current_stream(), "thread_local"):
             outputs = {name: value.detach() for name, value in work().items()}
     except RuntimeError as error:
-        if out_of_memory := _find_out_of_memory(error):
-            raise out_of_memory from None
-        reason = str(error).splitlines()[0]
-        raise FailedRun(
-            f"the step could not be captured as a CUDA graph ({reason}); --no-graphs runs it as it is"
-        ) from error
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, torch.OutOfMemoryError):
+                raise cause from None
+            cause = cause.__cause__ or cause.__context__
+        reason = f"the step could not be captured as a CUDA graph ({str(error).splitlines()[0]})"
+        raise FailedRun(f"{reason}; --no-graphs runs it as it is") from error
     return outputs, graph.replay
-
-
-def _find_out_of_memory(error: BaseException | None) -> torch.OutOfMemoryError | None:
-    """The OutOfMemoryError that caused `error`, or None. A capture that runs out of memory ends with an error
-    of its own."""
-    while error is not None and not isinstance(error, torch.OutOfMemoryError):
-        error = error.__cause__ or error.__context__
-    return error

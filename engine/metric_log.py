@@ -12,7 +12,8 @@ class MetricLog:
     """The metrics of a run, one line for each epoch or other `unit`. lines: the lines so far."""
 
     def __init__(self, folder: Path, unit: str):
-        self.folder, self.unit = folder, unit
+        self.folder = folder
+        self.unit = unit
         self.lines: list[dict] = []
         self._tensorboard = None
 
@@ -23,17 +24,17 @@ class MetricLog:
         self.lines = [line for line in lines if line[self.unit] <= epochs]
 
     def write(self, pictures: Tensor | None) -> None:
-        """Write all lines, the TensorBoard events of the last line, and its picture (C, H, W) in [-1, 1] if
-        there is one."""
+        """Write all lines, the TensorBoard events of the last line, and its picture if there is one.
+
+        pictures: (C, H, W) in [-1, 1].
+        """
         line = self.lines[-1]
         text = "".join(json.dumps(row) + "\n" for row in self.lines)
         write_atomic(self.folder / "metrics.jsonl", lambda path: path.write_text(text))
         if pictures is not None:
             save_picture(self.folder / "outputs" / f"img_{line[self.unit]:04d}.png", pictures)
         if self._tensorboard is None:
-            from torch.utils.tensorboard import (
-                SummaryWriter,
-            )  # takes a second to import, so it is imported only here
+            from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
             self._tensorboard = SummaryWriter(str(self.folder), purge_step=line[self.unit])
         for name, value in line.items():

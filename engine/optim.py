@@ -12,8 +12,10 @@ def fused(parameters: list[nn.Parameter]) -> dict[str, bool]:
 def make_sgd(
     parameters: list[nn.Parameter], lr: float, momentum: float = 0.9, weight_decay: float = 5e-4
 ) -> torch.optim.SGD:
-    """SGD, by default with the settings of stage 3. On CUDA the learning rate is on the device, where a CUDA
-    graph reads it."""
+    """SGD, by default with the settings of stage 3.
+
+    On CUDA the learning rate is on the device, where a CUDA graph reads it.
+    """
     rate = torch.tensor(lr, device=parameters[0].device) if parameters[0].is_cuda else lr
     return torch.optim.SGD(
         parameters, lr=rate, momentum=momentum, weight_decay=weight_decay, **fused(parameters)
@@ -43,31 +45,29 @@ def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """Load a state dict, but keep this optimiser's learning rate and its settings foreach, fused and
-    capturable.
+    """Load a state dict, but keep this optimiser's settings that depend on the device.
 
-    These depend on the device, and the checkpoint may come from another one.
+    These are lr, foreach, fused and capturable: the checkpoint may come from another device.
     """
-    own = {name: optimizer.param_groups[0].get(name) for name in ("foreach", "fused", "capturable", "lr")}
+    group = optimizer.param_groups[0]
+    own = {name: group.get(name) for name in ("foreach", "fused", "capturable", "lr")}
     groups = [
-        group | {name: value for name, value in own.items() if name in group}
-        for group in state["param_groups"]
+        saved | {name: value for name, value in own.items() if name in saved}
+        for saved in state["param_groups"]
     ]
     optimizer.load_state_dict(state | {"param_groups": groups})
     for parameter, values in optimizer.state.items():
         for name, value in values.items():
-            if (
-                torch.is_tensor(value) and value.shape == parameter.shape
-            ):  # give it the memory layout of the parameter
-                values[name] = torch.empty_like(parameter).copy_(value)
+            if torch.is_tensor(value) and value.shape == parameter.shape:
+                values[name] = torch.empty_like(parameter).copy_(value)  # the parameter's memory layout
 
 
 @torch.no_grad()
 def follow(average: nn.Module, module: nn.Module, steps: Tensor, ema: float) -> None:
     """Update the exponential moving average of a module's weights by one step; buffers are copied.
 
-    steps (): number of earlier updates, increased by one. Update t uses the decay min(ema, (1 + t) / (10 +
-    t)), so that the weights of the first steps are soon forgotten.
+    steps (): number of earlier updates, increased by one. Update t uses the decay
+    min(ema, (1 + t) / (10 + t)), so that the weights of the first steps are soon forgotten.
     """
     share = 1 - ((1 + steps) / (10 + steps)).clamp(max=ema)
     steps += 1

@@ -27,8 +27,9 @@ def multiplies_bf16(device: torch.device) -> bool:
 def cpu_features() -> frozenset[str]:
     """The names of the CPU's instruction sets as the system lists them; empty if they cannot be read."""
     if sys.platform == "darwin":
-        asked = subprocess.run(("sysctl", "-n", "hw.optional.arm.FEAT_BF16"), capture_output=True, text=True)
-        return frozenset({"bf16"} if asked.stdout.strip() == "1" else ())
+        command = ("sysctl", "-n", "hw.optional.arm.FEAT_BF16")
+        answer = subprocess.run(command, capture_output=True, text=True).stdout
+        return frozenset({"bf16"} if answer.strip() == "1" else ())
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as cpus:
         for line in cpus:
             name, _, value = line.partition(":")
@@ -63,11 +64,12 @@ def allow_tf32(on: bool) -> None:
     torch 2.9 and later have two sets of names for this setting, and reading the older set raises an error
     while the two disagree.
     """
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    matmul = torch.backends.cuda.matmul
+    cudnn = torch.backends.cudnn
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some releases of torch warn about the older names
-        matmul.allow_tf32 = cudnn.allow_tf32 = on
+        matmul.allow_tf32 = on
+        cudnn.allow_tf32 = on
     if hasattr(matmul, "fp32_precision"):
-        matmul.fp32_precision = cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = (
-            "tf32" if on else "ieee"
-        )
+        for products in (matmul, cudnn.conv, cudnn.rnn):
+            products.fp32_precision = "tf32" if on else "ieee"

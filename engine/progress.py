@@ -28,7 +28,9 @@ class Progress:
             disable=hidden or not on_terminal,
             dynamic_ncols=True,
         )
-        self.total, self.done, self.first, self.title = total, done, done, title
+        self.total = total
+        self.done = self.first = done
+        self.title = title
         self.lines = not (hidden or on_terminal)
         self.start = self.last = time.monotonic()
 
@@ -45,19 +47,16 @@ class Progress:
 
     def read(self, title: str = "", values: dict[str, float] | None = None) -> None:
         """Show the position of the loop and the `values` of its losses."""
-        self.title, shown = (
-            title or self.title,
-            {name: f"{value:.3f}" for name, value in (values or {}).items()},
-        )
+        self.title = title or self.title
+        shown = {name: f"{value:.3f}" for name, value in (values or {}).items()}
         if not self.bar.disable:
             self.bar.set_description(self.title, refresh=False)
             self.bar.set_postfix(shown)
         now = time.monotonic()
         if self.lines and now - self.last >= LINE_SECONDS:
             self.last = now
-            left = (now - self.start) / max(1, self.done - self.first) * (self.total - self.done)
+            seconds = now - self.start
+            left = seconds / max(1, self.done - self.first) * (self.total - self.done)
             losses = "".join(f"  {name} {value}" for name, value in shown.items())
-            tell(
-                f"{self.title}: step {self.done:,} of {self.total:,}, {now - self.start:,.0f} s, about "
-                f"{left:,.0f} s left{losses}"
-            )
+            steps = f"step {self.done:,} of {self.total:,}"
+            tell(f"{self.title}: {steps}, {seconds:,.0f} s, about {left:,.0f} s left{losses}")

@@ -12,18 +12,14 @@ from utils import AT_END
 
 
 def join_job(rank: int, device: torch.device) -> None:
-    """Join the process group of the job that torchrun started. Ranks other than the first no longer print to
-    stdout."""
+    """Join the process group of torchrun's job; ranks other than the first no longer print to stdout."""
     if not dist.is_initialized():
-        # an evaluation on one rank may take hours while the others wait; torchrun ends the job when a process
-        # dies
-        dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(days=7)
-        )
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        # an evaluation on one rank may take hours while the others wait
+        dist.init_process_group(backend, timeout=datetime.timedelta(days=7))
         AT_END.append(leave_job)
         if device.type == "cpu":
-            # a rank that stops at once, at bad input, must not break the joining of the others
-            dist.barrier()
+            dist.barrier()  # a rank that stops at once, at bad input, must not break the joining of others
     if rank > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  for the life of the process
 

@@ -17,8 +17,7 @@ def derive_seed(*parts: int | str) -> int:
 
 @contextlib.contextmanager
 def seeded(device: torch.device, *parts: int | str) -> Iterator[None]:
-    """Seed the random numbers of the block by derive_seed(*parts), and restore the surrounding state
-    afterwards."""
+    """Seed the random numbers of the block by derive_seed(*parts), and restore the state afterwards."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.default_generator.manual_seed(derive_seed(*parts))
@@ -36,16 +35,14 @@ def rng_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
-    """Restore what rng_state returned. If it was saved on the CPU, the CUDA stream keeps its present
-    state."""
+    """Restore what rng_state returned; if it was saved on the CPU, the CUDA stream keeps its state."""
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
 class RandomStreams(NamedTuple):
-    """The random-number generators of one classifier's training: one for choices made on the host, one for
-    tensors on the device."""
+    """Generators of one classifier's training: for choices on the host, and for tensors on the device."""
 
     host: torch.Generator
     device: torch.Generator
@@ -53,8 +50,6 @@ class RandomStreams(NamedTuple):
     @classmethod
     def seeded(cls, seed: int, device: torch.device) -> "RandomStreams":
         """Generators seeded from `seed`; on the CPU both are the same one."""
-        host = torch.Generator().manual_seed(derive_seed(seed, "train"))
-        return cls(
-            host,
-            host if device.type == "cpu" else torch.Generator(device).manual_seed(derive_seed(seed, "train")),
-        )
+        seed = derive_seed(seed, "train")
+        host = torch.Generator().manual_seed(seed)
+        return cls(host, host if device.type == "cpu" else torch.Generator(device).manual_seed(seed))

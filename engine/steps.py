@@ -27,8 +27,7 @@ START = Position()
 
 @dataclass(frozen=True)
 class Step:
-    """What a training loop yields after each step: its place (step counts from 1) and its losses, still on
-    the device."""
+    """What a training loop yields after each step: step counts from 1, losses are still on the device."""
 
     epoch: int
     step: int
@@ -36,8 +35,7 @@ class Step:
 
 
 class LossMeter:
-    """Sums of an epoch's losses, kept on the device, so that a step neither waits for the host nor does
-    additional work.
+    """Sums of an epoch's losses, kept on the device, so that a step does not wait for the host.
 
     The phases of an epoch may have different losses; each loss is averaged over the steps that had it.
     """
@@ -48,9 +46,8 @@ class LossMeter:
 
     def reset(self) -> None:
         """Begin an epoch."""
-        self.phases: dict[
-            tuple[str, ...], tuple[Tensor, int]
-        ] = {}  # names -> (sums and first bad steps (2, losses), number of steps)
+        # names -> (sums and first bad steps (2, losses), number of steps)
+        self.phases: dict[tuple[str, ...], tuple[Tensor, int]] = {}
         self.waiting: list[Step] = []  # steps not yet added to the sums
 
     def update(self, at: Step) -> None:
@@ -58,35 +55,28 @@ class LossMeter:
         self.waiting.append(replace(at, losses={name: loss.detach() for name, loss in at.losses.items()}))
 
     def means(self, epoch: int, unit: str = "epoch") -> dict[str, float]:
-        """Mean of each loss so far, over steps and ranks. Raises FailedRun, naming epoch and step, if one was
-        not finite."""
+        """Mean of each loss so far, over steps and ranks.
+
+        Raises FailedRun, naming epoch and step, if one was not finite.
+        """
         means = {}
         for names, (values, steps) in self._reduced().items():
-            sums, first_bad = values.tolist()
-            for name, step in zip(names, first_bad, strict=True):
-                if step < math.inf:
-                    raise FailedRun(f"{name} is not finite at {unit} {epoch + 1}, step {int(step)}")
-            means |= {name: total / steps for name, total in zip(names, sums, strict=True)}
+            for name, total, first_bad in zip(names, *values.tolist(), strict=True):
+                if first_bad < math.inf:
+                    raise FailedRun(f"{name} is not finite at {unit} {epoch + 1}, step {int(first_bad)}")
+                means[name] = total / steps
         return means
 
     def state_dict(self) -> dict:
         """Plain values and tensors, for a checkpoint inside an epoch."""
-        return {
-            "phases": [
-                {"names": list(names), "values": values, "steps": n}
-                for names, (values, n) in self._reduced().items()
-            ]
-        }
+        phases = self._reduced().items()
+        return {"phases": [{"names": list(names), "values": v, "steps": n} for names, (v, n) in phases]}
 
     def load_state_dict(self, state: dict, device: torch.device) -> None:
         """Restore what state_dict() returned."""
-        self.phases, self.waiting = (
-            {
-                tuple(phase["names"]): (phase["values"].to(device), phase["steps"])
-                for phase in state.get("phases", [])
-            },
-            [],
-        )
+        self.reset()
+        for phase in state.get("phases", []):
+            self.phases[tuple(phase["names"])] = (phase["values"].to(device), phase["steps"])
 
     def _reduced(self) -> dict[tuple[str, ...], tuple[Tensor, int]]:
         """The values over all ranks, with the waiting steps added.
@@ -95,21 +85,18 @@ class LossMeter:
         """
         for names, run in itertools.groupby(self.waiting, key=lambda at: tuple(at.losses)):
             run = list(run)
-            losses = torch.stack(
-                [torch.stack([loss.float() for loss in at.losses.values()]) for at in run]
-            ).double()
+            rows = [torch.stack([loss.float() for loss in at.losses.values()]) for at in run]
+            losses = torch.stack(rows).double()
             steps = torch.tensor([float(at.step) for at in run], dtype=torch.double).to(losses.device)
             bad = torch.where(losses.isfinite(), math.inf, steps[:, None]).amin(0)
-            values, done = self.phases.get(
-                names, (torch.stack([torch.zeros_like(bad), torch.full_like(bad, math.inf)]), 0)
-            )
+            start = torch.stack([torch.zeros_like(bad), torch.full_like(bad, math.inf)])
+            values, count = self.phases.get(names, (start, 0))
             sums = torch.cat([values[:1], losses]).cumsum(0)[-1]
-            self.phases[names] = torch.stack([sums, torch.minimum(values[1], bad)]), done + len(run)
+            self.phases[names] = torch.stack([sums, torch.minimum(values[1], bad)]), count + len(run)
         self.waiting = []
         if self.runtime is None or self.runtime.world_size == 1:
             return self.phases
-        reduce = self.runtime
         return {
-            names: (torch.stack([reduce.mean(v[0]), reduce.minimum(v[1])]), n)
+            names: (torch.stack([self.runtime.mean(v[0]), self.runtime.minimum(v[1])]), n)
             for names, (v, n) in self.phases.items()
         }

@@ -40,8 +40,10 @@ class Lanes:
 
 
 class Stopwatch:
-    """Seconds that the device spent in `with watch:` blocks, summed. The host waits for the device only when
-    it reads them."""
+    """Seconds that the device spent in `with watch:` blocks, summed.
+
+    The host waits for the device only when it reads them.
+    """
 
     def __init__(self, device: torch.device):
         self.cuda = device.type == "cuda"

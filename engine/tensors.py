@@ -10,30 +10,34 @@ from torch import Tensor, nn
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """Copy `values` from the host to `device`; from pinned memory on CUDA, so that the host does not wait for
-    the device's work."""
+    """Copy `values` from the host to `device`; on CUDA the host does not wait for the device's work."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 def to_host(state: Any, chunk_bytes: int = 2**26) -> Any:
-    """Nested dicts, lists and tuples with their CUDA tensors copied to the CPU; other values are left as they
-    are.
+    """Nested dicts, lists and tuples with their CUDA tensors copied to the CPU.
 
-    Tensors of one type are copied together, in chunks of at most `chunk_bytes` or one larger tensor, so that
-    the host waits only a few times.
+    A copy to the host waits for it, so that tensors of one type are copied together, in chunks of at most
+    `chunk_bytes` or one larger tensor. A tensor that occurs twice is copied once.
     """
-    found = {id(tensor): tensor for tensor in _cuda_tensors(state)}
+    by_type: dict[torch.dtype, dict[int, Tensor]] = {}
+    for tensor in _cuda_tensors(state):
+        by_type.setdefault(tensor.dtype, {})[id(tensor)] = tensor
     copies: dict[int, Tensor] = {}
-    for dtype in dict.fromkeys(tensor.dtype for tensor in found.values()):
-        chunk, size = [], 0
-        for tensor in [*(tensor for tensor in found.values() if tensor.dtype == dtype), None]:
-            if chunk and (tensor is None or size + tensor.nbytes > chunk_bytes):
-                flat = torch.cat([part.detach().reshape(-1) for part in chunk]).cpu()
-                for part, values in zip(chunk, flat.split([part.numel() for part in chunk]), strict=True):
-                    copies[id(part)] = values.clone().view(part.shape)
-                chunk, size = [], 0
-            if tensor is not None:
-                chunk, size = [*chunk, tensor], size + tensor.nbytes
+
+    def copy_chunk(chunk: list[Tensor]) -> None:
+        flat = torch.cat([tensor.detach().reshape(-1) for tensor in chunk]).cpu()
+        for tensor, values in zip(chunk, flat.split([tensor.numel() for tensor in chunk]), strict=True):
+            copies[id(tensor)] = values.clone().view(tensor.shape)
+
+    for tensors in by_type.values():
+        chunk: list[Tensor] = []
+        for tensor in tensors.values():
+            if chunk and sum(part.nbytes for part in chunk) + tensor.nbytes > chunk_bytes:
+                copy_chunk(chunk)
+                chunk = []
+            chunk.append(tensor)
+        copy_chunk(chunk)
 
     def copied(value: Any) -> Any:
         if isinstance(value, dict):
@@ -44,7 +48,7 @@ def to_host(state: Any, chunk_bytes: int = 2**26) -> Any:
             return type(value)(copied(inner) for inner in value)
         return copies.get(id(value), value) if isinstance(value, Tensor) else value
 
-    return copied(state) if found else state
+    return copied(state) if copies else state
 
 
 def _cuda_tensors(state: Any) -> Iterator[Tensor]:

@@ -21,39 +21,38 @@ def split_held_out(
     UsageError if val_size is too small or too large.
     """
     if val_size < num_classes:
-        raise UsageError(
-            f"--val-size {val_size}: expected 0 or at least one image for each of the {num_classes} classes"
-        )
+        expected = f"0 or at least one image for each of the {num_classes} classes"
+        raise UsageError(f"--val-size {val_size}: expected {expected}")
     held_out = torch.zeros(len(labels), dtype=torch.bool)
     for label in range(num_classes):
         members = (labels.cpu() == label).nonzero().flatten()
         share = val_size // num_classes + (label < val_size % num_classes)
         if share >= len(members):
             name = class_names[label] if class_names else label
-            raise UsageError(
-                f"--val-size {val_size}: asks for {share} of the {len(members)} training images of class "
-                f"{name}"
-            )
-        order = torch.randperm(
-            len(members), generator=torch.Generator().manual_seed(derive_seed("held-out", label))
-        )
-        held_out[members[order[:share]]] = True
+            asked = f"asks for {share} of the {len(members)} training images of class {name}"
+            raise UsageError(f"--val-size {val_size}: {asked}")
+        held_out[members[_permutation(len(members), "held-out", label)[:share]]] = True
     return (~held_out).nonzero().flatten().to(labels.device), held_out.nonzero().flatten().to(labels.device)
 
 
+def _permutation(n: int, *seed: int | str) -> Tensor:
+    return torch.randperm(n, generator=torch.Generator().manual_seed(derive_seed(*seed)))
+
+
 def steps_per_epoch(num_images: int, batch_size: int, batches: int = 1) -> int:
-    """Number of whole steps, of `batches` batches each, in a pass over the set. Raises UsageError if there is
-    none."""
+    """Number of whole steps, of `batches` batches each, in a pass over the set.
+
+    Raises UsageError if there is none.
+    """
     if batches * batch_size > num_images:
-        asked = f"--batch-size {batch_size}" + (f" with --d-steps {batches}" if batches > 1 else "")
-        raise UsageError(f"{asked}: larger than the training set, which has {num_images} images")
+        flags = f"--batch-size {batch_size}" + (f" with --d-steps {batches}" if batches > 1 else "")
+        raise UsageError(f"{flags}: larger than the training set, which has {num_images} images")
     return num_images // (batches * batch_size)
 
 
 def epoch_order(num_images: int, device: torch.device, *seed: int | str) -> Tensor:
-    """A permutation (num_images,) on `device` that depends on `seed` alone, the same on every kind of
-    device."""
-    return torch.randperm(num_images, generator=torch.Generator().manual_seed(derive_seed(*seed))).to(device)
+    """A permutation (num_images,) on `device`, the same for a seed on every kind of device."""
+    return _permutation(num_images, *seed).to(device)
 
 
 def class_batches(
@@ -64,43 +63,37 @@ def class_batches(
     skip: int = 0,
     class_names: Sequence[str] = (),
 ) -> Iterator[Tensor]:
-    """Yield batches of indices (num_classes, per_class) without end, each row of one class, after the first
-    `skip` of them.
+    """Yield batches of indices (num_classes, per_class) without end, each row of one class.
 
-    The classes that `labels` (N,) holds take turns, in an order that is shuffled anew whenever each had its
-    turn; each class is taken in shuffled passes over its images, in whole batches. Raises UsageError if a
-    class has too few images.
+    skip: number of first batches that are left out. The classes that `labels` (N,) holds follow one another,
+    each once, in an order that is shuffled anew after each such pass; each class is taken in shuffled passes
+    over its images, in whole batches. Raises UsageError if a class has too few images.
     """
     on_host = labels.cpu()
     members = {int(label): (on_host == label).nonzero().flatten() for label in on_host.unique()}
     for label, indices in members.items():
         if len(indices) < per_class:
             name = class_names[label] if class_names else label
-            raise UsageError(
-                f"--match-batch {per_class}: class {name} has {len(indices)} training images, expected as "
-                "many or more"
-            )
-    present, passes = list(members), {}
+            reason = f"class {name} has {len(indices)} training images, expected as many or more"
+            raise UsageError(f"--match-batch {per_class}: {reason}")
+    present = list(members)
+    latest: dict[tuple, tuple[int, Tensor]] = {}
 
-    def shuffled(n: int, *what: int | str) -> Tensor:  # kept until the next one of the same kind is asked for
-        kind, number = what[:-1], what[-1]
-        if passes.get(kind, (None,))[0] != number:
-            passes[kind] = (
-                number,
-                torch.randperm(n, generator=torch.Generator().manual_seed(derive_seed(*seed, *what))),
-            )
-        return passes[kind][1]
+    def shuffled(n: int, *kind: int | str, number: int) -> Tensor:
+        """The permutation of n with this number, kept until the next of its kind is asked for."""
+        if kind not in latest or latest[kind][0] != number:
+            latest[kind] = (number, _permutation(n, *seed, *kind, number))
+        return latest[kind][1]
 
-    for turn in itertools.count(skip * num_classes, num_classes):
+    for first in itertools.count(skip * num_classes, num_classes):
         rows = []
-        for place in range(turn, turn + num_classes):
-            visit, at = divmod(place, len(present))
-            label = present[int(shuffled(len(present), "classes", visit)[at])]
+        for place in range(first, first + num_classes):
+            visit, position = divmod(place, len(present))
+            label = present[int(shuffled(len(present), "classes", number=visit)[position])]
             indices = members[label]
             number, batch = divmod(visit, len(indices) // per_class)
-            rows.append(
-                indices[shuffled(len(indices), "class", label, number)[batch * per_class :][:per_class]]
-            )
+            order = shuffled(len(indices), "class", label, number=number)
+            rows.append(indices[order[batch * per_class :][:per_class]])
         yield torch.stack(rows).to(labels.device)
 
 

@@ -27,9 +27,8 @@ class DataInfo:
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    background: str | None = field(
-        default=None, repr=False
-    )  # not in fingerprints, which hold the images themselves
+    # repr=False: not in fingerprints, which hold the images themselves
+    background: str | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict:
         """Plain values, for a checkpoint; without a background if none was named."""
@@ -72,8 +71,10 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Data:
-    """The splits of an image set. `val` is held out of `train`, or None if nothing is; splits that were not
-    read are None."""
+    """The splits of an image set; those that were not read are None.
+
+    val: held out of `train`, or None if nothing is.
+    """
 
     info: DataInfo
     train: ImageSet | None
@@ -85,18 +86,17 @@ class Data:
         return Data(self.info, *(split and split.to(device) for split in (self.train, self.val, self.test)))
 
     def describe(self) -> str:
-        """One line for the reader: images per split, channels, size, and the classes in their order, the
-        first ten by name."""
+        """One line for the user: images per split, channels, size, and the first ten classes."""
         splits = (("training", self.train), ("held-out", self.val), ("test", self.test))
         counts = ", ".join(f"{len(images):,} {name}" for name, images in splits if images is not None)
-        info, more = self.info, ", ..." if self.info.num_classes > 10 else ""
-        size = f"{info.channels} x {info.image_size} x {info.image_size}"
-        return f"data: {info.name}, {counts} images of {size}; {info.num_classes} classes: {', '.join(info.class_names[:10])}{more}"
+        info = self.info
+        images = f"images of {info.channels} x {info.image_size} x {info.image_size}"
+        classes = ", ".join(info.class_names[:10]) + (", ..." if info.num_classes > 10 else "")
+        return f"data: {info.name}, {counts} {images}; {info.num_classes} classes: {classes}"
 
     @property
     def evaluation_split(self) -> tuple[str, ImageSet]:
-        """The split that classifiers are tested on, by name and images: ("val", held out) if there is one,
-        else ("test", test set)."""
+        """Name and images of the split that classifiers are tested on: "val" if there is one, else "test"."""
         return ("test", self.test) if self.val is None else ("val", self.val)
 
 
@@ -111,8 +111,7 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def fingerprint(info: DataInfo, images: ImageSet | None) -> str | None:
-    """A short hash of a set and its normalisation, so that results on different images are never confused;
-    None for no set."""
+    """A short hash of a set and its normalisation, which tells results on different images apart."""
     if images is None:
         return None
     digest = hashlib.sha256(repr(info).encode())

@@ -8,8 +8,7 @@ import numpy as np
 
 
 def read_cifar_python(paths: list[Path]) -> tuple[np.ndarray, np.ndarray]:
-    """CIFAR's python version: pickles, to be read only after their MD5 has been compared with the official
-    one."""
+    """CIFAR's python version: pickles, to be read only after their MD5 has been checked."""
     batches = [pickle.loads(path.read_bytes(), encoding="latin1") for path in paths]
     labels = [batch["fine_labels" if "fine_labels" in batch else "labels"] for batch in batches]
     return np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32), np.concatenate(labels)
@@ -23,11 +22,11 @@ def read_cifar_binary(paths: list[Path]) -> tuple[np.ndarray, np.ndarray]:
 
 def read_idx(paths: list[Path]) -> tuple[np.ndarray, np.ndarray]:
     """MNIST's format, gzipped or not: 16 header bytes before 28 x 28 images, 8 before labels."""
-    raw = [
+    images, labels = (
         gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes() for path in paths
-    ]
-    images, labels = np.frombuffer(raw[0], np.uint8, offset=16), np.frombuffer(raw[1], np.uint8, offset=8)
-    return images.reshape(-1, 1, 28, 28), labels
+    )
+    images = np.frombuffer(images, np.uint8, offset=16)
+    return images.reshape(-1, 1, 28, 28), np.frombuffer(labels, np.uint8, offset=8)
 
 
 def read_svhn(paths: list[Path]) -> tuple[np.ndarray, np.ndarray]:

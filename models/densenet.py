@@ -36,24 +36,24 @@ class Transition(nn.Module):
 
 
 class DenseNet(Staged):
-    """3x3 stem to 2 x growth, four dense blocks of 6, 12, 24 and 16 layers, global average pool, linear.
-    `width` is the growth."""
+    """3x3 stem to 2 x growth, four dense blocks, global average pool, linear. `width` is the growth."""
 
-    BLOCKS = (6, 12, 24, 16)
+    BLOCKS = (6, 12, 24, 16)  # layers
 
     def __init__(self, channels: int, image_size: int, num_classes: int, width: int = 12):
         super().__init__()
         planes = 2 * width
         self.stem = nn.Conv2d(channels, planes, 3, padding=1, bias=False)
-        stages = []
+        self.stages = nn.ModuleList()
         for i, layers in enumerate(self.BLOCKS):
-            stage = [] if i == 0 else [Transition(planes, planes // 2)]
-            planes = planes if i == 0 else planes // 2
+            stage = nn.Sequential()
+            if i > 0:
+                stage.append(Transition(planes, planes // 2))
+                planes //= 2
             for _ in range(layers):
                 stage.append(Bottleneck(planes, width))
                 planes += width
-            stages.append(nn.Sequential(*stage))
-        self.stages = nn.ModuleList(stages)
+            self.stages.append(stage)
         self.norm = nn.BatchNorm2d(planes)
         self.classifier = nn.Linear(planes, num_classes)
 

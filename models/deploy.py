@@ -1,8 +1,7 @@
-"""Deployed generators: several that share a byte budget or divide the classes, one whose images a teacher
-filters, one with stored latents.
+"""Deployed generators: several together, one whose images a teacher filters, one with stored latents.
 
-Each has a generator's method sample(y) -> images. OwnClasses renames the classes of a generator that knows
-some of them alone.
+Each has a generator's method sample(y) -> images. OwnClasses maps the labels of a set to those of a generator
+that knows some of its classes alone.
 """
 
 from collections.abc import Sequence
@@ -16,7 +15,8 @@ from engine.runtime import Runtime
 from engine.seeds import derive_seed
 from models.gan import GAN
 
-LATENT_LR, LATENT_BETAS = 0.03, (0.9, 0.9)  # of the Adam that optimises latents
+LATENT_LR = 0.03  # of the Adam that optimises latents
+LATENT_BETAS = (0.9, 0.9)
 
 # Batch sizes to which a varying number of images is padded, since cuDNN benchmarks its kernels anew for each
 # size that it meets.
@@ -24,30 +24,34 @@ SIZES = (16, 32, 64)  # and multiples of the last
 
 
 def padded_size(n: int) -> int:
-    """The batch size in which `n` images are generated: the next of SIZES or the next multiple of the
-    last."""
+    """The batch size in which `n` images are generated: the next of SIZES or multiple of the last."""
     return next((size for size in SIZES if n <= size), -(-n // SIZES[-1]) * SIZES[-1])
 
 
 def sample_padded(generator: nn.Module, y: Tensor, rng: torch.Generator | None) -> Tensor:
-    """generator.sample(y, rng); on CUDA it is computed in a batch of padded_size(len(y)), with the same
-    random numbers.
+    """generator.sample(y, rng); on CUDA in a batch of padded_size(len(y)), with the same random numbers.
 
     In training mode the batch is not padded, since the additional rows would count in the BatchNorm
     statistics. Nor is it padded for generators without z_dim, which sample in another way.
     """
     if not y.is_cuda or generator.training or not hasattr(generator, "z_dim"):
         return generator.sample(y, rng)
-    z, more = (
-        torch.randn(len(y), generator.z_dim, device=y.device, generator=rng),
-        padded_size(len(y)) - len(y),
-    )
+    z = torch.randn(len(y), generator.z_dim, device=y.device, generator=rng)
+    more = padded_size(len(y)) - len(y)
     return generator(F.pad(z, (0, 0, 0, more)), torch.cat([y, y[-1:].expand(more)]))[: len(y)]
 
 
+def _sample_parts(
+    generators: Sequence[nn.Module], parts: Sequence[Tensor], y: Tensor, rng: torch.Generator | None
+) -> Tensor:
+    """One image for each label of y (B,); generators[i] makes those at the indices parts[i]."""
+    pairs = zip(generators, parts, strict=True)
+    images = torch.cat([sample_padded(g, y[part], rng) for g, part in pairs if len(part)])
+    return torch.empty_like(images).index_copy_(0, torch.cat(list(parts)), images)
+
+
 class Several(nn.Module):
-    """Generators of the same classes. The labels asked for are divided among them at random, in equal
-    numbers."""
+    """Generators of the same classes; labels are divided among them at random, in equal numbers."""
 
     def __init__(self, generators: Sequence[nn.Module]):
         super().__init__()
@@ -57,19 +61,14 @@ class Several(nn.Module):
     def sample(self, y: Tensor, rng: torch.Generator | None = None) -> Tensor:
         """One image (B, C, H, W) for each label of y (B,)."""
         parts = torch.randperm(len(y), device=y.device, generator=rng).tensor_split(len(self.generators))
-        images = torch.cat(
-            [
-                sample_padded(g, y[part], rng)
-                for g, part in zip(self.generators, parts, strict=True)
-                if len(part)
-            ]
-        )
-        return torch.empty_like(images).index_copy_(0, torch.cat(parts), images)
+        return _sample_parts(self.generators, parts, y, rng)
 
 
 class ByClass(nn.Module):
-    """Generators of different classes; each label goes to the generator of its class. classes: the labels of
-    each generator."""
+    """Generators of different classes; each label goes to the generator of its class.
+
+    classes: the labels of each generator.
+    """
 
     fixed_sizes = False  # how many labels go to each is read from the device, which no CUDA graph can hold
 
@@ -86,23 +85,13 @@ class ByClass(nn.Module):
         """One image (B, C, H, W) for each label of y (B,)."""
         places = [torch.where(self.owner[y] == number)[0] for number in range(len(self.generators))]
         if sum(map(len, places)) < len(y):
-            raise ValueError(
-                f"labels {sorted(set(y[self.owner[y] < 0].tolist()))}: none of the generators makes these "
-                "classes"
-            )
-        images = torch.cat(
-            [
-                sample_padded(g, y[place], rng)
-                for g, place in zip(self.generators, places, strict=True)
-                if len(place)
-            ]
-        )
-        return torch.empty_like(images).index_copy_(0, torch.cat(places), images)
+            missing = sorted(set(y[self.owner[y] < 0].tolist()))
+            raise ValueError(f"labels {missing}: none of the generators makes these classes")
+        return _sample_parts(self.generators, places, y, rng)
 
 
 class OwnClasses(nn.Module):
-    """A generator that has tables for its own `classes` alone, asked for by their labels among the
-    `num_classes` of the set.
+    """A generator that knows some `classes` of a set alone, called with labels of all `num_classes` of it.
 
     Raises ValueError if it is asked for another class; on CUDA, where that would wait for the device, its
     lookup fails there.
@@ -110,24 +99,20 @@ class OwnClasses(nn.Module):
 
     def __init__(self, generator: nn.Module, classes: Sequence[int], num_classes: int):
         super().__init__()
-        self.generator, self.num_classes, self.z_dim, self.classes = (
-            generator,
-            num_classes,
-            generator.z_dim,
-            list(classes),
-        )
-        row_of = torch.full(
-            (num_classes,), generator.num_classes
-        )  # of other classes: a row that no table has
-        row_of[self.classes] = torch.arange(len(self.classes))
-        self.register_buffer("row_of", row_of, persistent=False)
+        self.generator = generator
+        self.num_classes = num_classes
+        self.z_dim = generator.z_dim
+        self.classes = list(classes)
+        rows = torch.full((num_classes,), generator.num_classes)  # of other classes: a row that no table has
+        rows[self.classes] = torch.arange(len(self.classes))
+        self.register_buffer("rows", rows, persistent=False)
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
         """z: (B, z_dim), y: labels (B,) -> images (B, C, H, W)."""
-        rows = self.row_of[y]
+        rows = self.rows[y]
         if not y.is_cuda and len(y) and int(rows.max()) == self.generator.num_classes:
-            found = sorted(set(y.tolist()) - set(self.classes))
-            raise ValueError(f"labels {found}: expected the classes of this generator, {self.classes}")
+            others = sorted(set(y.tolist()) - set(self.classes))
+            raise ValueError(f"labels {others}: expected the classes of this generator, {self.classes}")
         return self.generator(z, rows)
 
     def sample(self, y: Tensor, rng: torch.Generator | None = None) -> Tensor:
@@ -136,17 +121,19 @@ class OwnClasses(nn.Module):
 
 
 class Filtered(nn.Module):
-    """A generator whose images are drawn again until a teacher gives their class a probability of `threshold`
-    or more.
+    """A generator whose images are sampled again while a teacher gives their class less than `threshold`.
 
-    An image is drawn again at most `redraws` times. If none of them passes, the one of which the teacher was
-    surest is kept, so that the number of images of each class stays as asked for. teacher: a classifier of
-    images in [-1, 1]. For eval mode only.
+    An image is sampled again at most `redraws` times. If none of them reaches that probability, the one with
+    the highest is kept, so that each class has as many images as labels. teacher: a classifier of images in
+    [-1, 1]. For eval mode only.
     """
 
     def __init__(self, generator: nn.Module, teacher: nn.Module, threshold: float, redraws: int = 10):
         super().__init__()
-        self.generator, self.teacher, self.threshold, self.redraws = generator, teacher, threshold, redraws
+        self.generator = generator
+        self.teacher = teacher
+        self.threshold = threshold
+        self.redraws = redraws
         self.num_classes = generator.num_classes
 
     @torch.no_grad()
@@ -159,10 +146,10 @@ class Filtered(nn.Module):
             if len(low) == 0:
                 break
             fresh = sample_padded(self.generator, y[low], rng)
-            found = self._confidence(fresh, y[low])
-            better = found > confidence[low]
+            fresh_confidence = self._confidence(fresh, y[low])
+            better = fresh_confidence > confidence[low]
             images[low] = torch.where(better[:, None, None, None], fresh, images[low])
-            confidence[low] = torch.where(better, found, confidence[low])
+            confidence[low] = torch.where(better, fresh_confidence, confidence[low])
         return images
 
     def _confidence(self, images: Tensor, y: Tensor) -> Tensor:
@@ -186,7 +173,8 @@ class Latents(nn.Module):
     ):
         super().__init__()
         self.held = [generator.eval()]  # in a list, so that its weights are not among the parameters
-        self.num_classes, self.overwritten = generator.num_classes, overwritten
+        self.num_classes = generator.num_classes
+        self.overwritten = overwritten
         self.classes = list(range(self.num_classes) if classes is None else classes)
         self.values = nn.Parameter(values)
         row_of = torch.zeros(self.num_classes, dtype=torch.long, device=values.device)
@@ -219,21 +207,22 @@ class Latents(nn.Module):
         return super()._apply(fn, recurse)
 
     def sample(self, y: Tensor, rng: torch.Generator | None = None) -> Tensor:
-        """One image (B, C, H, W) for each label of y (B,): those of a class at random, each again only after
-        all others."""
-        rows, (r, n, _) = self.row_of[y], self.values.shape
+        """One image (B, C, H, W) for each label of y (B,).
+
+        Those of a class come in random order, each again only after all others.
+        """
+        rows = self.row_of[y]
+        r, n, _ = self.values.shape
         order = torch.rand(r, n, device=y.device, generator=rng).argsort(1)
-        number = (F.one_hot(rows, r).cumsum(0) - 1).gather(1, rows[:, None]).squeeze(
-            1
-        ) % n  # of an image in its class
-        return self._made(self.values[rows, order[rows, number]], y)
+        number = (F.one_hot(rows, r).cumsum(0) - 1).gather(1, rows[:, None]).squeeze(1)  # within its class
+        return self._made(self.values[rows, order[rows, number % n]], y)
 
     def _made(self, z: Tensor, y: Tensor, batch_size: int = 500) -> Tensor:
-        """The images of latents z (B, z_dim) and labels y (B,), in batches, which are padded on CUDA as in
-        sample_padded."""
+        """The images of latents z (B, z_dim) and labels y (B,), in batches that are padded on CUDA."""
         more = padded_size(len(y)) - len(y) if y.is_cuda else 0
         if more:
-            z, y = F.pad(z, (0, 0, 0, more)), torch.cat([y, y[-1:].expand(more)])
+            z = F.pad(z, (0, 0, 0, more))
+            y = torch.cat([y, y[-1:].expand(more)])
         images = [self.held[0](*part) for part in zip(z.split(batch_size), y.split(batch_size), strict=True)]
         return torch.cat(images)[: len(y) - more]
 
@@ -246,8 +235,7 @@ class Latents(nn.Module):
         return self.values.detach()[..., self.overwritten :].half()
 
     def images(self, runtime: Runtime) -> tuple[Tensor, Tensor]:
-        """The images of all latents as they are stored, uint8 (N, C, H, W) sorted by class, and their labels
-        (N,)."""
+        """The images of all stored latents, uint8 (N, C, H, W) sorted by class, and their labels (N,)."""
         labels = torch.tensor(self.classes, device=runtime.device).repeat_interleave(self.values.shape[1])
         with torch.no_grad(), runtime.autocast():
             latents = F.pad(self.stored().float(), (self.overwritten, 0)).flatten(0, 1)

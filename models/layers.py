@@ -27,13 +27,10 @@ def average_pool(x: Tensor) -> Tensor:
     pooled there by sums of strided views, in a third of the time; the result is equal up to rounding and can
     be differentiated twice. All others use torch's pooling.
     """
-    own = (
-        x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and x.is_contiguous()
-        and x.shape[-1] % 2 == x.shape[-2] % 2 == 0
-    )
-    return _HalveOnCPU.apply(x) if own and not torch.compiler.is_compiling() else F.avg_pool2d(x, 2)
+    suitable = x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous()
+    even = x.shape[-1] % 2 == x.shape[-2] % 2 == 0
+    halve = suitable and even and not torch.compiler.is_compiling()
+    return _HalveOnCPU.apply(x) if halve else F.avg_pool2d(x, 2)
 
 
 class AveragePool(nn.AvgPool2d):

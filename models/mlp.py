@@ -1,5 +1,7 @@
-"""The multilayer perceptron that the continual-learning literature uses on Split MNIST (Lopez-Paz & Ranzato
-2017, arXiv:1706.08840)."""
+"""The multilayer perceptron that the continual-learning literature uses on Split MNIST.
+
+Lopez-Paz & Ranzato 2017 (arXiv:1706.08840).
+"""
 
 from itertools import pairwise
 
@@ -18,7 +20,8 @@ class MLP(nn.Module):
 
     def features(self, x: Tensor) -> list[Tensor]:
         """The output (B, width, 1, 1) of each hidden layer."""
-        x, outputs = x.flatten(1), []
+        x = x.flatten(1)
+        outputs = []
         for layer in self.hidden:
             x = F.relu(layer(x))
             outputs.append(x[:, :, None, None])

@@ -16,8 +16,7 @@ def make_norm(norm: str, width: int) -> nn.Module:
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convs and a shortcut. A stride of 2 halves the size, by strided convs or with `pool` by 2x2
-    average pooling."""
+    """Two 3x3 convs and a shortcut; stride 2 halves the size by strides or, with `pool`, average pooling."""
 
     def __init__(self, in_width: int, width: int, stride: int, norm: str, pool: bool):
         super().__init__()
@@ -48,7 +47,8 @@ class Staged(nn.Module):
 
     def features(self, x: Tensor) -> list[Tensor]:
         """The output (B, C, h, w) of each stage."""
-        outputs, x = [], self.stem(x)
+        x = self.stem(x)
+        outputs = []
         for stage in self.stages:
             x = stage(x)
             outputs.append(x)
@@ -72,16 +72,15 @@ class ResNet(Staged):
         self.stem = nn.Sequential(
             nn.Conv2d(channels, width, 3, padding=1, bias=False), make_norm(norm, width), nn.ReLU()
         )
-        stages, in_width = [], width
+        self.stages = nn.ModuleList()
+        in_width = width
         for i in range(4):
             out_width = width * 2**i
-            strides = [1 if i == 0 else 2] + [1] * (blocks - 1)
-            stage = []
-            for stride in strides:
+            stage = nn.Sequential()
+            for stride in [1 if i == 0 else 2] + [1] * (blocks - 1):
                 stage.append(BasicBlock(in_width, out_width, stride, norm, pool))
                 in_width = out_width
-            stages.append(nn.Sequential(*stage))
-        self.stages = nn.ModuleList(stages)
+            self.stages.append(stage)
         self.classifier = nn.Linear(in_width, num_classes)
 
     def head(self, features: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import continual
 import gen_condense
 import pool_match
 import validate
-from benchmarks import avalanche_check, compare, ddranking_check, profile, speed
+from benchmarks import compare, profile, speed
 from figs import draw_continual, make_figures
 from replay.methods import METHODS
 
@@ -202,8 +202,6 @@ SCRIPTS = {
 TOOLS = {
     "benchmarks/speed": speed,
     "benchmarks/profile": profile,
-    "benchmarks/avalanche_check": avalanche_check,
-    "benchmarks/ddranking_check": ddranking_check,
     "benchmarks/compare": compare,
     "figs/draw_continual": draw_continual,
     "figs/make_figures": make_figures,

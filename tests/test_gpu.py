@@ -726,7 +726,7 @@ def test_a_lack_of_memory_is_one_line(tmp_path, graphs, capsys):
 
 def test_the_benchmark_runs():
     sizes = "--width 8 --batch-size 16 --pairs 1 --seconds 0.01 --network convnet_w32"
-    command = f"benchmarks/speed.py --device cuda --data-dir nowhere --no-loader {sizes}".split()
+    command = f"benchmarks/speed.py --device cuda --graphs --compile {sizes}".split()
     done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("| stage-1 step |") == 1

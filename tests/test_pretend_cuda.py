@@ -1,6 +1,6 @@
-"""The tests of CUDA on an emulated device, where there is no GPU: see tests/pretend_cuda. What passes here
-alone was emulated.
+"""The tests of CUDA on an emulated device, where there is no GPU: see tests/pretend_cuda.
 
+What passes here alone was emulated.
 The default run takes a part of tests/test_gpu.py, `-m slow` all of it that can be emulated, hours.
 """
 
@@ -94,11 +94,11 @@ def run_tests(emulated: dict[str, str], report: Path, *arguments: str) -> dict[s
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("chunk", CHUNKS)
 def test_cuda(emulated, tmp_path, chunk):
-    found = run_tests(
+    report = run_tests(
         emulated, tmp_path / "report.json", "-m", "gpu and not slow", "tests/test_gpu.py", "-k", CHUNKS[chunk]
     )
-    assert found["host waits"]
-    assert not {"faults", "races", "CPU scalars in CUDA operations"} & found.keys()
+    assert report["host waits"]
+    assert not {"faults", "races", "CPU scalars in CUDA operations"} & report.keys()
 
 
 @pytest.mark.timeout(600)
@@ -116,8 +116,8 @@ def names() -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in names() if name not in NOT_EMULATED])
 def test_all_of_cuda(emulated, tmp_path, name):
-    found = run_tests(emulated, tmp_path / "report.json", "-m", "gpu", f"tests/test_gpu.py::{name}")
-    assert not {"faults", "races", "CPU scalars in CUDA operations"} & found.keys()
+    report = run_tests(emulated, tmp_path / "report.json", "-m", "gpu", f"tests/test_gpu.py::{name}")
+    assert not {"faults", "races", "CPU scalars in CUDA operations"} & report.keys()
 
 
 def test_what_is_not_emulated_is_there():
@@ -127,7 +127,8 @@ def test_what_is_not_emulated_is_there():
 @pytest.mark.slow
 def test_two_ranks(emulated, tmp_path):
     """As two machines of a GPU each, over gloo. Graphs take the steps that eager takes."""
-    flags = "--tag gan --data digits --width 4 --val-size 1180 --batch-size 64 --epochs 2 --eval-interval 0 --device cuda --no-amp"
+    flags = "--tag gan --data digits --width 4 --val-size 1180 --batch-size 64 --epochs 2"
+    flags += " --eval-interval 0 --device cuda --no-amp"
     losses = []
     for more in ("--no-graphs", "--graphs"):
         with socket.socket() as free:

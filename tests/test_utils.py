@@ -1,5 +1,4 @@
-"""What every command line does: limits of numbers, flags without an effect, lack of memory, Ctrl-C during the
-imports."""
+"""What every command line does: limits of numbers, flags without effect, lack of memory, Ctrl-C."""
 
 import os
 import subprocess
@@ -261,7 +260,8 @@ def test_ctrl_c_during_the_imports_gives_no_traceback(script, tmp_path):
 
 
 def test_a_name_that_the_terminal_cannot_show_is_escaped(tmp_path):
-    code = "import sys, utils; f = utils.cli(lambda args: print('\\udce4 \\u03c0')); sys.modules['__main__'].__file__ = 'x.py'; f(None)"
+    code = "import sys, utils; f = utils.cli(lambda args: print('\\udce4 \\u03c0'));"
+    code += " sys.modules['__main__'].__file__ = 'x.py'; f(None)"
     env = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", code], env=env, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "\\udce4 \\u03c0\n")

@@ -1,5 +1,4 @@
-"""Compiled steps: they agree with eager ones, a batch of another size compiles nothing anew, and a run
-resumes to the same bits."""
+"""Compiled steps: they agree with eager ones, compile once, and a run resumes to the same bits."""
 
 import json
 import os
@@ -27,8 +26,7 @@ EAGER, COMPILED = Runtime(torch.device("cpu")), Runtime(torch.device("cpu"), com
 
 @pytest.fixture(autouse=True)
 def traced(monkeypatch):
-    """torch.compile traces, splits and guards as ever, but runs torch's own kernels: seconds, and no C++
-    compiler."""
+    """torch.compile traces, splits and guards as ever, but runs torch's own kernels: no C++ compiler."""
     make, forget = torch.compile, compilation.compile_forward.cache_clear
     monkeypatch.setattr(
         torch, "compile", lambda function, **settings: make(function, backend="aot_eager", **settings)
@@ -53,16 +51,15 @@ def gradients(
     )
 
 
-def agree(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Whether two results of gradients() have the same loss, and gradients that differ by at most 2 % of
-    their norm.
+def agree(actual: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether two results of gradients() have the same loss, and gradients within 2 % of their norm.
 
     A compiled step rounds otherwise. A ReLU whose input is within that rounding of 0 may then pass another
     gradient, so that single values differ by far more than the rounding: over 150 seeds of ConvNet, the
     gradients differed by up to 0.4 %.
     """
-    same_loss = torch.allclose(found[0], expected[0], rtol=1e-5)
-    return same_loss and bool((found[1:] - expected[1:]).norm() < 0.02 * expected[1:].norm())
+    same_loss = torch.allclose(actual[0], expected[0], rtol=1e-5)
+    return same_loss and bool((actual[1:] - expected[1:]).norm() < 0.02 * expected[1:].norm())
 
 
 QUICK = ("convnet_w32", "mlp_w100", "resnet10", "dim", "er")  # tracing the others takes minutes in all
@@ -80,9 +77,9 @@ def test_every_network_agrees_with_its_eager_form(name):
     expected = gradients(EAGER, classifier, 16, ("color", "crop"))
     moved = {key: value.clone() for key, value in classifier.state_dict().items()}
     classifier.load_state_dict(state)
-    found = gradients(COMPILED, classifier, 16, ("color", "crop"))
+    actual = gradients(COMPILED, classifier, 16, ("color", "crop"))
     assert counters["stats"]["unique_graphs"] == 1
-    assert agree(found, expected)
+    assert agree(actual, expected)
     assert all(
         torch.allclose(value, moved[key]) for key, value in classifier.state_dict().items()
     )  # BatchNorm's statistics too
@@ -115,10 +112,10 @@ def test_another_batch_size_or_another_classifier_compiles_nothing_anew():
 @pytest.mark.parametrize("gan", slow_but("dim", "resnet"))
 def test_stages_1_and_2_take_the_steps_that_eager_takes(gan, tmp_path):
     for folder, flag in (("eager", "--no-compile"), ("compiled", "--compile")):
-        found = run(gen_condense, gan_flags(tmp_path / folder, "--gan", gan, "--no-amp", flag))
+        actual = run(gen_condense, gan_flags(tmp_path / folder, "--gan", gan, "--no-amp", flag))
         run(
             pool_match,
-            match_flags(tmp_path / folder, found.best_path, "--pool", "mlp_w100", "--no-amp", flag),
+            match_flags(tmp_path / folder, actual.best_path, "--pool", "mlp_w100", "--no-amp", flag),
         )
         for stage in ("gan", "match"):
             assert json.loads((tmp_path / folder / stage / "args.json").read_text())["chosen"]["compile"] == (
@@ -138,11 +135,11 @@ def test_stages_1_and_2_take_the_steps_that_eager_takes(gan, tmp_path):
 
 @pytest.mark.parametrize("match", slow_but("feat", "grad", "dist"))
 def test_every_match_runs(match, trained, tmp_path):
-    found = run(
+    actual = run(
         pool_match,
         match_flags(tmp_path, trained / "gan" / "last.pth", "--compile", "--match", match, "--epochs", "1"),
     )
-    assert found.lines[0]["loss_match"] > 0
+    assert actual.lines[0]["loss_match"] > 0
 
 
 def test_stage_3_says_that_it_was_compiled(trained, tmp_path, capsys):
@@ -163,10 +160,10 @@ def test_stage_4_agrees_and_resumes_to_the_same_bits(method, tmp_path, monkeypat
     flags = ["--no-amp", "--batch-size", "16", "--num-tasks", "2"]
     eager = run(continual, continual_flags(tmp_path / "eager", method, *flags))
     whole = run(continual, continual_flags(tmp_path / "whole", method, *flags, "--compile"))
-    found, expected = (
+    actual, expected = (
         result["networks"]["convnet_w32"]["class-il"]["average_accuracy"] for result in (whole, eager)
     )
-    assert found == pytest.approx(expected, abs=3)
+    assert actual == pytest.approx(expected, abs=3)
     train_tasks = continual.train_tasks
 
     def stopping(*args):
@@ -234,8 +231,8 @@ def test_a_torch_that_compiles_wrongly_on_a_cpu_is_not_used(monkeypatch, capsys)
     compilation.finds_compiler.cache_clear()
     assert not compilation.finds_compiler(torch.device("cpu"))
     compilation.finds_compiler.cache_clear()
-    line = "warning: --compile: torch 2.8.0+cu128 compiles wrongly on a CPU, expected 2.9 or later, so steps run eagerly\n"
-    assert capsys.readouterr().err == line
+    reason = "torch 2.8.0+cu128 compiles wrongly on a CPU, expected 2.9 or later"
+    assert capsys.readouterr().err == f"warning: --compile: {reason}, so steps run eagerly\n"
 
 
 @old

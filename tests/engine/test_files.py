@@ -18,8 +18,7 @@ from utils import UsageError
 
 @pytest.fixture
 def windows(monkeypatch):
-    """What differs on Windows: no fcntl, no handle of a folder, and fsync of a handle that is open for
-    reading fails."""
+    """Windows: no fcntl, no handle of a folder, and no fsync of a handle that is open for reading."""
     from fcntl import F_GETFL, fcntl
 
     fsync, open_ = os.fsync, os.open
@@ -52,7 +51,7 @@ def test_a_run_goes_on_on_windows(windows, tmp_path):
     assert torch.load(tmp_path / "gan" / "last.pth", weights_only=True)["position"] == {"epoch": 2, "step": 0}
 
 
-def test_a_folder_is_locked_on_windows(windows, tmp_path):
+def check_lock(tmp_path):
     with (
         locked(tmp_path),
         pytest.raises(UsageError, match="another process is writing there"),
@@ -64,6 +63,14 @@ def test_a_folder_is_locked_on_windows(windows, tmp_path):
     other = filelock.FileLock(tmp_path / ".lock")
     with other, pytest.raises(UsageError, match="another process is writing there"), locked(tmp_path):
         pass
+
+
+def test_a_folder_is_locked(tmp_path):
+    check_lock(tmp_path)
+
+
+def test_a_folder_is_locked_on_windows(windows, tmp_path):
+    check_lock(tmp_path)
 
 
 @pytest.mark.parametrize("refusals", [3, 1000])
@@ -111,11 +118,12 @@ def test_the_folder_is_flushed_after_the_rename(tmp_path, monkeypatch):
     assert [os.path.dirname(flushed[0]), *flushed[1:]] == [str(tmp_path), str(tmp_path)]
 
 
-def test_a_file_system_without_locks_is_warned_about(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks_is_warned_about(number, tmp_path, monkeypatch, capsys):
     import fcntl
 
     def none(*args):
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", none)
     with locked(tmp_path):

@@ -59,8 +59,8 @@ def test_the_factor_is_of_two_times():
 
 
 def test_what_linux_says_is_read():
-    found = precision.cpu_features()
-    assert len(found) > 10 or not Path("/proc/cpuinfo").exists()
+    features = precision.cpu_features()
+    assert len(features) > 10 or not Path("/proc/cpuinfo").exists()
 
 
 def test_what_was_chosen_is_told_and_kept(tmp_path, cpu_with, capsys):

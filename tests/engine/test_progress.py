@@ -74,8 +74,8 @@ def test_first_lines_say_what_was_found(tmp_path, trained, capsys):
     assert lines[2:] == ["steps: 10 in all, 2 epochs", "steps run on: cpu, 1 threads, float32, eager"]
 
     run(pool_match, match_flags(tmp_path, trained / "gan" / "last.pth"))
-    found = capsys.readouterr().err
-    assert f"networks: generator {generator:,}, discriminator {discriminator:,}, convnet_w32 " in found
+    text = capsys.readouterr().err
+    assert f"networks: generator {generator:,}, discriminator {discriminator:,}, convnet_w32 " in text
 
     run(validate, validate_flags(tmp_path, "--pretrain-weight", str(trained / "gan" / "last.pth")))
     lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning")]

@@ -1,5 +1,4 @@
-"""What a run folder says of a run that failed, of one that is longer than asked for, and of one of another
-script."""
+"""A run folder of a run that failed, of one that is longer than asked for, and of another script."""
 
 import json
 
@@ -91,7 +90,7 @@ def test_continual_keeps_the_results_of_stage_3(tmp_path, capsys):
     line = refused("continual", continual_flags(tmp_path, "er", "--tag", "test"), capsys)
     assert f"--tag test: {tmp_path / 'test' / 'results.json'} is of another run" in line
     assert (tmp_path / "test" / "results.json").read_text() == before
-    assert sorted(path.name for path in (tmp_path / "test").iterdir()) == ["results.json"]
+    assert sorted(path.name for path in (tmp_path / "test").glob("[!.]*")) == ["results.json"]
 
 
 def test_a_run_older_than_a_flag_goes_on_where_the_flag_is_off(tmp_path, capsys):
@@ -102,4 +101,17 @@ def test_a_run_older_than_a_flag_goes_on_where_the_flag_is_off(tmp_path, capsys)
     path.write_text(json.dumps(args))
     line = refused("gen_condense", gan_flags(tmp_path, "--epochs", "1", "--restat", "2"), capsys)
     assert "holds a run with --restat None, found --restat 2" in line
+    run(gen_condense, gan_flags(tmp_path, "--epochs", "1"))
+
+
+def test_a_run_with_a_flag_that_was_removed_goes_on_where_the_flag_is_off(tmp_path, capsys):
+    run(gen_condense, gan_flags(tmp_path, "--epochs", "1"))
+    path = tmp_path / "gan" / "args.json"
+    args = json.loads(path.read_text())
+    args["fixed"]["removed"] = 2
+    path.write_text(json.dumps(args))
+    line = refused("gen_condense", gan_flags(tmp_path, "--epochs", "1"), capsys)
+    assert "holds a run with the removed 2, found the removed None" in line
+    args["fixed"]["removed"] = 0
+    path.write_text(json.dumps(args))
     run(gen_condense, gan_flags(tmp_path, "--epochs", "1"))

@@ -84,10 +84,10 @@ def take_steps(call) -> tuple[list, torch.Tensor]:
 def test_a_recorded_step_does_what_the_step_does():
     recorder = Recorder()
     expected, weight = take_steps(step)
-    found, recorded_weight = take_steps(Graphed(step, recorder))
+    actual, recorded_weight = take_steps(Graphed(step, recorder))
     assert recorder.recorded == 2  # one for each scale
     assert torch.equal(weight, recorded_weight)
-    assert [loss["sum"].item() for loss in found] == [
+    assert [loss["sum"].item() for loss in actual] == [
         loss["sum"].item() for loss in expected
     ]  # each kept its own value
 
@@ -112,8 +112,8 @@ def test_the_first_calls_are_run_as_they_are():
 
 def test_the_stages_are_the_same_when_recorded(tmp_path, monkeypatch, trained):
     monkeypatch.setattr(Runtime, "graphed", lambda self, step, rng=None: Graphed(step, Recorder()))
-    found = run(gen_condense, gan_flags(tmp_path))
-    run(pool_match, match_flags(tmp_path, found.best_path))
+    actual = run(gen_condense, gan_flags(tmp_path))
+    run(pool_match, match_flags(tmp_path, actual.best_path))
     rows = run(validate, validate_flags(tmp_path, "--pretrain-weight", str(tmp_path / "match" / "last.pth")))
     monkeypatch.undo()
     for stage in ("gan", "match"):
@@ -134,8 +134,10 @@ def test_the_stages_are_the_same_when_recorded(tmp_path, monkeypatch, trained):
 
 @functools.lru_cache
 def trained_a_little(size: int) -> tuple[dict, ImageSet]:
-    """A pair after 60 steps, and the images that it saw. (To a fresh one the places of an image look alike,
-    so that its max-pool chooses among near equals, by rounding.)"""
+    """A pair after 60 steps, and the images that it saw.
+
+    To a fresh one the places of an image look alike, so that rounding decides what its max-pool chooses.
+    """
     train = load_data("digits", "").train
     if size == 32:
         train = ImageSet(torch.nn.functional.pad(train.images, (2, 2, 2, 2)).repeat(1, 3, 1, 1), train.labels)
@@ -191,25 +193,24 @@ def plain_steps(size: int) -> list[list[tuple[float, torch.Tensor]]]:
 
 
 def compare(size: int, **execution) -> list[tuple[float, float, float]]:
-    """For both players: (relative difference of the losses, of the gradients, cosine of the gradients),
-    medians of the seeds.
+    """For both players: relative difference of losses and of gradients, and the cosine of the gradients.
 
-    Medians, because an activation within rounding of a kink (ReLU, max-pool) falls on its other side now and
-    then and takes its whole gradient along.
+    They are medians of the seeds, because an activation within rounding of a kink (ReLU, max-pool) falls on
+    its other side now and then and takes its whole gradient along.
     """
-    found = [[], []]
+    actual = [[], []]
     for seed, plain in enumerate(plain_steps(size)):
         other_step = one_step(size, Runtime(CPU.device, **execution), seed)
         for player, ((loss, grad), (other_loss, other)) in enumerate(zip(plain, other_step, strict=True)):
             relative = ((grad - other).norm() / grad.norm()).item()
-            found[player].append(
+            actual[player].append(
                 (
                     abs(loss - other_loss) / abs(loss),
                     relative,
                     torch.cosine_similarity(grad, other, dim=0).item(),
                 )
             )
-    return [tuple(map(statistics.median, zip(*rows, strict=True))) for rows in found]
+    return [tuple(map(statistics.median, zip(*rows, strict=True))) for rows in actual]
 
 
 @pytest.mark.parametrize("variant", [28, 32])
@@ -221,8 +222,7 @@ def test_channels_last_agrees_with_plain_float32(variant):
 
 @pytest.mark.parametrize("size", [28, 32])
 def test_the_layouts_compute_the_same_but_for_rounding(size):
-    """In float64, where no activation comes near enough to a kink: losses, penalty and gradients of both
-    players."""
+    """Losses, penalty and gradients of both players in float64, where no activation is near a kink."""
     torch.manual_seed(0)
     channels = 1 if size == 28 else 3
     players = [
@@ -233,7 +233,7 @@ def test_the_layouts_compute_the_same_but_for_rounding(size):
         torch.randn(8, 20).double(),
         torch.arange(8),
     )
-    found = []
+    actual = []
     for layout in (torch.contiguous_format, torch.channels_last):
         generator, discriminator = (copy.deepcopy(p).to(memory_format=layout) for p in players)
         fake = generator(z, y).double()
@@ -245,8 +245,8 @@ def test_the_layouts_compute_the_same_but_for_rounding(size):
             + discriminator_loss(*discriminator(real), y, *discriminator(fake), y)
         )
         parameters = [*generator.parameters(), *discriminator.parameters()]
-        found.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]))
-    assert (found[0] - found[1]).norm() / found[0].norm() < 1e-6
+        actual.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]))
+    assert (actual[0] - actual[1]).norm() / actual[0].norm() < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -258,9 +258,11 @@ def test_the_layouts_compute_the_same_but_for_rounding(size):
     ],
 )
 def test_bf16_agrees_in_the_losses_and_in_the_direction_of_the_gradients(variant, channels_last):
-    """Eight bits a product move one activation in some hundred over its kink, so that gradients differ by
-    several percent in norm whatever is done in float32 around them; what must not differ is where they
-    point."""
+    """bf16 moves one activation in some hundred over its kink.
+
+    Gradients therefore differ by several percent in norm, whatever is done in float32 around them; their
+    direction must not differ.
+    """
     for loss, _, cosine in compare(variant, amp=True, channels_last=channels_last):
         assert loss < 1e-2
         # torch 2.6 emulates bf16 in another way (0.989), and bf16 instructions round in another (0.987 with
@@ -438,8 +440,7 @@ def test_both_families_of_tf32_settings_agree(tf32, on):
 
 
 class Turns:
-    """Two ranks in one process: threads that take turns from one update to the next, each with its own random
-    numbers."""
+    """Two ranks in one process: threads that alternate at each update, each with its own random numbers."""
 
     def __init__(self):
         self.mine = [threading.Semaphore(0), threading.Semaphore(0)]
@@ -547,13 +548,13 @@ def test_two_ranks_equal_one_process_that_accumulates(driver, trained, tmp_path,
         torch.save(
             state | {"generator": generator.state_dict(), "discriminator": discriminator.state_dict()}, start
         )
-    expected, found = accumulate(stage, start), weights(tmp_path / stage)
+    expected, actual = accumulate(stage, start), weights(tmp_path / stage)
     before = torch.load(start, weights_only=True)
     for player in ("generator", "discriminator"):
-        assert close(found[player], expected[player])
-        assert not close(found[player], before[player])
+        assert close(actual[player], expected[player])
+        assert not close(actual[player], before[player])
     if stage == "match":
-        assert close(found["pool"][0]["model"], expected["pool"][0]["model"])
+        assert close(actual["pool"][0]["model"], expected["pool"][0]["model"])
 
 
 @pytest.mark.parametrize("stage", ["gan", "match"])

@@ -54,11 +54,10 @@ def idx(n: int) -> tuple[bytes, bytes, np.ndarray, list[int]]:
 
 
 def small_set(monkeypatch, root, name: str, layout: int, n: int = 7) -> dict:
-    """Lay out small files of a set's own format under `root`, expected by their MD5; returns split ->
-    (images, labels)."""
+    """Write small files of a set's own format under `root`, with their MD5; split -> (images, labels)."""
     row, expected, files = DATASETS[name], {}, {}
     for split, listed in row.layouts[layout].files.items():
-        paths = [root / path for path, _ in listed]
+        paths = [root / path for path in listed]
         reader = row.layouts[layout].reader
         if reader is readers.read_idx:
             images, labels, *expected[split] = idx(n)
@@ -82,9 +81,9 @@ def small_set(monkeypatch, root, name: str, layout: int, n: int = 7) -> dict:
                 np.concatenate([i for _, i, _ in made]),
                 [label for _, _, labels in made for label in labels],
             )
-        files[split] = tuple(
-            (path, write(root / path, content)) for (path, _), content in zip(listed, contents, strict=True)
-        )
+        files[split] = {
+            path: write(root / path, content) for path, content in zip(listed, contents, strict=True)
+        }
     only = sets.Layout(row.layouts[layout].reader, files)
     monkeypatch.setitem(DATASETS, name, sets.Row(row.info, (only,), row.torchvision_name))
     return expected
@@ -99,23 +98,23 @@ def test_every_reader_on_small_files_of_its_format(monkeypatch, tmp_path, name, 
     loaded = load_data(name, tmp_path)
     for split in ("train", "test"):
         images, labels = expected[split]
-        found = getattr(loaded, split)
-        assert found.images.dtype == torch.uint8
-        assert found.labels.dtype == torch.int64
-        assert torch.equal(found.images, torch.from_numpy(np.array(images)))
-        assert found.labels.tolist() == labels
+        actual = getattr(loaded, split)
+        assert actual.images.dtype == torch.uint8
+        assert actual.labels.dtype == torch.int64
+        assert torch.equal(actual.images, torch.from_numpy(np.array(images)))
+        assert actual.labels.tolist() == labels
 
 
 @pytest.mark.parametrize(("name", "layout"), LAYOUTS)
 def test_an_altered_or_truncated_file_is_named_with_both_md5s(monkeypatch, tmp_path, name, layout):
     small_set(monkeypatch, tmp_path, name, layout)
-    path, expected = DATASETS[name].layouts[0].files["test"][-1]
+    path, expected = list(DATASETS[name].layouts[0].files["test"].items())[-1]
     content = (tmp_path / path).read_bytes()
     for bad in (content[:-1], bytes([content[0] ^ 1]) + content[1:]):
         (tmp_path / path).write_bytes(bad)
-        found = hashlib.md5(bad).hexdigest()
+        actual = hashlib.md5(bad).hexdigest()
         with pytest.raises(
-            UsageError, match=f"{path}: truncated or altered: found MD5 {found}, expected {expected}"
+            UsageError, match=f"{path}: truncated or altered: found MD5 {actual}, expected {expected}"
         ):
             load_data(name, tmp_path)
 
@@ -128,7 +127,8 @@ def test_an_altered_pickle_is_never_executed(monkeypatch, tmp_path):
         def __reduce__(self):
             return (open, (str(marker), "w"))
 
-    (tmp_path / DATASETS["cifar10"].layouts[0].files["test"][0][0]).write_bytes(pickle.dumps(Code()))
+    (path,) = DATASETS["cifar10"].layouts[0].files["test"]
+    (tmp_path / path).write_bytes(pickle.dumps(Code()))
     with pytest.raises(UsageError, match="MD5"):
         load_data("cifar10", tmp_path)
     assert not marker.exists()
@@ -136,7 +136,7 @@ def test_an_altered_pickle_is_never_executed(monkeypatch, tmp_path):
 
 def test_the_test_split_needs_only_its_own_files(monkeypatch, tmp_path):
     expected = small_set(monkeypatch, tmp_path, "cifar10", 1)
-    for path, _ in DATASETS["cifar10"].layouts[0].files["train"]:
+    for path in DATASETS["cifar10"].layouts[0].files["train"]:
         (tmp_path / path).unlink()
     loaded = load_data("cifar10", tmp_path, splits=("test",))
     assert loaded.train is None
@@ -150,7 +150,7 @@ def test_md5s_are_torchvisions():
         return {
             path.split("/")[-1]: md5
             for files in DATASETS[name].layouts[layout].files.values()
-            for path, md5 in files
+            for path, md5 in files.items()
         }
 
     assert table("cifar10", 0) == dict(datasets.CIFAR10.train_list + datasets.CIFAR10.test_list)
@@ -191,7 +191,7 @@ def test_a_download_arrives_whole_and_leaves_no_temporary_folder(monkeypatch, tm
     class Download:
         def __init__(self, root, train, download):
             assert download
-            for path, _ in DATASETS["mnist"].layouts[0].files["train" if train else "test"]:
+            for path in DATASETS["mnist"].layouts[0].files["train" if train else "test"]:
                 write(type(tmp_path)(root) / path, (tmp_path / "elsewhere" / path).read_bytes())
 
     monkeypatch.setattr("torchvision.datasets.MNIST", Download)

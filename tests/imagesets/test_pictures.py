@@ -20,13 +20,13 @@ from utils import UsageError
 SHAPES = [np.tri(32, dtype=np.uint8) * 255, np.tri(32, dtype=np.uint8)[::-1] * 255]  # two triangles
 
 
-def save(path, picture: Image.Image, **how) -> None:
+def save(path, picture: Image.Image, **options) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path, **how)
+    picture.save(path, **options)
 
 
-def read(folder, channels=3, **how) -> torch.Tensor:
-    return read_pictures(list(list_pictures(folder).values()), channels, 32, **how)[0]
+def read(folder, channels=3, **options) -> torch.Tensor:
+    return read_pictures(list(list_pictures(folder).values()), channels, 32, **options)[0]
 
 
 # transparent pictures
@@ -51,8 +51,8 @@ def test_a_shape_in_the_alpha_channel_is_seen(mode, channels, background, tmp_pa
     value, behind = (0, 255) if background == "white" else (255, 0)
     for name in "ab":
         for number, shape in enumerate(SHAPES):
-            how = {"transparency": 0} if mode == "P" else {}
-            save(tmp_path / name / f"{number}.png", with_alpha(mode, shape, value), **how)
+            options = {"transparency": 0} if mode == "P" else {}
+            save(tmp_path / name / f"{number}.png", with_alpha(mode, shape, value), **options)
     images = read(tmp_path, channels, background=background)
     for number, shape in enumerate(SHAPES):
         expected = torch.from_numpy(np.where(shape > 0, value, behind).astype(np.uint8)).expand(
@@ -181,13 +181,15 @@ def test_12_bits_that_the_file_states_are_scaled_by_them(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "found"),
+    ("dtype", "content"),
     [(np.int32, "integers of 32 bits, of unknown range"), (np.float32, "floating-point values")],
 )
-def test_values_of_unknown_range_are_refused(dtype, found, tmp_path):
+def test_values_of_unknown_range_are_refused(dtype, content, tmp_path):
     for name in "ab":
         save(tmp_path / name / "0.tiff", Image.fromarray(np.zeros((32, 32), dtype)))
-    with pytest.raises(UsageError, match=rf"0.tiff: an unreadable picture \({found}.*expected 8 or 16 bits"):
+    with pytest.raises(
+        UsageError, match=rf"0.tiff: an unreadable picture \({content}.*expected 8 or 16 bits"
+    ):
         read(tmp_path, 1)
 
 
@@ -228,7 +230,7 @@ def test_a_gzip_of_zeros_is_not_unpacked(tmp_path, monkeypatch):
     monkeypatch.setattr(gzip, "decompress", lambda content: pytest.fail("unpacked"))
     row = DATASETS["mnist"]
     for files in row.layouts[1].files.values():
-        for path, _ in files:
+        for path in files:
             (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / path).write_bytes(gzip.compress(bytes(10**7)))
     with pytest.raises(UsageError, match=r"ubyte.gz: truncated or altered: found MD5 \w+, expected \w+"):

@@ -36,8 +36,7 @@ INFO = DATASETS["digits"].info
 
 
 class Constant(nn.Module):
-    """Images whose first pixel is the class and whose second is this generator's number, the third counts
-    calls."""
+    """Images whose first pixels are the class, this generator's number and the number of calls."""
 
     num_classes = 3
 
@@ -205,12 +204,12 @@ def test_an_export_gives_the_same_images_and_the_same_row(storage, trained, tmp_
         row["generator_bytes"],
         storage,
     )
-    expected, found = store(load_generator(weight), storage), load_generator(path)
+    expected, actual = store(load_generator(weight), storage), load_generator(path)
     y = torch.arange(10)
     draws = [torch.Generator().manual_seed(0) for _ in range(2)]
-    assert torch.equal(expected.sample(y, draws[0]), found.sample(y, draws[1]))
-    assert found.fc1.weight.dtype == torch.float32
-    assert path.stat().st_size == pytest.approx(num_bytes(found, storage), abs=8192)
+    assert torch.equal(expected.sample(y, draws[0]), actual.sample(y, draws[1]))
+    assert actual.fc1.weight.dtype == torch.float32
+    assert path.stat().st_size == pytest.approx(num_bytes(actual, storage), abs=8192)
     kinds = {
         "fp32": {torch.float32},
         "fp16": {torch.float16},
@@ -234,13 +233,13 @@ def test_int8_keeps_each_output_channel_to_a_254th_of_its_range(gan):
         if isinstance(part, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             layers += 1
             channels = part.weight.transpose(0, 1) if isinstance(part, nn.ConvTranspose2d) else part.weight
-            found = (
+            actual = (
                 back[f"{path}.weight"].transpose(0, 1)
                 if isinstance(part, nn.ConvTranspose2d)
                 else back[f"{path}.weight"]
             )
             step = channels.detach().flatten(1).abs().amax(1) / 127  # of each output channel its own
-            error = (found - channels).detach().flatten(1).abs().amax(1)
+            error = (actual - channels).detach().flatten(1).abs().amax(1)
             assert (error <= step / 2 * 1.001).all(), path
             assert len(step.unique()) > 1 or len(step) == 1
     assert layers > 3
@@ -358,10 +357,10 @@ def test_bad_input_is_one_line(flags, message, trained, tmp_path, capsys, monkey
     mnist = DATASETS["mnist"].info
     save_classifier(tmp_path / "mnist.pth", build_classifier("convnet_w32", mnist), "convnet_w32", mnist, 0)
     config = {"num_classes": 10, "channels": 1, "image_size": 28, "width": 4, "z_dim": 100}
-    about = {"config": config, "info": mnist.to_dict(), "val_size": 0, "storage": "int3"}
-    save_file({"x": torch.zeros(3)}, tmp_path / "odd.safetensors", {"generator": json.dumps(about)})
-    about |= {"storage": "fp16", "config": {"width": 4, "num_classes": 10}}
-    save_file({"x": torch.zeros(3)}, tmp_path / "short.safetensors", {"generator": json.dumps(about)})
+    header = {"config": config, "info": mnist.to_dict(), "val_size": 0, "storage": "int3"}
+    save_file({"x": torch.zeros(3)}, tmp_path / "odd.safetensors", {"generator": json.dumps(header)})
+    header |= {"storage": "fp16", "config": {"width": 4, "num_classes": 10}}
+    save_file({"x": torch.zeros(3)}, tmp_path / "short.safetensors", {"generator": json.dumps(header)})
     reference_checkpoint(tmp_path / "reference.pth", channels=1, size=28)
     exported = tmp_path / "whole.safetensors"
     save_file({"x": torch.zeros(3)}, tmp_path / "strange.safetensors")

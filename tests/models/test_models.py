@@ -150,11 +150,11 @@ def test_resnet_ap_pools_where_the_other_strides():
 @pytest.mark.parametrize("shape", [(3, 2, 8, 6), (2, 1, 7, 7), (1, 3, 2, 2)])
 def test_average_pool_equals_torch_s_own(shape):
     x, grad = torch.randn(shape, requires_grad=True), torch.randn(*shape[:2], shape[2] // 2, shape[3] // 2)
-    found, expected = average_pool(x), nn.functional.avg_pool2d(x, 2)
-    assert torch.allclose(found, expected, atol=1e-6)
-    for y in (found, expected):
-        assert (y.grad_fn.name() == "_HalveOnCPUBackward") == (y is found and shape[3] % 2 == 0)
-    assert torch.allclose(*(torch.autograd.grad(y, x, grad)[0] for y in (found, expected)), atol=1e-6)
+    actual, expected = average_pool(x), nn.functional.avg_pool2d(x, 2)
+    assert torch.allclose(actual, expected, atol=1e-6)
+    for y in (actual, expected):
+        assert (y.grad_fn.name() == "_HalveOnCPUBackward") == (y is actual and shape[3] % 2 == 0)
+    assert torch.allclose(*(torch.autograd.grad(y, x, grad)[0] for y in (actual, expected)), atol=1e-6)
     for other in (x.double(), x.to(memory_format=torch.channels_last), x.bfloat16()):
         assert torch.equal(average_pool(other), nn.functional.avg_pool2d(other, 2))
 
@@ -257,20 +257,20 @@ def test_checkpoints_of_wrapped_networks_load(prefix, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "found", "sets"),
+    ("sizes", "actual", "sets"),
     [
         ((1, 28, 10), "1 x 28 x 28 with 10 classes", "mnist, fashion, digits, folder"),
         ((3, 32, 7), "3 x 32 x 32 with 7 classes", "folder"),
         ((3, 28, 7), "3 x 28 x 28 with 7 classes", "folder"),
     ],
 )
-def test_a_checkpoint_without_a_set_is_not_taken_for_one_of_other_sizes(sizes, found, sets, tmp_path):
+def test_a_checkpoint_without_a_set_is_not_taken_for_one_of_other_sizes(sizes, actual, sets, tmp_path):
     channels, size, classes = sizes
     reference_checkpoint(tmp_path / "g.pth", channels, size, classes=classes)
     checkpoint = read_gan(tmp_path / "g.pth")
     with pytest.raises(
         UsageError,
-        match=f"g.pth: names no data set, found a generator of {found}; name its set with --data: {sets}$",
+        match=f"g.pth: names no data set, found a generator of {actual}; name its set with --data: {sets}$",
     ):
         checkpoint.data_name(None)
     assert checkpoint.data_name("mnist") == "mnist"

@@ -8,16 +8,13 @@ or, for a script, `python -m pretend_cuda gen_condense.py --device cuda ...` wit
 
 What is emulated:
 - tensors.py    An operation refuses what a GPU refuses: tensors of two devices, a CUDA index into a CPU
-tensor, a generator of the other
-                device. What makes the host wait is logged with its line.
+                tensor, a generator of the other device. What makes the host wait is logged with its line.
 - streams.py    Streams and events are followed by vector clocks: an access that is not ordered after another
-stream's, or memory freed
-                while another stream may use it, is reported as a race.
+                stream's, or memory freed while another stream may use it, is reported as a race.
 - graphs.py     Recording a graph rolls back what it computed; a replay runs the recorded operations on the
-same memory, after the memory
-                of the graph's pool was filled with NaN. A recording refuses a copy between host and device, a
-                value that the host reads, a size that hangs on values, and a generator that was not
-                registered.
+                same memory, after the memory of the graph's pool was filled with NaN. A recording refuses a
+                copy between host and device, a value that the host reads, a size that depends on values, and
+                a generator that was not registered.
 - generators.py Random numbers of the device, which are other numbers than a GPU's.
 - ranks.py      Collectives of several processes, over gloo instead of NCCL.
 

@@ -1,5 +1,7 @@
-"""Faults put in on purpose, each of which the emulated device must see. tests/test_pretend_cuda.py runs them,
-in a process of their own."""
+"""Faults put in on purpose, each of which the emulated device must see.
+
+tests/test_pretend_cuda.py runs them, in a process of their own.
+"""
 
 import itertools
 import math

@@ -1,5 +1,4 @@
-"""CUDA graphs: recording computes nothing that lasts, a replay runs the recorded operations on the same
-memory."""
+"""CUDA graphs: recording computes nothing that lasts, a replay runs the operations on the same memory."""
 
 import weakref
 from collections import defaultdict
@@ -97,8 +96,7 @@ class CUDAGraph:
         self.spoil()
 
     def spoil(self) -> None:
-        """Fill the graph's memory as another one may that shares its pool: with NaN, or -1 in whole
-        numbers."""
+        """Fill the memory with NaN, or -1 in whole numbers, as another graph of the same pool may."""
         for storage in self.own.values():
             _bytes_of(storage).fill_(0xFF)
 

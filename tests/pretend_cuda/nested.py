@@ -8,13 +8,13 @@ def leaves(value: Any) -> list:
     """What nested lists and tuples hold; torch's own functions for trees take longer than the operations."""
     if not isinstance(value, list | tuple):
         return [value]
-    found = []
+    inners = []
     for inner in value:
         if isinstance(inner, list | tuple):
-            found += leaves(inner)
+            inners += leaves(inner)
         else:
-            found.append(inner)
-    return found
+            inners.append(inner)
+    return inners
 
 
 def mapped(value: Any, change: Callable) -> Any:

@@ -1,5 +1,7 @@
-"""pytest -p pretend_cuda.plugin: tests of CUDA without a GPU. The report goes to the file that PRETEND_OUT
-names, if it does."""
+"""pytest -p pretend_cuda.plugin: tests of CUDA without a GPU.
+
+The report goes to the file that PRETEND_OUT names, if it does.
+"""
 
 import os
 

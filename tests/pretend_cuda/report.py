@@ -48,10 +48,10 @@ class Report:
 
     def write(self, path: str) -> None:
         """As JSON: kind -> [[count, phase, what, where]], the most frequent first."""
-        found = {
+        entries = {
             kind: [[n, *entry] for entry, n in counter.most_common()] for kind, counter in self.counts.items()
         }
-        Path(path).write_text(json.dumps(found, indent=1))
+        Path(path).write_text(json.dumps(entries, indent=1))
 
 
 REPORT = Report()
@@ -59,10 +59,10 @@ REPORT = Report()
 
 def where() -> str:
     """The two innermost lines of the project, tests aside."""
-    frame, found = sys._getframe(1), []
-    while frame is not None and len(found) < 2:
+    frame, entries = sys._getframe(1), []
+    while frame is not None and len(entries) < 2:
         name = frame.f_code.co_filename
         if name.startswith(ROOT) and "/tests/" not in name and "/.venv/" not in name:
-            found.append(f"{name[len(ROOT) :]}:{frame.f_lineno}")
+            entries.append(f"{name[len(ROOT) :]}:{frame.f_lineno}")
         frame = frame.f_back
-    return " < ".join(found) or "?"
+    return " < ".join(entries) or "?"

@@ -132,8 +132,7 @@ def synchronize(device=None) -> None:
 
 
 class Uses:
-    """Who used a storage: the stream that it was allocated on, the last write (stream, count), and the reads
-    since."""
+    """Uses of a storage: stream of its allocation, last write (stream, count), and the reads since."""
 
     def __init__(self):
         self.stream, self.born = CLOCKS.current.id, where() if Stream.made > 1 else "?"

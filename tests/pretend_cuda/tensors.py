@@ -1,5 +1,7 @@
-"""Tensors that say cuda:0 and hold a CPU tensor; every operation on them passes through run_operation, which
-refuses what a GPU refuses."""
+"""Tensors that say cuda:0 and hold a CPU tensor.
+
+Every operation on them passes through run_operation, which refuses what a GPU refuses.
+"""
 
 from dataclasses import dataclass, field
 from functools import cache
@@ -80,8 +82,10 @@ class PretendTensor(Tensor):
 
 
 class PretendMode(TorchDispatchMode):
-    """Sees the operations whose tensors do not say cuda:0: those that make one, and those that may not have a
-    generator of the device."""
+    """Sees the operations whose tensors do not say cuda:0.
+
+    They are those that make one, and those that may not have a generator of the device.
+    """
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return run_operation(func, args, kwargs or {})
@@ -279,10 +283,10 @@ def _compute(call: Call) -> Any:
             graph.keep(tensor.inner)
         if call.random:
             graph.keep_generator(call.generator or DEFAULT)
-    found = work()
-    if copied and found is args[0]:
-        found = found.clone()
-    given_back = mapped(found, lambda value: _result(call, value, inputs))
+    output = work()
+    if copied and output is args[0]:
+        output = output.clone()
+    given_back = mapped(output, lambda value: _result(call, value, inputs))
     results = leaves(given_back)
     for tensor in call.written:
         if tensor.shape != tensor.inner.shape:
@@ -308,8 +312,7 @@ def _held(value: Any) -> Any:
 
 
 def _result(call: Call, value: Any, inputs: list) -> Any:
-    """What an output is given back as: its argument where it was written in place, else a tensor of the
-    device."""
+    """What an output becomes: its argument where it was written in place, else a tensor of the device."""
     if not isinstance(value, Tensor) or call.to_cpu:
         return value
     for tensor in call.written:
