@@ -13,7 +13,7 @@ from scoring.storage import LENGTH_BYTES, decode_images, encode_images, make_cod
 from utils import UsageError
 
 
-class Draw(NamedTuple):
+class MemoryBatch(NamedTuple):
     """A batch from memory: images (B, C, H, W) in [-1, 1], labels y (B,), and stored logits (B, N, K) of N
     networks, or (B, 0, K)."""
 
@@ -51,12 +51,10 @@ class Buffer:
         seed: int = 0,
     ):
         self.info, self.device, self.max_bytes, self.max_images = info, device, max_bytes, max_images
-        self.balanced, self.planned, self.classes = (
-            balanced,
-            planned,
-            sorted(range(info.num_classes) if classes is None else classes),
-        )
-        self.codec, self.rng = make_codec(codec, quality, info), torch.Generator().manual_seed(seed)
+        self.balanced, self.planned = balanced, planned
+        self.classes = sorted(range(info.num_classes) if classes is None else classes)
+        self.codec = make_codec(codec, quality, info)
+        self.rng = torch.Generator().manual_seed(seed)
         self.lossy = roundtrip(codec, self.codec, info)
         self.item_bytes = {
             "labels": 1 if info.num_classes <= 256 else 2,
@@ -69,12 +67,10 @@ class Buffer:
         self.logits = torch.empty(0, networks, info.num_classes, device=device)
         # On the host, for the same images: random keys, groups, sizes in bytes, and the codes if they are
         # compressed.
-        self.keys, self.groups, self.sizes, self.codes = (
-            np.empty(0),
-            np.empty(0, np.int64),
-            np.empty(0, np.int64),
-            [],
-        )
+        self.keys = np.empty(0)
+        self.groups = np.empty(0, np.int64)
+        self.sizes = np.empty(0, np.int64)
+        self.codes = []
         self.bars: dict[int, float] = {}  # group -> the smallest key that was rejected
         self.known = list(self.classes) if planned else []  # groups in the order of their first image
         if max_bytes is not None:
@@ -157,10 +153,10 @@ class Buffer:
         places = to_device(torch.from_numpy(kept), self.device)
         self.images, self.labels, self.logits = self.images[places], self.labels[places], self.logits[places]
 
-    def draw(self, n: int) -> Draw:
+    def sample(self, n: int) -> MemoryBatch:
         """Draw n different images, or all if there are fewer, with random numbers of the device."""
         index = torch.randperm(len(self), device=self.device)[:n]
-        return Draw(to_float(self.images[index]), self.labels[index], self.logits[index])
+        return MemoryBatch(to_float(self.images[index]), self.labels[index], self.logits[index])
 
     def contents(self) -> ImageSet:
         """Return all images and labels."""
@@ -178,8 +174,10 @@ class Buffer:
         sizes = self._sizes(encode_images(self.codec, some) if self.codec else [None])
         share = (self.max_bytes - (self.codec.shared if self.codec else 0)) // len(self.classes)
         if share < sizes.mean():
-            found = f"--memory-bytes {self.max_bytes}: the share of a class is {share} bytes"
-            raise UsageError(f"{found}, expected room for an image, about {sizes.mean():.0f}")
+            raise UsageError(
+                f"--memory-bytes {self.max_bytes}: the share of a class is {share} bytes, expected room for "
+                f"an image, about {sizes.mean():.0f}"
+            )
         return int(share // sizes.mean())
 
     def num_bytes(self) -> dict[str, int]:
