@@ -3,11 +3,11 @@ as memory.
 
     python continual.py dim --tag dim --data mnist --memory-bytes 600000
 
-The first word is the method; `python continual.py METHOD --help` lists its flags. Prints the accuracy over the
-tasks so far after each one. Writes results/TAG/: results.json with the matrix of accuracies, its metrics, bytes
-and seconds; args.json, metrics.jsonl, TensorBoard events, samples of every class after every task in outputs/,
-nearest.png with the real images nearest to those in memory, and last.pth. Stopped anywhere, the same command
-continues.
+The first word is the method; `python continual.py METHOD --help` lists its flags. Prints the accuracy over
+the tasks so far after each one. Writes results/TAG/: results.json with the matrix of accuracies, its metrics,
+bytes and seconds; args.json, metrics.jsonl, TensorBoard events, samples of every class after every task in
+outputs/, nearest.png with the real images nearest to those in memory, and last.pth. Stopped anywhere, the
+same command continues.
 """
 
 import argparse
@@ -54,7 +54,6 @@ from utils import (
     count,
     decay,
     jpeg_quality,
-    nonnegative,
     positive,
     positive_int,
     seed_number,
@@ -112,11 +111,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def effects() -> list[Effect]:
     """Flags that have an effect only beside others."""
-    taught = Effect(
-        ("match", "match_weight", "pool_steps"),
-        lambda args: args.recipe_match == "paper",
-        "with --recipe-match energy, which sets it",
-    )
     return [
         *(
             Effect(
@@ -129,23 +123,13 @@ def effects() -> list[Effect]:
         Effect(
             ("distill_weight",), lambda args: not getattr(args, "replay_loss", None), "with --replay-loss"
         ),
+        Effect(("gan_lr", "ema"), lambda args: args.gan_steps, "without a GAN, with --gan-steps 0"),
         Effect(
-            ("gp_weight",), lambda args: args.gan == "dim", "with --gan resnet, which has no gradient penalty"
+            ("match",),
+            lambda args: args.match_steps and args.recipe_match == "paper",
+            "without --match-steps, or with --recipe-match energy, which sets it",
         ),
-        Effect(
-            ("gan_lr", "gp_weight", "ema"), lambda args: args.gan_steps, "without a GAN, with --gan-steps 0"
-        ),
-        Effect(
-            ("match", "match_weight", "pool_steps", "pool_lr"),
-            lambda args: args.match_steps,
-            "without --match-steps",
-        ),
-        taught,
-        Effect(
-            ("match_batch", "teacher_weight"),
-            lambda args: args.recipe_match == "energy",
-            "without --recipe-match energy",
-        ),
+        Effect(("match_batch",), lambda args: args.recipe_match == "energy", "without --recipe-match energy"),
         Effect(("rehearse_decay",), lambda args: args.rehearse_steps, "without --rehearse-steps"),
         Effect(("quality",), lambda args: args.codec in LOSSY, "without --codec jpeg or jpeg-scan"),
         Effect(("replay_batch_size",), lambda args: not getattr(args, "retrain", False), "with --retrain"),
@@ -314,9 +298,6 @@ def add_generator_flags(parser: Parser) -> None:
         "--gan-lr", type=positive, default=1e-3, help="learning rate of Adam for generator and discriminator"
     )
     parser.add_argument(
-        "--gp-weight", type=nonnegative, default=10.0, help="weight of DiM's gradient penalty"
-    )
-    parser.add_argument(
         "--ema", type=decay, default=0.999, help="decay of the generator's moving average; 0 = off"
     )
     parser.add_argument(
@@ -334,15 +315,6 @@ def add_generator_flags(parser: Parser) -> None:
         help="what is matched; none: GAN training alone, as a control",
     )
     parser.add_argument(
-        "--match-weight",
-        type=nonnegative,
-        help="weight of it (default: 0.01 for logit, 0.001 for feat and grad, else 1)",
-    )
-    parser.add_argument(
-        "--pool-steps", type=count, default=2, help="SGD steps of the pool network before each generator step"
-    )
-    parser.add_argument("--pool-lr", type=positive, default=0.01, help="learning rate of the pool network")
-    parser.add_argument(
         "--recipe-match",
         choices=MATCH_RECIPES,
         default="paper",
@@ -354,18 +326,14 @@ def add_generator_flags(parser: Parser) -> None:
         default=32,
         help="images of each class in a step of --recipe-match energy",
     )
-    parser.add_argument(
-        "--teacher-weight",
-        type=nonnegative,
-        default=0.33,
-        help="weight of the networks' cross-entropy in that recipe",
-    )
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of Plan that the flags set. Raises UsageError if flags contradict each other."""
     flags, method = vars(args), METHODS[args.method]
     training = from_flags(Training, flags)
+    if training.retrain_steps and not (training.retrain or method.retrains):
+        raise UsageError(f"--retrain-steps {training.retrain_steps}: expected it beside --retrain")
     if training.replay_loss:
         other = METHODS[training.replay_loss]
         method = dataclasses.replace(

@@ -20,7 +20,7 @@ class CondensedBuffer:
 
     def __init__(self, condensed: Buffer, filler: Buffer | None):
         self.condensed, self.filler = condensed, filler
-        self.max_images, self.codec, self.lossy = condensed.max_images, condensed.codec, condensed.lossy
+        self.max_images, self.lossy = condensed.max_images, condensed.lossy
         self.room_for_class = condensed.room_for_class
 
     @property
@@ -55,10 +55,8 @@ class CondensedBuffer:
         if self.max_images is not None:
             self.filler.resize(max_images=self.max_images - len(self.condensed))
         else:
-            shared = self.codec.shared if self.codec else 0  # stored once for both
-            self.filler.resize(
-                max_bytes=self.condensed.max_bytes - sum(self.condensed.num_bytes().values()) + shared
-            )
+            left = self.condensed.max_bytes - sum(self.condensed.num_bytes().values())
+            self.filler.resize(max_bytes=left + self.condensed.shared)  # which is stored once for both
 
     def sample(self, n: int) -> MemoryBatch:
         """Draw n different images, or all if there are fewer, with random numbers of the device."""
@@ -85,9 +83,7 @@ class CondensedBuffer:
         """Return the bytes kept, by kind."""
         kinds = [part.num_bytes() for part in self.parts]
         total = {kind: sum(part[kind] for part in kinds) for kind in kinds[0]}
-        return total | {
-            "images": total["images"] - (len(kinds) - 1) * (self.codec.shared if self.codec else 0)
-        }
+        return total | {"images": total["images"] - (len(kinds) - 1) * self.condensed.shared}
 
     def state_dict(self) -> dict:
         """Return the states of both parts."""

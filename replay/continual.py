@@ -163,7 +163,8 @@ class Continual:
         return choose_operations(self.plan.training.dsa_strategy, "dim", rng)
 
     def _step(self, task: int):
-        """Return the training step of a task: step(images, y, *replayed, operations=...) updates all networks.
+        """Return the training step of a task: step(images, y, *replayed, operations=...) updates all
+        networks.
 
         replayed: images, y and stored logits of each batch from memory, one after another. The step returns
         the loss of each network, and "logits": those of the networks for `images`, (B, N, K).

@@ -21,6 +21,9 @@ from replay.plan import Plan
 from replay.replaying import Replay
 from utils import out_of_memory_hint
 
+GP_WEIGHT = 10.0  # of DiM's gradient penalty
+POOL_STEPS, POOL_LR = 2, 0.01  # of the pool networks: SGD steps before each generator step, learning rate
+
 
 class TaskGenerator:
     """The GAN of a task in training, and the pool of networks that it is matched with.
@@ -75,9 +78,7 @@ class TaskGenerator:
             generator = self._of_all_classes(task)
         names = [learner.name for learner in self.learners]
         seed = derive_seed(plan.seed, "pool", task)
-        return Pool(
-            names, plan.info, plan.generation.pool_lr, "color_crop", seed, plan.runtime, size, generator
-        )
+        return Pool(names, plan.info, POOL_LR, "color_crop", seed, plan.runtime, size, generator)
 
     def _of_all_classes(self, task: int) -> nn.Module:
         """A generator of all classes so far: the average of that in training, and the stored ones of earlier
@@ -106,7 +107,7 @@ class TaskGenerator:
             train,
             epochs=-(-settings.gan_steps // num_steps),
             batch_size=settings.gan_batch_size,
-            gp_weight=settings.gp_weight,
+            gp_weight=GP_WEIGHT,
             seed=derive_seed(self.plan.seed, "gan", task),
             runtime=self.plan.runtime,
             classes=labels,
@@ -143,7 +144,7 @@ class TaskGenerator:
                 steps=settings.match_steps,
                 teachers=[frozen_copy(learner.deployed) for learner in self.learners],
                 start=Position(0, done),
-                **recipe_settings(settings.match_batch, settings.teacher_weight),
+                **recipe_settings(settings.match_batch),
             )
         else:
             num_steps = steps_per_epoch(len(train), settings.gan_batch_size)
@@ -153,9 +154,9 @@ class TaskGenerator:
                 train,
                 epochs=-(-settings.match_steps // num_steps),
                 batch_size=settings.gan_batch_size,
-                gp_weight=settings.gp_weight,
-                pool_steps=settings.pool_steps,
-                matching=Matching(settings.match, settings.match_weight, "color_crop_cutout"),
+                gp_weight=GP_WEIGHT,
+                pool_steps=POOL_STEPS,
+                matching=Matching(settings.match, strategy="color_crop_cutout"),
                 seed=seed,
                 runtime=self.plan.runtime,
                 classes=labels,

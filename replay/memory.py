@@ -1,4 +1,4 @@
-"""The memory of a continual learner between tasks, and its size in bytes: a buffer of images, or generators."""
+"""What a continual learner keeps between tasks, and its size in bytes: a buffer of images, or generators."""
 
 import hashlib
 from collections.abc import Sequence

@@ -136,7 +136,7 @@ class Method:
 METHODS = {
     "finetune": Method("plain training on one task after the other", memory=None),
     "joint": Method("all tasks at once, the upper bound", memory=None, at_once=True),
-    "unlimited": Method("experience replay from every image of earlier tasks, a control", unlimited=True),
+    "unlimited": Method("experience replay from all earlier images, a control", unlimited=True),
     "er": Method("experience replay from a buffer of real images"),
     "der++": Method(
         "dark experience replay: the buffer stores logits, too",
@@ -156,7 +156,7 @@ METHODS = {
         "experience replay from condensed images of each task", balanced=True, condenses=True, takes_loss=True
     ),
     "cls-er": Method(
-        "experience replay with a plastic and a stable copy of the network",
+        "experience replay with two averaged copies of the network",
         cls_loss,
         averaged=True,
         flags={
@@ -165,7 +165,7 @@ METHODS = {
         },
     ),
     "dgr": Method(
-        "deep generative replay: one generator, trained on at each task",
+        "deep generative replay: one generator for all tasks",
         generative_loss,
         memory="generator",
         carries=True,

@@ -1,4 +1,4 @@
-"""What is fixed for a continual run: the values of its flags, its tasks, and the steps that each task takes."""
+"""What is fixed for a continual run: the values of its flags, its tasks, and the steps of each task."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -71,24 +71,19 @@ class Generation:
     gan_steps: int
     gan_batch_size: int
     gan_lr: float
-    gp_weight: float
     ema: float
     restat: int
     match_steps: int
     match: str
-    match_weight: float | None
-    pool_steps: int
-    pool_lr: float
     recipe_match: str
     match_batch: int
-    teacher_weight: float
     replay_images: int | None
 
     def __post_init__(self):
         if not self.gan_steps and not self.taught:
             raise UsageError(
-                "--gan-steps 0: without a GAN the generator needs --recipe-match energy, found --recipe-match "
-                f"{self.recipe_match}"
+                "--gan-steps 0: without a GAN the generator needs --recipe-match energy, found "
+                f"--recipe-match {self.recipe_match}"
             )
         if self.taught and not self.match_steps:
             raise UsageError(f"--recipe-match {self.recipe_match}: expected --match-steps, found 0")

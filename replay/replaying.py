@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from data import ImageSet, to_uint8
 from engine.seeds import derive_seed
@@ -54,8 +53,8 @@ class Replay:
         return ImageSet(to_uint8(generate(generator, labels, rng, runtime)), labels)
 
     def memory_set(self, task: int, epoch: int) -> ImageSet:
-        """Return what networks learn from memory alone at a pass: the images of the buffer, or newly generated
-        ones."""
+        """Return what networks learn from memory alone at a pass: the images of the buffer, or newly
+        generated ones."""
         if self.memory.generators is None:
             return self.memory.buffer.contents()
         return self.generate(self.plan.seen(task), task, "retrain", task, epoch)

@@ -97,6 +97,6 @@ def check_sizes(
         labels, counts = task.labels.unique(return_counts=True)
         if (least := int(counts.min())) < generation.match_batch:
             raise UsageError(
-                f"--match-batch {generation.match_batch}: a step matches {generation.match_batch} images of a "
-                f"class, found {least} training images of {class_names[labels[counts.argmin()]]}"
+                f"--match-batch {generation.match_batch}: a step matches {generation.match_batch} images of "
+                f"a class, found {least} training images of {class_names[labels[counts.argmin()]]}"
             )

@@ -34,9 +34,8 @@ def runs(tmp_path_factory) -> Path:
         run(continual, continual_flags(results, method, *tag))
     older = results / "digits_20000_er_1" / "results.json"  # of a time before these flags
     found = json.loads(older.read_text())
-    assert found["flags"].pop("replay_loss") is None
     assert found["flags"].pop("rehearse_steps") == 0
-    found["flags"]["gan"] = "dim"  # the default of that time
+    found["flags"] |= {"gan": "dim", "offer": "step", "layout": None}  # flags of other methods, and lost ones
     older.write_text(json.dumps(found))
     shutil.copytree(results / "digits_20000_er_0", results / "digits_20000_half_0")
     half = results / "digits_20000_half_0" / "results.json"
@@ -46,12 +45,12 @@ def runs(tmp_path_factory) -> Path:
 
 def test_a_generator_with_tables_of_all_classes_has_a_row_of_its_own(runs):
     (new,) = read_runs([str(runs / "digits_20000_dim_0")])
-    older = new | {
-        "seed": 1,
-        "flags": {name: value for name, value in new["flags"].items() if name != "class_tables"},
-    }
+    flags = {name: value for name, value in new["flags"].items() if name != "distill_weight"}
+    flags |= {"layout": None, "oracle": False, "distilled_share": 0.0, "distill_weight": None}
+    older = new | {"seed": 1, "flags": flags}
     of_all = older | {"seed": 2, "flags": older["flags"] | {"class_tables": "all"}}
-    assert [row["seeds"] for row in rows_of([new, older, of_all])] == [[0], [1, 2]]
+    of_task = older | {"seed": 3, "flags": older["flags"] | {"class_tables": None}}
+    assert [row["seeds"] for row in rows_of([new, older, of_all, of_task])] == [[0, 3], [1, 2]]
 
 
 def test_of_two_records_the_one_with_more_seeds_is_drawn(runs, tmp_path, monkeypatch):
