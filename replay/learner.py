@@ -98,11 +98,11 @@ class Learner:
         if not self.averages:
             return
         decay = min(1 - 1 / (step + 1), self.decay)
-        draws = torch.rand(
+        numbers = torch.rand(
             2, generator=torch.Generator().manual_seed(derive_seed(self.seed, "averages", step))
         )
-        for average, draw, probability in zip(self.averages, draws.tolist(), (0.9, 0.7), strict=False):
-            if draw < probability:
+        for average, number, probability in zip(self.averages, numbers.tolist(), (0.9, 0.7), strict=False):
+            if number < probability:
                 for target, source in zip(average.parameters(), self.model.parameters(), strict=True):
                     target.lerp_(source, 1 - decay)
                 for target, source in zip(average.buffers(), self.model.buffers(), strict=True):

@@ -147,16 +147,7 @@ def make_memory(
     buffer = generators = None
     try:
         if generation is not None:
-            generators = make_generators(
-                info,
-                classes,
-                left,
-                gan=generation.gan,
-                width=generation.width,
-                z_dim=generation.z_dim,
-                storage=generation.storage,
-                carries=method.carries,
-            )
+            generators = make_generators(info, classes, left, generation, method.carries)
         if method.memory == "buffer":
             shared = {
                 "max_bytes": left,

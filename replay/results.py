@@ -83,14 +83,7 @@ def print_results(results: dict) -> None:
         lines.append((name, *("" if value is None else f"{value:.2f}" for value in values)))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for name, *values in lines:
-        print(
-            "  ".join(
-                [
-                    name.ljust(widths[0]),
-                    *(value.rjust(width) for value, width in zip(values, widths[1:], strict=True)),
-                ]
-            )
-        )
+        print("  ".join([name.ljust(widths[0]), *map(str.rjust, values, widths[1:])]))
     kept = ", ".join(f"{size:,} of {what}" for what, size in results["num_bytes"].items() if what != "total")
     split = "held-out training images" if results["split"] == "val" else "test set"
     print(f"{results['data']}, {results['method']}, {results['track']}, {split}: percent")
@@ -104,32 +97,22 @@ def print_results(results: dict) -> None:
         print(f"distance of {kind} images to the nearest image learnt from: {distance}{near}")
 
 
-def generated(continual: Continual, per_class: int) -> dict[int, Tensor]:
-    """`per_class` images (N, C, H, W) in [-1, 1] of each class that the generators in memory make."""
-    generators = continual.memory.generators
-    if generators is None or not generators.stored:
-        return {}
-    held = [label for labels in generators.classes for label in labels]
-    rng = torch.Generator().manual_seed(derive_seed(continual.plan.seed, "pictures"))
-    with torch.no_grad():
-        images = generators.build().sample(torch.tensor(held).repeat(per_class), rng)
-    return dict(zip(held, images.unflatten(0, (per_class, len(held))).transpose(0, 1), strict=True))
+def held_images(continual: Continual, per_class: int) -> dict[int, Tensor]:
+    """At most `per_class` images (N, C, H, W) in [-1, 1] of each class in memory, by class.
 
-
-def stored(continual: Continual, per_class: int) -> dict[int, Tensor]:
-    """The first images (N, C, H, W) in [-1, 1] of each class in the buffer, as they are decoded, at most
-    `per_class`."""
-    if not continual.memory.buffer:
+    They are images that the generators make, or the first ones of the buffer, as they are decoded.
+    """
+    generators, buffer = continual.memory.generators, continual.memory.buffer
+    if generators is not None and generators.stored:
+        classes = [label for labels in generators.classes for label in labels]
+        rng = torch.Generator().manual_seed(derive_seed(continual.plan.seed, "pictures"))
+        with torch.no_grad():
+            images = generators.build().sample(torch.tensor(classes).repeat(per_class), rng)
+        return dict(zip(classes, images.unflatten(0, (per_class, -1)).transpose(0, 1), strict=True))
+    if not buffer:
         return {}
-    images, labels = continual.memory.buffer.images, continual.memory.buffer.labels
+    images, labels = buffer.images, buffer.labels
     return {label: to_float(images[labels == label][:per_class]).cpu() for label in labels.unique().tolist()}
-
-
-def held_images(continual: Continual, per_class: int) -> dict[str, dict[int, Tensor]]:
-    """At most `per_class` images of each class, by kind ("generated", "stored") and class; a kind that memory
-    lacks is left out."""
-    kinds = {"generated": generated(continual, per_class), "stored": stored(continual, per_class)}
-    return {kind: images for kind, images in kinds.items() if images}
 
 
 def nearest_learnt(continual: Continual, queries: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,34 +130,35 @@ def nearest_learnt(continual: Continual, queries: Tensor) -> tuple[Tensor, Tenso
 def closeness(
     continual: Continual, unseen: ImageSet, per_class: int = 50
 ) -> dict[str, dict[str, float | None]]:
-    """For the generated and the stored images in memory, if there are any: how near they are to the real
-    images that were learnt.
+    """For the images in memory, if there are any: how near they are to the real images that were learnt.
 
-    "distance_ratio": the median distance from an image to the nearest one, divided by the same median of
-    `unseen` real images. 0: real images are stored as they are. About 1: the memory is as far from them as
-    unseen images are. "near_copies": percent of the images that are nearer to one than 99 of 100 unseen
-    images are. None: most unseen images, or for the second one of 100, are among the learnt ones.
+    Both values are under the name of their kind, "generated" or "stored". "distance_ratio": the median
+    distance from an image to the nearest one, divided by the same median of `unseen` real images. 0: real
+    images are stored as they are. About 1: the memory is as far from them as unseen images are.
+    "near_copies": percent of the images that are nearer to one than 99 of 100 unseen images are. None: most
+    unseen images, or for the second one of 100, are among the learnt ones.
     """
     held = held_images(continual, per_class)
-    ratios, near_copies = {}, {}
-    usual = nearest_learnt(continual, judges(unseen))[0] if held else None
-    bound = usual.sort().values[len(usual) // 100].item() if held else 0.0
-    for kind, images in held.items():
-        distance = nearest_learnt(continual, torch.cat(list(images.values())))[0]
-        ratios[kind] = distance_ratio(distance, usual)
-        near = 100 * (distance < bound).float().mean().item()
-        near_copies[kind] = None if bound == 0 else round(near, 2)
-    return {"distance_ratio": ratios, "near_copies": near_copies}
+    if not held:
+        return {"distance_ratio": {}, "near_copies": {}}
+    kind = "stored" if continual.memory.generators is None else "generated"
+    usual = nearest_learnt(continual, judges(unseen))[0]
+    bound = usual.sort().values[len(usual) // 100].item()
+    distance = nearest_learnt(continual, torch.cat(list(held.values())))[0]
+    near = round(100 * (distance < bound).float().mean().item(), 2)
+    return {
+        "distance_ratio": {kind: distance_ratio(distance, usual)},
+        "near_copies": {kind: near if bound else None},
+    }
 
 
 def neighbours(continual: Continual, per_class: int = 5) -> Tensor | None:
     """Draw images in memory, each with the real image that was learnt nearest to it on its right: (C, H, W)
     in [-1, 1].
 
-    A line has at most `per_class` pairs of a class; generated images stand above stored ones. Returns None if
-    memory holds no images.
+    A line has at most `per_class` pairs of a class. Returns None if memory holds no images.
     """
-    held = [images for kind in held_images(continual, per_class).values() for images in kind.values()]
+    held = list(held_images(continual, per_class).values())
     if not held:
         return None
     together, lines = torch.cat(held), []
@@ -196,7 +180,7 @@ def picture(continual: Continual, rows: int = 10) -> Tensor | None:
     If the image set has more than ten classes, the columns are the first ten that the memory holds. Returns
     None if it holds no images.
     """
-    info, held = continual.plan.info, generated(continual, rows) or stored(continual, rows)
+    info, held = continual.plan.info, held_images(continual, rows)
     if not held:
         return None
     columns = min(info.num_classes, 10)

@@ -9,6 +9,7 @@ from data import DataInfo
 from engine.seeds import seeded
 from models import GANS, build_gan, build_generator, decode
 from models.deploy import ByClass, OwnClasses
+from replay.plan import Generation
 from scoring.storage import encode, num_bytes
 from utils import UsageError
 
@@ -102,26 +103,23 @@ def make_generators(
     info: DataInfo,
     classes: Sequence[Sequence[int]],
     max_bytes: int | None,
-    *,
-    gan: str,
-    width: int | None,
-    z_dim: int | None,
-    storage: str,
+    settings: Generation,
     carries: bool,
 ) -> GeneratorMemory:
     """Make an empty memory of generators that fit into max_bytes, None = no limit. Raises UsageError if they
     do not fit.
 
-    width: channels; None = as many as fit, or the default of `gan` without a limit. classes: those of each
-    task. carries: keep one generator with tables of all classes of the set, instead of one for each task with
-    tables of its classes.
+    They are of --width, else as wide as fits, or as is the default of --gan without a limit. classes: those
+    of each task. carries: keep one generator with tables of all classes of the set, instead of one for each
+    task with tables of its classes.
     """
+    gan, width, storage = settings.gan, settings.width, settings.storage
     config = {
         "gan": gan,
         "num_classes": info.num_classes if carries else max(map(len, classes)),
         "channels": info.channels,
         "image_size": info.image_size,
-        "z_dim": z_dim or max(100, 2 * info.num_classes),
+        "z_dim": settings.z_dim or max(100, 2 * info.num_classes),
     }
     generator_bytes(config | {"width": 1}, storage)  # raises UsageError for sizes that make no generator
 
