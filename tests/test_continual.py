@@ -562,7 +562,7 @@ def test_classes_are_listed_by_name_or_number(tasks, classes):
 
 @pytest.mark.parametrize("method", ["er", "gdumb", "joint", "dim", "dgr"])
 def test_tasks_of_unequal_size_and_of_some_classes(method, tmp_path, capsys):
-    tiny = ["--gan-batch-size", "8"]
+    tiny = ["--gan-batch-size", "8"] if METHODS[method].memory == "generator" else []
     results = run(continual, continual_flags(tmp_path, method, *tiny, "--tasks", "3,1,0", "7", "2,9"))
     assert results["classes"] == [[3, 1, 0], [7], [2, 9]]
     assert results["num_tasks"] == 3
@@ -617,7 +617,7 @@ def test_a_memory_that_does_not_fit_its_digest_or_budget_is_refused(damage, tmp_
     last = tmp_path / "dim" / "last.pth"
     state = torch.load(last, weights_only=True)
     if damage == "altered":
-        state["memory"]["generators"]["stored"][0]["fc1.weight"][0, 0] += 1
+        next(iter(state["memory"]["generators"]["stored"][0].values())).view(-1)[0] += 1
     else:
         memory = state["memory"]
         memory["generators"]["stored"][0]["more"] = torch.zeros(30000)
