@@ -106,7 +106,18 @@ class Effect(NamedTuple):
 
 class DefaultsInHelp(argparse.ArgumentDefaultsHelpFormatter):
     """A help formatter that adds the default to each text, except where there is none or the text names it
-    itself."""
+    itself. Flags stand beside their texts, and a number is called N."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=32)
+        self._action_max_length = 16  # room for the names of sub-commands, whose indent argparse forgets
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return (
+            "N"
+            if action.type not in (None, device_name)
+            else super()._get_default_metavar_for_optional(action)
+        )
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default in (None, False) or "(default" in (action.help or ""):
@@ -120,12 +131,13 @@ class Parser(argparse.ArgumentParser):
     A flag that is given and has no effect by one of `effects` gets a warning.
     """
 
-    def __init__(self, description: str, effects: Sequence[Effect] = ()):
+    def __init__(self, description: str = "", effects: Sequence[Effect] = (), **kwargs):
         self.effects = effects
         super().__init__(
             description=description,
             formatter_class=DefaultsInHelp,
             allow_abbrev=False,
+            **kwargs,
         )
 
     def set_defaults_by(self, flag: str, defaults: dict[str, dict], argv: list[str] | None) -> None:
@@ -137,23 +149,25 @@ class Parser(argparse.ArgumentParser):
         argv = [word for word in (sys.argv[1:] if argv is None else argv) if word not in ("-h", "--help")]
         self.set_defaults(**defaults[chooser.parse_known_args(argv)[0].chosen])
 
-    def parse_args(
+    def parse_known_args(
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
-    ) -> argparse.Namespace:
+    ) -> tuple[argparse.Namespace, list[str]]:
         """Parse `args` (None = sys.argv), and warn of flags that are given and have no effect."""
-        found = super().parse_args(args, namespace)
-        if self.effects:
+        parsed, unknown = super().parse_known_args(args, namespace)
+        if self.effects and not unknown:
             unset = object()
-            given = super().parse_args(args, argparse.Namespace(**dict.fromkeys(vars(found), unset)))
-            for effect in self.effects if found is not given else ():
+            given, _ = super().parse_known_args(
+                args, argparse.Namespace(**dict.fromkeys(vars(parsed), unset))
+            )
+            for effect in self.effects:
                 names = [
                     "--" + name.replace("_", "-")
                     for name in effect.flags
-                    if getattr(given, name) is not unset
+                    if getattr(given, name, unset) is not unset
                 ]
-                if names and not effect.applies(found):
+                if names and not effect.applies(parsed):
                     tell(f"warning: {', '.join(names)}: no effect {effect.without}")
-        return found
+        return parsed, unknown
 
     def error(self, message: str):
         tell(f"{self.prog}: error: {message} (see --help)")

@@ -20,7 +20,7 @@ from replay.buffer import Buffer
 from replay.continual import Continual
 from replay.learner import Learner
 from replay.memory import Memory
-from replay.methods import METHODS
+from replay.plan import Plan
 from scoring.evaluation import validate_group
 from scoring.recipes import RECIPES
 from scoring.sources import Generated, generate
@@ -131,26 +131,20 @@ def generation(runtime: Runtime, batch_size: int, width: int, network: str) -> U
 
 def continual_steps(runtime: Runtime, batch_size: int, width: int, network: str) -> Unit:
     """Ten steps of experience replay: `batch_size` images of the task and as many from a buffer of 500."""
-    flags = continual.parse_args(
-        ["--method", "er", "--batch-size", str(batch_size), "--epochs", str(FOREVER)]
+    args = continual.parse_args(
+        ["er", "--buffer-size", "500", "--batch-size", str(batch_size), "--epochs", str(FOREVER)]
     )
-    memory = Memory(None, Buffer(INFO, runtime.device, max_images=500), None, 0)
-    learners = [Learner(0, network, INFO, flags.lr, None, 0, runtime)]
-    tasks = [noise(runtime, 5000)]
-    options = continual.make_options(vars(flags), continual.TRACKS)
-    learner = Continual(
-        METHODS["er"],
-        options,
-        tasks,
-        [list(range(10))],
-        learners,
-        memory,
-        INFO,
-        0,
-        runtime,
-        train_gan,
-        train_match,
+    plan = Plan(
+        **continual.settings_of(args),
+        tasks=[noise(runtime, 5000)],
+        classes=[list(range(10))],
+        info=INFO,
+        seed=0,
+        runtime=runtime,
     )
+    memory = Memory(None, Buffer(INFO, runtime.device, max_images=500), None)
+    learners = [Learner(0, network, INFO, args.lr, None, 0, runtime)]
+    learner = Continual(plan, learners, memory)
     steps = learner.stream_steps(0, 0)
     return lambda: [next(steps) for _ in range(10)]
 

@@ -6,16 +6,13 @@ import json
 import math
 import re
 import sys
-from argparse import Namespace
 from pathlib import Path
 from statistics import mean, stdev
 
 import numpy as np
 
-import continual
 from replay.methods import METHODS
 from replay.metrics import SETTINGS
-from replay.options import EFFECTS, tables_of
 from utils import UsageError
 
 OWN = (
@@ -168,34 +165,52 @@ def row_of(runs: list[dict]) -> dict:
 
 @functools.cache
 def default_flags() -> dict:
-    """The flags of continual.py where none is given."""
-    return vars(continual.parse_args([]))
+    """The defaults of older runs and what their flags need to have an effect; see the file."""
+    return json.loads((Path(__file__).parent / "continual_defaults.json").read_text())
+
+
+def holds(value: object, needed: str | list) -> bool:
+    """Whether a flag's value is what continual_defaults.json asks for: set, not set, or one of a list."""
+    return bool(value) == (needed == "set") if isinstance(needed, str) else value in needed
 
 
 def settings_of(run: dict) -> dict:
     """The flags of a run in which the runs of a row agree.
 
-    Those at their default, which an older run may lack, and those without an effect are left out.
+    Those at the default of older runs, which a run may lack, and those without an effect are left out.
     """
-    given, defaults = run["flags"], default_flags()
-    idle = {
-        flag
-        for effect in EFFECTS
-        if not effect.applies(Namespace(**defaults | given))
-        for flag in effect.flags
+    given, method, frozen = run["flags"], run["method"], default_flags()
+    defaults = frozen["defaults"] | frozen["method_defaults"].get(method, {})
+    flags = defaults | given | {"method": method}
+    aside = {
+        name
+        for effect in frozen["effects"]
+        if not any(
+            all(holds(flags[flag], needed) for flag, needed in need.items()) for need in effect["needs"]
+        )
+        for name in effect["flags"]
     }
-    aside = idle | set(OWN)
+    aside |= {*OWN, "class_tables"}
     settings = {
         name: value
         for name, value in given.items()
         if name not in aside and value is not None and value != defaults.get(name)
     }
-    if METHODS[run["method"]].memory == "generator":
-        # runs older than --class-tables have tables of all classes, and those older than --distilled-share
-        # 100 steps of matching
-        tables = given.get("class_tables", "all")
-        settings["class_tables"] = tables_of(run["method"], given["layout"], tables, given["oracle"])
-        if given["match_steps"] is None and run["method"] == "dim" and "distilled_share" not in given:
+    if METHODS[method].memory == "generator":
+        carried = flags["layout"] == "carried" or (
+            not flags["layout"] and (method == "dgr" or flags["oracle"])
+        )
+        settings["class_tables"] = given.get("class_tables") or ("all" if carried else "task")
+        # Runs older than --class-tables have tables of all classes, and those older than --distilled-share
+        # 100 steps of matching; runs without --layout are newer than both.
+        if "layout" in given and "class_tables" not in given:
+            settings["class_tables"] = "all"
+        if (
+            "layout" in given
+            and "distilled_share" not in given
+            and given["match_steps"] is None
+            and method == "dim"
+        ):
             settings["match_steps"] = 100
     return settings
 

@@ -13,7 +13,7 @@ from scoring.storage import LENGTH_BYTES, decode_images, encode_images, make_cod
 from utils import UsageError
 
 
-class Draw(NamedTuple):
+class MemoryBatch(NamedTuple):
     """A batch from memory: images (B, C, H, W) in [-1, 1], labels y (B,), and stored logits (B, N, K) of N
     networks, or (B, 0, K)."""
 
@@ -51,12 +51,11 @@ class Buffer:
         seed: int = 0,
     ):
         self.info, self.device, self.max_bytes, self.max_images = info, device, max_bytes, max_images
-        self.balanced, self.planned, self.classes = (
-            balanced,
-            planned,
-            sorted(range(info.num_classes) if classes is None else classes),
-        )
-        self.codec, self.rng = make_codec(codec, quality, info), torch.Generator().manual_seed(seed)
+        self.balanced, self.planned = balanced, planned
+        self.classes = sorted(range(info.num_classes) if classes is None else classes)
+        self.codec = make_codec(codec, quality, info)
+        self.rng = torch.Generator().manual_seed(seed)
+        self.shared = self.codec.shared if self.codec else 0  # bytes that all images share
         self.lossy = roundtrip(codec, self.codec, info)
         self.item_bytes = {
             "labels": 1 if info.num_classes <= 256 else 2,
@@ -67,24 +66,17 @@ class Buffer:
         )
         self.labels = torch.empty(0, dtype=torch.long, device=device)
         self.logits = torch.empty(0, networks, info.num_classes, device=device)
-        # On the host, for the same images: random keys, groups, sizes in bytes, and the codes if they are
-        # compressed.
-        self.keys, self.groups, self.sizes, self.codes = (
-            np.empty(0),
-            np.empty(0, np.int64),
-            np.empty(0, np.int64),
-            [],
-        )
+        # On the host, for the same images: random keys, groups, sizes in bytes, and codes (None if raw).
+        self.keys = np.empty(0)
+        self.groups = np.empty(0, np.int64)
+        self.sizes = np.empty(0, np.int64)
+        self.codes = []
         self.bars: dict[int, float] = {}  # group -> the smallest key that was rejected
         self.known = list(self.classes) if planned else []  # groups in the order of their first image
         if max_bytes is not None:
-            empty = (
-                encode_images(self.codec, self.images.new_zeros(1, *self.images.shape[1:]))
-                if self.codec
-                else [None]
-            )
+            black = self._encode(self.images.new_zeros(1, *self.images.shape[1:]))
             wanted, number = ("one of each class", len(self.classes)) if balanced else ("one", 1)
-            least = number * int(self._sizes(empty)[0]) + (self.codec.shared if self.codec else 0)
+            least = number * int(self._sizes(black)[0]) + self.shared
             if least > max_bytes:
                 raise UsageError(
                     f"{max_bytes} bytes are left for images, expected room for {wanted}, {least} bytes or "
@@ -104,63 +96,47 @@ class Buffer:
             return
         if logits is None:
             logits = self.logits.new_empty(len(labels), *self.logits.shape[1:])
-        codes, rows = [None] * len(wanted), wanted  # rows: indices of the wanted images in `images`
-        if self.codec is not None:
-            index = to_device(torch.from_numpy(wanted), self.device)
-            codes, logits, rows = (
-                encode_images(self.codec, images[index]),
-                logits[index],
-                np.arange(len(wanted)),
-            )
+        index = to_device(torch.from_numpy(wanted), self.device)
+        images, logits = images[index], logits[index]
+        codes = self._encode(images)
+        if self.codec:
             images = self._decode(codes)
-        arrived = (np.concatenate([self.keys, keys[wanted]]), np.concatenate([self.groups, groups[wanted]]))
-        sizes, codes = np.concatenate([self.sizes, self._sizes(codes)]), self.codes + codes
-        kept = np.flatnonzero(self._fits(*arrived, sizes))
-        # A new image takes the place of one that leaves, so that the others need not move.
-        old, staying = len(self), kept[kept < len(self)]
-        order = np.concatenate([staying, kept[kept >= old]])
-        if len(kept) == old:
-            order = np.arange(old)
-            order[np.setdiff1d(order, staying)] = kept[kept >= old]
-        self.keys, self.groups, self.sizes = arrived[0][order], arrived[1][order], sizes[order]
-        self.codes = [codes[place] for place in order] if self.codec is not None else []
-        grows = len(kept) != old
-        # places: indices in the tensors, of the images that stay if the number of images changes, else of
-        # those that are overwritten
-        places = staying if grows else np.flatnonzero(order != np.arange(old))
-        joins = kept[kept >= old] - old if grows else order[places] - old
-        if not (grows or len(places)):
-            return
-        sent = [
-            places,
-            rows[joins],
-            labels.numpy()[wanted[joins]],
-        ]  # one copy to the device, for which the host does not wait
-        places, rows, fresh_labels = to_device(torch.from_numpy(np.concatenate(sent)), self.device).split(
-            [len(part) for part in sent]
-        )
-        for name, fresh in {"images": images[rows], "labels": fresh_labels, "logits": logits[rows]}.items():
-            tensor = getattr(self, name)
-            if grows:
-                setattr(self, name, torch.cat([tensor[places], fresh]))
-            else:
-                tensor[places] = fresh
+        self.keys = np.concatenate([self.keys, keys[wanted]])
+        self.groups = np.concatenate([self.groups, groups[wanted]])
+        self.sizes = np.concatenate([self.sizes, self._sizes(codes)])
+        self.codes = self.codes + codes
+        self.images = torch.cat([self.images, images])
+        self.labels = torch.cat([self.labels, to_device(labels[wanted], self.device)])
+        self.logits = torch.cat([self.logits, logits])
+        self._keep_what_fits(before=len(self) - len(wanted))
 
     def resize(self, max_bytes: int | None = None, max_images: int | None = None) -> None:
         """Give the buffer a smaller budget, in bytes or in images; images leave until it fits."""
         self.max_bytes, self.max_images = max_bytes, max_images
-        kept = np.flatnonzero(self._fits(self.keys, self.groups, self.sizes))
+        self._keep_what_fits(before=len(self))
+
+    def _keep_what_fits(self, before: int) -> None:
+        """Let the images leave that the sample has no room for. before: how many images are not new.
+
+        If the number of images stays the same, a new image takes the place of one that leaves.
+        """
+        kept = np.flatnonzero(self._fits())
         if len(kept) == len(self):
             return
-        self.keys, self.groups, self.sizes = self.keys[kept], self.groups[kept], self.sizes[kept]
-        self.codes = [self.codes[place] for place in kept] if self.codec is not None else []
-        places = to_device(torch.from_numpy(kept), self.device)
-        self.images, self.labels, self.logits = self.images[places], self.labels[places], self.logits[places]
+        staying, joining = kept[kept < before], kept[kept >= before]
+        order = kept
+        if len(kept) == before:
+            order = np.arange(before)
+            order[np.setdiff1d(order, staying)] = joining
+        self.keys, self.groups, self.sizes = self.keys[order], self.groups[order], self.sizes[order]
+        self.codes = [self.codes[place] for place in order]
+        index = to_device(torch.from_numpy(order), self.device)
+        self.images, self.labels, self.logits = self.images[index], self.labels[index], self.logits[index]
 
-    def draw(self, n: int) -> Draw:
+    def sample(self, n: int) -> MemoryBatch:
         """Draw n different images, or all if there are fewer, with random numbers of the device."""
         index = torch.randperm(len(self), device=self.device)[:n]
-        return Draw(to_float(self.images[index]), self.labels[index], self.logits[index])
+        return MemoryBatch(to_float(self.images[index]), self.labels[index], self.logits[index])
 
     def contents(self) -> ImageSet:
         """Return all images and labels."""
@@ -175,25 +151,25 @@ class Buffer:
         if self.max_images is not None:
             return self.max_images // len(self.classes)
         some = images.images[:: -(-len(images) // sample)]
-        sizes = self._sizes(encode_images(self.codec, some) if self.codec else [None])
-        share = (self.max_bytes - (self.codec.shared if self.codec else 0)) // len(self.classes)
+        sizes = self._sizes(self._encode(some))
+        share = (self.max_bytes - self.shared) // len(self.classes)
         if share < sizes.mean():
-            found = f"--memory-bytes {self.max_bytes}: the share of a class is {share} bytes"
-            raise UsageError(f"{found}, expected room for an image, about {sizes.mean():.0f}")
+            raise UsageError(
+                f"--memory-bytes {self.max_bytes}: the share of a class is {share} bytes, expected room for "
+                f"an image, about {sizes.mean():.0f}"
+            )
         return int(share // sizes.mean())
 
     def num_bytes(self) -> dict[str, int]:
         """Return the bytes kept, by kind: images, labels and logits."""
         parts = {name: len(self) * size for name, size in self.item_bytes.items() if size}
-        return {
-            "images": int(self.sizes.sum()) - sum(parts.values()) + (self.codec.shared if self.codec else 0)
-        } | parts
+        return {"images": int(self.sizes.sum()) - sum(parts.values()) + self.shared} | parts
 
     def state_dict(self) -> dict:
         """Return the pixels or the codes, the labels and logits, and the state of the sampling."""
         return {
             "images": self.images if self.codec is None else None,
-            "codes": [torch.frombuffer(bytearray(code), dtype=torch.uint8) for code in self.codes],
+            "codes": [torch.frombuffer(bytearray(code), dtype=torch.uint8) for code in self.codes if code],
             "labels": self.labels,
             "logits": self.logits,
             "keys": torch.from_numpy(self.keys),
@@ -205,11 +181,15 @@ class Buffer:
     def load_state_dict(self, state: dict) -> None:
         """Restore what state_dict() returned."""
         self.labels, self.logits = state["labels"].to(self.device), state["logits"].to(self.device)
-        self.codes = [code.numpy().tobytes() for code in state["codes"]]
-        self.images = (state["images"] if self.codec is None else self._decode(self.codes)).to(self.device)
         self.keys = state["keys"].numpy()
+        if self.codec:
+            self.codes = [code.numpy().tobytes() for code in state["codes"]]
+            self.images = self._decode(self.codes)
+        else:
+            self.codes = [None] * len(self.keys)
+            self.images = state["images"].to(self.device)
         self.groups = state["labels"].cpu().numpy() if self.balanced else np.zeros(len(self.keys), np.int64)
-        self.sizes = self._sizes(self.codes if self.codec else [None] * len(self.keys))
+        self.sizes = self._sizes(self.codes)
         self.bars, self.known = dict(state["bars"]), list(state["known"])
         self.rng.set_state(state["rng"])
 
@@ -219,28 +199,31 @@ class Buffer:
         pixels = [raw if code is None else len(code) + LENGTH_BYTES for code in codes]
         return np.array(pixels, np.int64) + sum(self.item_bytes.values())
 
-    def _fits(self, keys: np.ndarray, groups: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    def _fits(self) -> np.ndarray:
         """Choose the images to keep, a mask (N,): in each group those with the smallest keys, as many as fit.
         Updates the bars."""
         limit = self.max_images
         if self.max_bytes is not None:
-            limit = self.max_bytes - (self.codec.shared if self.codec else 0)
+            limit = self.max_bytes - self.shared
         if limit is None:
-            return np.ones(len(keys), bool)
-        kept = np.zeros(len(keys), bool)
-        self.known += [group for group in dict.fromkeys(groups.tolist()) if group not in self.known]
+            return np.ones(len(self), bool)
+        kept = np.zeros(len(self), bool)
+        self.known += [group for group in dict.fromkeys(self.groups.tolist()) if group not in self.known]
         for place, group in enumerate(self.known):
-            room = limit // len(self.known) + (
-                place < limit % len(self.known) if self.max_bytes is None else 0
-            )
-            (places,) = np.nonzero(groups == group)
-            places = places[np.argsort(keys[places])]
-            used = np.cumsum(sizes[places] if self.max_bytes is not None else np.ones(len(places)))
-            fitting = int(np.searchsorted(used, room, side="right"))
+            (places,) = np.nonzero(self.groups == group)
+            places = places[np.argsort(self.keys[places])]
+            room, rest = divmod(limit, len(self.known))
+            if self.max_bytes is None:
+                fitting = room + (place < rest)
+            else:
+                fitting = int(np.searchsorted(np.cumsum(self.sizes[places]), room, side="right"))
             kept[places[:fitting]] = True
             if fitting < len(places):
-                self.bars[group] = float(keys[places[fitting]])
+                self.bars[group] = float(self.keys[places[fitting]])
         return kept
+
+    def _encode(self, images: Tensor) -> list[bytes | None]:
+        return encode_images(self.codec, images) if self.codec else [None] * len(images)
 
     def _decode(self, codes: list[bytes]) -> Tensor:
         return to_device(decode_images(self.codec, codes, self.info), self.device)

@@ -35,8 +35,9 @@ class Clock:
     @property
     def seconds(self) -> list[float]:
         """Seconds of each network so far."""
-        found = [watch.seconds() for watch in self.watches]
-        shares = [found[0] / len(self.earlier)] * len(self.earlier) if self.even else found
-        self.earlier = [before + share for before, share in zip(self.earlier, shares, strict=True)]
+        spent = [watch.seconds() for watch in self.watches]
+        if self.even:
+            spent = [spent[0] / len(self.earlier)] * len(self.earlier)
+        self.earlier = [before + more for before, more in zip(self.earlier, spent, strict=True)]
         self._restart()
         return list(self.earlier)

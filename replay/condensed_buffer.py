@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from data import ImageSet, to_float
-from replay.buffer import Buffer, Draw
+from replay.buffer import Buffer, MemoryBatch
 
 
 class CondensedBuffer:
@@ -20,7 +20,7 @@ class CondensedBuffer:
 
     def __init__(self, condensed: Buffer, filler: Buffer | None):
         self.condensed, self.filler = condensed, filler
-        self.max_images, self.codec, self.lossy = condensed.max_images, condensed.codec, condensed.lossy
+        self.max_images, self.lossy = condensed.max_images, condensed.lossy
         self.room_for_class = condensed.room_for_class
 
     @property
@@ -55,24 +55,25 @@ class CondensedBuffer:
         if self.max_images is not None:
             self.filler.resize(max_images=self.max_images - len(self.condensed))
         else:
-            shared = self.codec.shared if self.codec else 0  # stored once for both
-            self.filler.resize(
-                max_bytes=self.condensed.max_bytes - sum(self.condensed.num_bytes().values()) + shared
-            )
+            left = self.condensed.max_bytes - sum(self.condensed.num_bytes().values())
+            self.filler.resize(max_bytes=left + self.condensed.shared)  # which is stored once for both
 
-    def draw(self, n: int) -> Draw:
+    def sample(self, n: int) -> MemoryBatch:
         """Draw n different images, or all if there are fewer, with random numbers of the device."""
         filled = [part for part in self.parts if part]
         if len(filled) < 2:
-            return (filled or self.parts)[0].draw(n)
+            return (filled or self.parts)[0].sample(n)
         index = torch.randperm(len(self), device=self.condensed.device)[:n]
-        own = index < len(self.condensed)
+        is_condensed = index < len(self.condensed)
         # Both parts are read for every image, so that the device need not tell the host which one it comes
         # from.
-        at, beyond = index.clamp(max=len(self.condensed) - 1), (index - len(self.condensed)).clamp(min=0)
-        images = torch.where(own[:, None, None, None], self.condensed.images[at], self.filler.images[beyond])
-        labels = torch.where(own, self.condensed.labels[at], self.filler.labels[beyond])
-        return Draw(to_float(images), labels, self.condensed.logits[at])
+        first = index.clamp(max=len(self.condensed) - 1)
+        second = (index - len(self.condensed)).clamp(min=0)
+        images = torch.where(
+            is_condensed[:, None, None, None], self.condensed.images[first], self.filler.images[second]
+        )
+        labels = torch.where(is_condensed, self.condensed.labels[first], self.filler.labels[second])
+        return MemoryBatch(to_float(images), labels, self.condensed.logits[first])
 
     def contents(self) -> ImageSet:
         """Return all images and labels."""
@@ -81,10 +82,8 @@ class CondensedBuffer:
     def num_bytes(self) -> dict[str, int]:
         """Return the bytes kept, by kind."""
         kinds = [part.num_bytes() for part in self.parts]
-        total = {kind: sum(found[kind] for found in kinds) for kind in kinds[0]}
-        return total | {
-            "images": total["images"] - (len(kinds) - 1) * (self.codec.shared if self.codec else 0)
-        }
+        total = {kind: sum(part[kind] for part in kinds) for kind in kinds[0]}
+        return total | {"images": total["images"] - (len(kinds) - 1) * self.condensed.shared}
 
     def state_dict(self) -> dict:
         """Return the states of both parts."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-from data import ImageSet
 from engine.graphs import Losses
 from engine.seeds import derive_seed
 from models.condense import Condensed
@@ -19,28 +18,22 @@ class TaskCondenser:
     def __init__(self, plan: Plan, memory: Memory):
         self.plan, self.memory = plan, memory
         self.condensed: Condensed | None = None
-        if plan.method.condenses:  # refused before anything is trained
+        if plan.condensing:  # refused before anything is trained
             for train in plan.tasks:
                 memory.buffer.room_for_class(train)
 
     def _new(self, task: int) -> Condensed:
-        train, plan = self.plan.tasks[task], self.plan
-        ipc = min(
-            self.memory.buffer.room_for_class(train), int(train.labels.unique(return_counts=True)[1].min())
-        )
-        lossy, seed = self.memory.buffer.lossy, derive_seed(plan.seed, "condense", task)
-        return Condensed(train, ipc, plan.options.condensing, plan.info, seed, plan.runtime, lossy)
+        plan, train, buffer = self.plan, self.plan.tasks[task], self.memory.buffer
+        smallest_class = int(train.labels.unique(return_counts=True)[1].min())
+        ipc = min(buffer.room_for_class(train), smallest_class)
+        seed = derive_seed(plan.seed, "condense", task)
+        return Condensed(train, ipc, plan.condensing, plan.info, seed, plan.runtime, buffer.lossy)
 
     def steps(self, task: int, done: int) -> Iterator[Losses]:
         """Condense the real images of a task; yield the losses of its steps, without the first `done`."""
         if done == 0:
             self.condensed = self._new(task)
         yield from self.condensed.steps(done)
-
-    def images(self) -> ImageSet:
-        """The condensed images as the buffer will give them back."""
-        found, lossy = self.condensed.contents(), self.memory.buffer.lossy
-        return found if lossy is None else ImageSet(lossy(found.images), found.labels)
 
     def keep(self) -> None:
         """Put the condensed images into the buffer, and end their training."""

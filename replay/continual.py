@@ -4,27 +4,21 @@ The loop over tasks is in the script continual.py.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from augment import choose_operations, draw_operations
-from data import DataInfo, ImageSet, epoch_order, to_float
+from data import epoch_order, to_float
 from engine.graphs import Losses
-from engine.runtime import Runtime
 from engine.seeds import derive_seed
-from engine.steps import Step
 from engine.tensors import eval_mode, to_device
-from replay.buffer import Draw
 from replay.clock import Clock
 from replay.condensing import TaskCondenser
 from replay.generation import TaskGenerator
-from replay.learner import Batch, Learner, Weights
+from replay.learner import Batch, Learner, TaskInfo
 from replay.memory import Memory
-from replay.methods import Method
-from replay.options import Options
-from replay.own_images import OwnImages
 from replay.plan import Plan
 from replay.replaying import Replay
 from utils import UsageError
@@ -33,44 +27,23 @@ from utils import UsageError
 class Continual:
     """A continual learner: its networks, its memory and, within a task, the GAN in training.
 
-    state_dict() holds all that the next step depends on. tasks: the training images of each task, on the
-    device; no task learns from those of earlier ones. classes: those of each task. train_gan, train_match:
-    loops of stages 1 and 2, for methods with a generator.
+    state_dict() holds all that the next step depends on.
     """
 
-    def __init__(
-        self,
-        method: Method,
-        options: Options,
-        tasks: Sequence[ImageSet],
-        classes: Sequence[Sequence[int]],
-        learners: Sequence[Learner],
-        memory: Memory,
-        info: DataInfo,
-        seed: int,
-        runtime: Runtime,
-        train_gan: Callable[..., Iterator[Step]],
-        train_match: Callable[..., Iterator[Step]],
-    ):
-        self.method, self.options, self.tasks, self.classes = method, options, tasks, classes
-        self.learners, self.memory, self.info, self.seed, self.runtime = learners, memory, info, seed, runtime
-        layout = None if memory.generators is None else memory.generators.layout
-        self.plan = Plan(method, options, tasks, classes, info, layout, seed, runtime)
-        self.replay = Replay(self.plan, memory, learners)
-        self.generator = TaskGenerator(
-            self.plan, memory, self.replay, [learner.name for learner in learners], train_gan, train_match
-        )
-        self.condenser = TaskCondenser(self.plan, memory)
-        self.own_images = OwnImages(self.plan, self.replay, self.generator, self.condenser)
-        self.finished, self.images_generated = 0, 0  # finished: number of tasks that the memory holds
-        self.clock = Clock([0.0] * len(learners), runtime)  # seconds of training each network
-        self.acc: dict[
-            str, dict[str, list[list[float]]]
-        ] = {}  # network -> setting -> rows of the matrix, first the untrained network's
+    def __init__(self, plan: Plan, learners: Sequence[Learner], memory: Memory):
+        self.plan, self.learners, self.memory = plan, learners, memory
+        self.replay = Replay(plan, memory)
+        self.generator = TaskGenerator(plan, memory, self.replay, learners)
+        self.condenser = TaskCondenser(plan, memory)
+        self.finished = 0  # number of tasks that the memory holds
+        self.images_generated = 0
+        self.clock = Clock([0.0] * len(learners), plan.runtime)  # seconds of training each network
+        # network -> setting -> rows of the matrix, first the untrained network's
+        self.acc: dict[str, dict[str, list[list[float]]]] = {}
 
     def begin(self, task: int) -> None:
-        """Keep a frozen copy of the networks of the last task, if distillation or the filter needs one."""
-        if self.plan.replays(task) and (self.options.distill_weight or self.options.filter):
+        """Keep a frozen copy of the networks of the last task, if the method distils from them."""
+        if task and self.plan.method.distils:
             for learner in self.learners:
                 learner.remember()
 
@@ -81,30 +54,26 @@ class Continual:
         """
         if self.finished > task:
             return
+        method, memory, images = self.plan.method, self.memory, self.plan.tasks[task]
         self.generator.keep(task)
-        if self.method.condenses:
+        if method.condenses:
             self.condenser.keep()
-        if self.memory.buffer is not None and (
-            self.options.offer == "task" or not self.plan.lengths(task)["stream"]
-        ):
-            offered = (self.tasks[task].images, self.tasks[task].labels.cpu())
-            for images, labels in zip(*(tensor.split(1000) for tensor in offered), strict=True):
-                self.memory.buffer.offer(
-                    images, labels, self._logits(images) if self.method.keeps_logits else None
-                )
+        if memory.buffer is not None and not self.plan.lengths(task)["stream"]:
+            for part, labels in zip(images.images.split(1000), images.labels.cpu().split(1000), strict=True):
+                memory.buffer.offer(part, labels, self._logits(part) if method.keeps_logits else None)
         for learner in self.learners:
             learner.previous = None  # it may live within one task only, since the memory does not count it
-        self.memory.check()
-        if self.method.condenses and len(
-            missing := set(self.classes[task]) - set(self.memory.buffer.condensed.labels.tolist())
-        ):
+        memory.check()
+        if method.condenses:
+            kept = memory.buffer.condensed.labels.tolist()
+            if missing := set(self.plan.classes[task]) - set(kept):
+                raise UsageError(
+                    f"--memory-bytes {memory.max_bytes}: no condensed image of class {min(missing)} fits, "
+                    "expected more in another --tag"
+                )
+        if memory.buffer is not None and not memory.buffer:
             raise UsageError(
-                f"--memory-bytes {self.memory.max_bytes}: no condensed image of class {min(missing)} fits, "
-                "expected more in another --tag"
-            )
-        if self.memory.buffer is not None and not self.memory.buffer:
-            raise UsageError(
-                f"--memory-bytes {self.memory.max_bytes}: no image of task {task + 1} fits into the buffer"
+                f"--memory-bytes {memory.max_bytes}: no image of task {task + 1} fits into the buffer"
             )
         self.images_generated += self.replay.count(task)
         self.finished = task + 1
@@ -115,85 +84,74 @@ class Continual:
         without augmentation."""
         logits = []
         for learner in self.learners:
-            with eval_mode(learner.model), self.runtime.autocast():
+            with eval_mode(learner.model), self.plan.runtime.autocast():
                 logits.append(learner.model(to_float(images)))
         return torch.stack(logits, 1)
-
-    def draw(self, task: int) -> Draw | None:
-        """Draw a batch from memory: see Replay.draw."""
-        return self.replay.draw(task)
 
     def steps(self, phase: str, task: int, done: int) -> Iterator[Losses]:
         """The losses of each step of a phase (those of plan.PHASES) of a task, after its first `done`
         steps."""
-        of, own = (
-            self.generator,
-            {"condense": self.condenser.steps, "stream": self.stream_steps, "retrain": self.retrain_steps},
-        )
-        return (own | {"gan": of.gan_steps, "match": of.match_steps, "latents": of.latent_steps})[phase](
-            task, done
-        )
+        phases = {
+            "gan": self.generator.gan_steps,
+            "match": self.generator.match_steps,
+            "condense": self.condenser.steps,
+            "stream": self.stream_steps,
+            "retrain": self.retrain_steps,
+        }
+        return phases[phase](task, done)
 
     def stream_steps(self, task: int, done: int) -> Iterator[Losses]:
-        """Train the networks on the images of the task, batch by batch, together with batches from memory.
-
-        With --distilled-share a part of each batch is of the task's own distilled images.
-        """
-        distilled = self.own_images.of(task)
+        """Train the networks on the images of the task, batch by batch, together with batches from memory."""
         for learner in self.learners:
             learner.set_rate(1.0)
-        o, train, buffer = self.options, self.tasks[task], self.memory.buffer
+        plan, buffer, keeps_logits = self.plan, self.memory.buffer, self.plan.method.keeps_logits
+        train, batch_size = plan.tasks[task], plan.training.batch_size
         labels = train.labels.cpu()
-        step, num_steps = self._step(task), -(-len(train) // o.batch_size)
-        before = sum(self.plan.lengths(earlier)["stream"] for earlier in range(task))
-        for i in range(done, o.epochs * num_steps):
+        step, num_steps = self._step(task), -(-len(train) // batch_size)
+        before = sum(plan.lengths(earlier)["stream"] for earlier in range(task))
+        for i in range(done, plan.training.passes * num_steps):
             epoch, place = divmod(i, num_steps)
             if i == done or place == 0:
-                order = epoch_order(len(train), torch.device("cpu"), self.seed, "stream", task, epoch)
-                order_there = to_device(order, self.runtime.device)
-            part = slice(place * o.batch_size, (place + 1) * o.batch_size)
-            chosen, index = order[part], order_there[part]
-            draws = [self.draw(task) for _ in range(self.method.draws)]
-            batch = (
-                train.batch(index)
-                if distilled is None
-                else self.own_images.replace(*train.batch(index), distilled)
-            )
+                order = epoch_order(len(train), torch.device("cpu"), plan.seed, "stream", task, epoch)
+                order_there = to_device(order, plan.runtime.device)
+            part = slice(place * batch_size, (place + 1) * batch_size)
+            index = order_there[part]
+            replayed = [self.replay.sample(task) for _ in range(plan.method.replay_batches)]
             losses = step(
-                *batch, *itertools.chain(*filter(None, draws)), operations=self._operations("stream", task, i)
+                *train.batch(index),
+                *itertools.chain(*filter(None, replayed)),
+                operations=self._operations("stream", task, i),
             )
             logits = losses.pop("logits")
             self._update_averages(before + i + 1)
-            if buffer is not None and o.offer == "step" and epoch == 0:
-                # once: a sample of images, not of their visits
-                buffer.offer(
-                    train.images[index], labels[chosen], logits if self.method.keeps_logits else None
-                )
+            if buffer is not None and epoch == 0:  # each image is offered once, however often it is seen
+                buffer.offer(train.images[index], labels[order[part]], logits if keeps_logits else None)
             yield losses
 
     def retrain_steps(self, task: int, done: int) -> Iterator[Losses]:
-        """Train the networks on memory alone: each pass is over the images of the buffer and newly generated
-        ones.
+        """Train the networks on memory alone: each pass is over the images of the buffer, or over newly
+        generated ones.
 
         They are reinitialised, unless they go on from the stream (--rehearse-steps).
         """
+        plan = self.plan
         if done == 0:
             self.finish(task)
-            for learner in self.learners if self.method.retrains or self.options.retrain else ():
+            for learner in self.learners if plan.retrains else ():
                 learner.restart(task)
-        o, step, at = self.options, self._step(task), 0
-        before = sum(self.plan.lengths(earlier)["stream"] for earlier in range(task + 1))
-        for turn in itertools.count():
-            train = self.replay.retrain_set(task, turn)
-            order = epoch_order(len(train), self.runtime.device, self.seed, "retrain", task, turn)
-            for index in order.split(o.batch_size):
-                at += 1
-                if at > done:
+        step, number = self._step(task), 0
+        before = sum(plan.lengths(earlier)["stream"] for earlier in range(task + 1))
+        for epoch in itertools.count():
+            train = self.replay.memory_set(task, epoch)
+            order = epoch_order(len(train), plan.runtime.device, plan.seed, "retrain", task, epoch)
+            for index in order.split(plan.training.batch_size):
+                number += 1
+                if number > done:
                     for learner in self.learners:
-                        learner.set_rate(self.plan.rate_factor(at - 1))
-                    losses = step(*train.batch(index), operations=self._operations("retrain", task, at))
+                        learner.set_rate(plan.rate_factor(number - 1))
+                    losses = step(*train.batch(index), operations=self._operations("retrain", task, number))
                     losses.pop("logits")
-                    self._update_averages(before + at)
+                    self._update_averages(before + number)
                     yield losses
 
     def _update_averages(self, step: int) -> None:
@@ -201,39 +159,39 @@ class Continual:
             learner.update_averages(step)
 
     def _operations(self, *seed: int | str) -> tuple[str, ...]:
-        return choose_operations(
-            self.options.dsa_strategy, "dim", torch.Generator().manual_seed(derive_seed(self.seed, *seed))
-        )
+        rng = torch.Generator().manual_seed(derive_seed(self.plan.seed, *seed))
+        return choose_operations(self.plan.training.dsa_strategy, "dim", rng)
 
     def _step(self, task: int):
-        """Return the training step of a task: step(images, y, *draws, operations=...) updates all networks.
+        """Return the training step of a task: step(images, y, *replayed, operations=...) updates all
+        networks.
 
-        draws: images, y and stored logits of each batch from memory, one after another. The step returns the
-        loss of each network, and "logits": those of the networks for `images`, (B, N, K).
+        replayed: images, y and stored logits of each batch from memory, one after another. The step returns
+        the loss of each network, and "logits": those of the networks for `images`, (B, N, K).
         """
-        o, device, side = self.options, self.runtime.device, self.info.image_size
-        unseen = torch.ones(self.info.num_classes, dtype=torch.bool, device=device)
-        unseen[self.plan.seen(task)] = False
-        share = len(self.classes[task]) / len(self.plan.seen(task)) if o.replay_balance == "classes" else 0.5
-        weights = Weights(o.alpha, o.beta, o.consistency, o.distill_weight, share, unseen)
+        plan, device, side = self.plan, self.plan.runtime.device, self.plan.info.image_size
+        seen = plan.seen(task)
+        unseen = torch.ones(plan.info.num_classes, dtype=torch.bool, device=device)
+        unseen[seen] = False
+        info = TaskInfo(plan.method_flags, len(plan.classes[task]) / len(seen), unseen)
 
-        def step(images: Tensor, y: Tensor, *draws: Tensor, operations: tuple[str, ...]) -> Losses:
-            batches = [(images, y, None), *(draws[i : i + 3] for i in range(0, len(draws), 3))]
-            batches = [
-                Batch(*batch, draw_operations(operations, len(batch[1]), side, device)) for batch in batches
-            ]
+        def step(images: Tensor, y: Tensor, *replayed: Tensor, operations: tuple[str, ...]) -> Losses:
+            tensors = [(images, y, None), *(replayed[i : i + 3] for i in range(0, len(replayed), 3))]
+            current, *replays = (
+                Batch(*batch, draw_operations(operations, len(batch[1]), side, device)) for batch in tensors
+            )
             losses, logits = {}, []
             for learner in self.learners:
                 with self.clock.network(learner.number):
-                    loss, found = self.method.loss(learner, batches[0], batches[1:], weights)
+                    loss, own_logits = plan.method.loss(learner, current, replays, info)
                     learner.optim.zero_grad()
                     loss.backward()
                     learner.optim.step()
                 losses[f"loss_{learner.name}"] = loss.detach()
-                logits.append(found.detach())
+                logits.append(own_logits.detach())
             return losses | {"logits": torch.stack(logits, 1)}
 
-        step = self.runtime.graphed(step)
+        step = self.plan.runtime.graphed(step)
 
         def timed(*tensors: Tensor, operations: tuple[str, ...]) -> Losses:
             with self.clock.step():
@@ -265,8 +223,8 @@ class Continual:
             learner.load_state_dict(state["learners"][learner.name])
         self.generator.load_state_dict(state)
         self.condenser.load_state_dict(state)
-        self.finished, self.images_generated = (
-            state["counters"]["finished"],
-            state["counters"]["images_generated"],
-        )
-        self.clock, self.acc = Clock(state["counters"]["seconds"], self.runtime), state["acc"]
+        counters = state["counters"]
+        self.finished = counters["finished"]
+        self.images_generated = counters["images_generated"]
+        self.clock = Clock(counters["seconds"], self.plan.runtime)
+        self.acc = state["acc"]

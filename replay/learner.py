@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
@@ -28,14 +29,15 @@ class Batch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Weights:
-    """Weights of the terms of the losses. unseen (K,): true for the classes that no task has brought yet."""
+class TaskInfo:
+    """What a loss may know of a task.
 
-    alpha: float  # of the distance to stored logits (der++)
-    beta: float  # of the cross-entropy on the second draw (der++)
-    consistency: float  # of the distance to the averaged networks (cls-er)
-    distill: float  # share of distillation in the loss on generated images; the rest is cross-entropy
-    current: float  # share of the loss on the current batch; the rest is the loss on generated images
+    flags: the values of the method's own flags. new_share: the classes of the task, as a share of the classes
+    so far. unseen (K,): true for the classes that no task has brought yet.
+    """
+
+    flags: SimpleNamespace
+    new_share: float
     unseen: Tensor
 
 
@@ -96,11 +98,11 @@ class Learner:
         if not self.averages:
             return
         decay = min(1 - 1 / (step + 1), self.decay)
-        draws = torch.rand(
+        numbers = torch.rand(
             2, generator=torch.Generator().manual_seed(derive_seed(self.seed, "averages", step))
         )
-        for average, draw, probability in zip(self.averages, draws.tolist(), (0.9, 0.7), strict=False):
-            if draw < probability:
+        for average, number, probability in zip(self.averages, numbers.tolist(), (0.9, 0.7), strict=False):
+            if number < probability:
                 for target, source in zip(average.parameters(), self.model.parameters(), strict=True):
                     target.lerp_(source, 1 - decay)
                 for target, source in zip(average.buffers(), self.model.buffers(), strict=True):

@@ -1,26 +1,24 @@
-"""The memory of a continual learner between tasks, and its size in bytes: a buffer of real images,
-generators, or both."""
+"""What a continual learner keeps between tasks, and its size in bytes: a buffer of images, or generators."""
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from data import DataInfo
 from engine.seeds import derive_seed
 from engine.tensors import to_host
 from replay.buffer import Buffer
 from replay.condensed_buffer import CondensedBuffer
 from replay.learner import Learner
-from replay.methods import Method
+from replay.plan import Plan
 from replay.stored_generators import GeneratorMemory, make_generators
 from scoring.storage import num_bytes
 from utils import UsageError
 
 
 class Memory:
-    """All that is kept between tasks: a buffer, generators and averaged networks.
+    """All that is kept between tasks: a buffer or generators, and averaged networks.
 
     max_bytes: budget of all parts; None = no limit. copies: size in bytes of the averaged networks.
     """
@@ -33,26 +31,19 @@ class Memory:
         copies: int = 0,
     ):
         self.max_bytes, self.buffer, self.generators, self.copies = max_bytes, buffer, generators, copies
+        parts = {"buffer": buffer, "generators": generators}
+        self.parts = {name: part for name, part in parts.items() if part is not None}
 
     def describe(self) -> str:
         """One line for the reader: what is kept, and the budget."""
         parts = [f"{self.copies:,} bytes of averaged networks"] if self.copies else []
-        if self.generators is not None:
-            width, storage, layout = (
-                self.generators.config["width"],
-                self.generators.storage,
-                self.generators.layout,
-            )
-            latents = (
-                f" and {self.generators.num_latents:,} latents of each class"
-                if self.generators.num_latents
-                else ""
-            )
-            parts.append(f"{layout} generators of width {width} in {storage}{latents}")
-        if self.buffer is not None:
-            limit = "" if self.buffer.max_images is None else f"at most {self.buffer.max_images:,} "
-            kind = "condensed" if self.buffer.planned else "real"
-            kind += " and real" if self.buffer.planned and self.buffer.filler is not None else ""
+        if (generators := self.generators) is not None:
+            width = generators.config["width"]
+            parts.append(f"{generators.layout} generators of width {width} in {generators.storage}")
+        if (buffer := self.buffer) is not None:
+            limit = "" if buffer.max_images is None else f"at most {buffer.max_images:,} "
+            kind = "condensed" if buffer.planned else "real"
+            kind += " and real" if buffer.planned and buffer.filler is not None else ""
             parts.append(f"a buffer of {limit}{kind} images")
         budget = f"; at most {self.max_bytes:,} bytes" if self.max_bytes else ""
         return f"memory: {', '.join(parts) or 'none'}{budget}"
@@ -60,8 +51,8 @@ class Memory:
     def num_bytes(self) -> dict[str, int]:
         """Return the bytes kept, by kind; the last key is "total"."""
         parts = {"copies": self.copies} if self.copies else {}
-        for part in (self.buffer, self.generators):
-            parts |= part.num_bytes() if part is not None else {}
+        for part in self.parts.values():
+            parts |= part.num_bytes()
         return parts | {"total": sum(parts.values())}
 
     def check(self) -> None:
@@ -74,12 +65,7 @@ class Memory:
 
     def state_dict(self) -> dict:
         """Return what is kept, under the key "memory", with a digest."""
-        parts = {
-            name: part.state_dict()
-            for name, part in (("buffer", self.buffer), ("generators", self.generators))
-            if part is not None
-        }
-        parts = to_host(parts)
+        parts = to_host({name: part.state_dict() for name, part in self.parts.items()})
         return {"memory": parts | {"sha256": digest(parts)}}
 
     def load_state_dict(self, state: dict) -> None:
@@ -87,61 +73,64 @@ class Memory:
         parts = {name: part for name, part in state["memory"].items() if name != "sha256"}
         if digest(parts) != state["memory"]["sha256"]:
             raise UsageError("the memory was altered: its digest is not the one stored with it")
-        for name, part in (("buffer", self.buffer), ("generators", self.generators)):
-            if part is not None:
-                part.load_state_dict(parts[name])
+        for name, part in self.parts.items():
+            part.load_state_dict(parts[name])
         self.check()
 
 
 def digest(state) -> str:
     """SHA-256 of nested plain values and tensors."""
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
 
     def add(value) -> None:
         if isinstance(value, Tensor):
-            found.update(
+            sha256.update(
                 f"{value.dtype}{tuple(value.shape)}".encode()
                 + value.detach().cpu().contiguous().numpy().tobytes()
             )
         elif isinstance(value, dict):
             for name, inner in value.items():
-                found.update(repr(name).encode())
+                sha256.update(repr(name).encode())
                 add(inner)
         elif isinstance(value, list | tuple):
-            found.update(f"[{len(value)}]".encode())
+            sha256.update(f"[{len(value)}]".encode())
             for inner in value:
                 add(inner)
         else:
-            found.update(repr(value).encode())
+            sha256.update(repr(value).encode())
 
     add(state)
-    return found.hexdigest()
+    return sha256.hexdigest()
+
+
+@dataclass(frozen=True)
+class MemorySettings:
+    """Size of the memory, and how a buffer stores images: the flags of continual.py of these names.
+
+    A method without one of the flags has its default.
+    """
+
+    memory_bytes: int | None = None
+    buffer_size: int | None = None
+    codec: str = "raw"
+    quality: int = 75
+    fill_real: bool = False
 
 
 def make_memory(
     name: str,
-    method: Method,
-    info: DataInfo,
+    settings: MemorySettings,
+    plan: Plan,
     learners: Sequence[Learner],
-    device: torch.device,
-    *,
-    max_bytes: int | None,
-    buffer_size: int | None,
-    buffer_share: float,
-    fill_real: bool,
-    codec: str,
-    quality: int,
     classes: Sequence[Sequence[int]],
-    seed: int,
-    **of_generators,
 ) -> Memory:
-    """Make the memory of the method called `name`, with its parts sized to max_bytes. Raises UsageError if
-    one does not fit.
+    """Make the memory of the method called `name`, with its parts sized to --memory-bytes. Raises UsageError
+    if one does not fit.
 
-    buffer_share: share of the bytes for real images beside a generator. fill_real: see CondensedBuffer.
-    classes: those of each task. of_generators: the settings of make_generators, for a method that has
-    generators.
+    classes: those of each task.
     """
+    method, generation, info = plan.method, plan.generation, plan.info
+    max_bytes, buffer_size = settings.memory_bytes, settings.buffer_size
     copies = sum(num_bytes(average) for learner in learners for average in learner.averages)
     left = None if max_bytes is None else max_bytes - copies
     if left is not None and left <= 0:
@@ -149,35 +138,39 @@ def make_memory(
             f"--memory-bytes {max_bytes}: the averaged copies of {name} take {copies}, expected more than "
             "that"
         )
-    listed = [label for labels in classes for label in labels]
-    if method.balanced and buffer_size is not None and buffer_size < len(listed):
+    every_class = [label for labels in classes for label in labels]
+    if method.balanced and buffer_size is not None and buffer_size < len(every_class):
         raise UsageError(
-            f"--buffer-size {buffer_size}: expected room for one image of each of the {len(listed)} classes"
+            f"--buffer-size {buffer_size}: expected room for one image of each of the {len(every_class)} "
+            "classes"
         )
     buffer = generators = None
     try:
-        if method.memory == "generator":
-            generators = make_generators(
-                info, classes, None if left is None else int(left * (1 - buffer_share)), **of_generators
-            )
-        if method.memory == "buffer" or buffer_share or buffer_size:
-            sized = {
-                "max_bytes": left and (int(left * buffer_share) if generators else left),
+        if generation is not None:
+            generators = make_generators(info, classes, left, generation, method.carries)
+        if method.memory == "buffer":
+            shared = {
+                "max_bytes": left,
                 "max_images": buffer_size,
+                "codec": settings.codec,
+                "quality": settings.quality,
             }
-            sized |= {"codec": codec, "quality": quality}
-            networks = len(learners) if method.keeps_logits else 0
-            planned = {
-                "balanced": method.balanced,
-                "classes": listed,
-                "planned": method.condenses,
-                "networks": networks,
-            }
-            buffer = Buffer(info, device, **sized, **planned, seed=derive_seed(seed, "buffer"))
+            buffer = Buffer(
+                info,
+                plan.runtime.device,
+                **shared,
+                balanced=method.balanced,
+                classes=every_class,
+                planned=method.condenses,
+                networks=len(learners) if method.keeps_logits else 0,
+                seed=derive_seed(plan.seed, "buffer"),
+            )
             if method.condenses:
-                filler = (
-                    Buffer(info, device, **sized, seed=derive_seed(seed, "filler")) if fill_real else None
-                )
+                filler = None
+                if settings.fill_real:
+                    filler = Buffer(
+                        info, plan.runtime.device, **shared, seed=derive_seed(plan.seed, "filler")
+                    )
                 buffer = CondensedBuffer(buffer, filler)
     except UsageError as error:
         raise UsageError(f"--memory-bytes {max_bytes}: {error}" if max_bytes else str(error)) from None

@@ -23,24 +23,24 @@ def evaluate(continual: Continual, images: ImageSet, classes: Sequence[Sequence[
         models["ensemble"] = Ensemble(list(models.values()))
     for name, model in models.items():
         rows = continual.acc.setdefault(name, {setting: [] for setting in SETTINGS})
-        for setting, row in accuracies(model, images, classes, continual.info.num_classes).items():
+        for setting, row in accuracies(model, images, classes, continual.plan.info.num_classes).items():
             rows[setting].append(row)
 
 
-def results_of(continual: Continual, about: dict, seconds: float, unseen: ImageSet) -> dict:
-    """Return the contents of results.json: settings, bytes, cost and results. unseen: see distance_ratios.
+def results_of(continual: Continual, settings: dict, seconds: float, unseen: ImageSet) -> dict:
+    """Return the contents of results.json: `settings`, bytes, cost and results. unseen: see closeness.
 
     The results are the matrices and metrics of each network and of their ensemble, and the metrics' means
     over networks.
     """
-    finished = continual.finished == len(
-        continual.tasks
-    )  # before the end, tasks that are not learnt yet would count as failures
+    finished = continual.finished == len(continual.plan.tasks)
     networks = {}
-    for name, settings in continual.acc.items():
+    for name, matrices in continual.acc.items():
         networks[name] = {}
-        for setting, (initial, *acc) in settings.items():
-            metrics = summary(acc, initial) if finished else dict.fromkeys(summary([initial], initial))
+        for setting, (initial, *acc) in matrices.items():
+            metrics = summary(acc, initial)
+            if not finished:  # tasks that are not learnt yet would count as failures
+                metrics = dict.fromkeys(metrics)
             networks[name][setting] = {"acc": acc, "initial": initial, **metrics}
     singles = [learner.name for learner in continual.learners]
     for name, spent in zip(singles, continual.clock.seconds, strict=True):
@@ -52,7 +52,7 @@ def results_of(continual: Continual, about: dict, seconds: float, unseen: ImageS
         return None if None in values else mean(values)
 
     buffer, generators = continual.memory.buffer, continual.memory.generators
-    return about | {
+    return settings | {
         "tasks_done": continual.finished,
         "finished": finished,
         "num_bytes": continual.memory.num_bytes(),
@@ -83,103 +83,82 @@ def print_results(results: dict) -> None:
         lines.append((name, *("" if value is None else f"{value:.2f}" for value in values)))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for name, *values in lines:
-        print(
-            "  ".join(
-                [
-                    name.ljust(widths[0]),
-                    *(value.rjust(width) for value, width in zip(values, widths[1:], strict=True)),
-                ]
-            )
-        )
+        print("  ".join([name.ljust(widths[0]), *map(str.rjust, values, widths[1:])]))
     kept = ", ".join(f"{size:,} of {what}" for what, size in results["num_bytes"].items() if what != "total")
     split = "held-out training images" if results["split"] == "val" else "test set"
     print(f"{results['data']}, {results['method']}, {results['track']}, {split}: percent")
     print(f"kept between tasks: {results['num_bytes']['total']:,} bytes" + (f" ({kept})" if kept else ""))
     for kind, ratio in results["distance_ratio"].items():
-        found = (
-            "not measured, as unseen images are among them"
-            if ratio is None
-            else f"{ratio:.2f} of that of unseen images"
-        )
+        distance = "not measured, as unseen images are among them"
+        if ratio is not None:
+            distance = f"{ratio:.2f} of that of unseen images"
         near = results["near_copies"][kind]
         near = "" if near is None else f"; nearer than 99 % of these: {near:.0f} %"
-        print(f"distance of {kind} images to the nearest image learnt from: {found}{near}")
+        print(f"distance of {kind} images to the nearest image learnt from: {distance}{near}")
 
 
-def generated(continual: Continual, per_class: int) -> dict[int, Tensor]:
-    """`per_class` images (N, C, H, W) in [-1, 1] of each class that the generators in memory make."""
-    generators = continual.memory.generators
-    if generators is None or not generators.stored:
+def held_images(continual: Continual, per_class: int) -> dict[int, Tensor]:
+    """At most `per_class` images (N, C, H, W) in [-1, 1] of each class in memory, by class.
+
+    They are images that the generators make, or the first ones of the buffer, as they are decoded.
+    """
+    generators, buffer = continual.memory.generators, continual.memory.buffer
+    if generators is not None and generators.stored:
+        classes = [label for labels in generators.classes for label in labels]
+        rng = torch.Generator().manual_seed(derive_seed(continual.plan.seed, "pictures"))
+        with torch.no_grad():
+            images = generators.build().sample(torch.tensor(classes).repeat(per_class), rng)
+        return dict(zip(classes, images.unflatten(0, (per_class, -1)).transpose(0, 1), strict=True))
+    if not buffer:
         return {}
-    held = [label for labels in generators.classes for label in labels]
-    generator, rng = (
-        generators.build(),
-        torch.Generator().manual_seed(derive_seed(continual.seed, "pictures")),
-    )
-    with torch.no_grad():
-        made = generator.sample(torch.tensor(held).repeat(per_class), rng)
-    return dict(zip(held, made.unflatten(0, (per_class, len(held))).transpose(0, 1), strict=True))
-
-
-def stored(continual: Continual, per_class: int) -> dict[int, Tensor]:
-    """The first images (N, C, H, W) in [-1, 1] of each class in the buffer, as they are decoded, at most
-    `per_class`."""
-    if not continual.memory.buffer:
-        return {}
-    images, labels = continual.memory.buffer.images, continual.memory.buffer.labels
+    images, labels = buffer.images, buffer.labels
     return {label: to_float(images[labels == label][:per_class]).cpu() for label in labels.unique().tolist()}
-
-
-def held_images(continual: Continual, per_class: int) -> dict[str, dict[int, Tensor]]:
-    """At most `per_class` images of each class, by kind ("generated", "stored") and class; a kind that memory
-    lacks is left out."""
-    kinds = {"generated": generated(continual, per_class), "stored": stored(continual, per_class)}
-    return {kind: found for kind, found in kinds.items() if found}
 
 
 def nearest_learnt(continual: Continual, queries: Tensor) -> tuple[Tensor, Tensor]:
     """The real image that was learnt nearest to each query (M, C, H, W) in [-1, 1]: its distance (M,), and
     itself as uint8."""
     distances, images = [], []
-    for task in continual.tasks:
+    for task in continual.plan.tasks:
         distance, index = nearest(queries.to(task.images.device), task)
-        distances.append(distance), images.append(task.images[index])
-    best, of_task = torch.stack(distances).min(0)
-    return best, torch.stack(images)[of_task, torch.arange(len(best), device=best.device)]
+        distances.append(distance)
+        images.append(task.images[index])
+    best, task_number = torch.stack(distances).min(0)
+    return best, torch.stack(images)[task_number, torch.arange(len(best), device=best.device)]
 
 
 def closeness(
     continual: Continual, unseen: ImageSet, per_class: int = 50
 ) -> dict[str, dict[str, float | None]]:
-    """For the generated and the stored images in memory, if there are any: how near they are to the real
-    images that were learnt.
+    """For the images in memory, if there are any: how near they are to the real images that were learnt.
 
-    "distance_ratio": the median distance from an image to the nearest one, divided by the same median of
-    `unseen` real images. 0: real images are stored as they are. About 1: the memory is as far from them as
-    unseen images are. "near_copies": percent of the images that are nearer to one than 99 of 100 unseen
-    images are. None: most unseen images, or for the second one of 100, are among the learnt ones.
+    Both values are under the name of their kind, "generated" or "stored". "distance_ratio": the median
+    distance from an image to the nearest one, divided by the same median of `unseen` real images. 0: real
+    images are stored as they are. About 1: the memory is as far from them as unseen images are.
+    "near_copies": percent of the images that are nearer to one than 99 of 100 unseen images are. None: most
+    unseen images, or for the second one of 100, are among the learnt ones.
     """
-    held, found = held_images(continual, per_class), {"distance_ratio": {}, "near_copies": {}}
-    usual = nearest_learnt(continual, judges(unseen))[0] if held else None
-    bound = usual.sort().values[len(usual) // 100].item() if held else 0.0
-    for kind, images in held.items():
-        distance = nearest_learnt(continual, torch.cat(list(images.values())))[0]
-        found["distance_ratio"][kind] = distance_ratio(distance, usual)
-        near = 100 * (distance < bound).float().mean().item()
-        found["near_copies"][kind] = None if bound == 0 else round(near, 2)
-    return found
+    held = held_images(continual, per_class)
+    if not held:
+        return {"distance_ratio": {}, "near_copies": {}}
+    kind = "stored" if continual.memory.generators is None else "generated"
+    usual = nearest_learnt(continual, judges(unseen))[0]
+    bound = usual.sort().values[len(usual) // 100].item()
+    distance = nearest_learnt(continual, torch.cat(list(held.values())))[0]
+    near = round(100 * (distance < bound).float().mean().item(), 2)
+    return {
+        "distance_ratio": {kind: distance_ratio(distance, usual)},
+        "near_copies": {kind: near if bound else None},
+    }
 
 
 def neighbours(continual: Continual, per_class: int = 5) -> Tensor | None:
     """Draw images in memory, each with the real image that was learnt nearest to it on its right: (C, H, W)
     in [-1, 1].
 
-    A line has at most `per_class` pairs of a class; generated images stand above stored ones. Returns None if
-    memory holds no images.
+    A line has at most `per_class` pairs of a class. Returns None if memory holds no images.
     """
-    held = [
-        images for found in held_images(continual, per_class).values() for images in found.values()
-    ]  # of each class
+    held = list(held_images(continual, per_class).values())
     if not held:
         return None
     together, lines = torch.cat(held), []
@@ -201,7 +180,7 @@ def picture(continual: Continual, rows: int = 10) -> Tensor | None:
     If the image set has more than ten classes, the columns are the first ten that the memory holds. Returns
     None if it holds no images.
     """
-    info, held = continual.info, generated(continual, rows) or stored(continual, rows)
+    info, held = continual.plan.info, held_images(continual, rows)
     if not held:
         return None
     columns = min(info.num_classes, 10)

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from data import DataInfo
-from engine.runtime import Runtime
 from engine.seeds import seeded
 from models import GANS, build_gan, build_generator, decode
-from models.deploy import ByClass, Latents, OwnClasses
+from models.deploy import ByClass, OwnClasses
+from replay.plan import Generation
 from scoring.storage import encode, num_bytes
 from utils import UsageError
 
@@ -18,38 +18,21 @@ class GeneratorMemory:
     """Stored generators: one that is carried on from task to task, or one for each task (`layout`).
 
     config: constructor values of a generator. num_classes: of the set; if the generator has tables for fewer,
-    they are of the classes that it is made for. kept_with: what else is kept to continue its training, by
-    name, as plain tensors. num_latents: of each class that are kept, if any.
+    they are of the classes that it is made for.
     """
 
-    def __init__(self, config: dict, storage: str, layout: str, num_classes: int, num_latents: int = 0):
-        self.config, self.storage, self.layout, self.num_classes, self.num_latents = (
-            config,
-            storage,
-            layout,
-            num_classes,
-            num_latents,
-        )
+    def __init__(self, config: dict, storage: str, layout: str, num_classes: int):
+        self.config, self.storage, self.layout, self.num_classes = config, storage, layout, num_classes
         self.stored: list[dict[str, Tensor]] = []
         self.classes: list[list[int]] = []  # of each generator
-        self.latents: list[Tensor] = []  # of each generator, if any; the last one may have none yet
-        self.kept_with: dict = {}
 
-    def keep(self, generator: nn.Module, classes: Sequence[int], kept_with: dict | None = None) -> None:
+    def keep(self, generator: nn.Module, classes: Sequence[int]) -> None:
         """Store the generator of `classes`: it replaces the one that was carried on, or joins those of
         earlier tasks."""
         if self.layout == "carried":
             self.stored, self.classes = [], []
         self.stored.append(encode(generator, self.storage))
         self.classes.append(list(classes))
-        self.kept_with = kept_with or {}
-
-    def new_latents(self, seed: int, runtime: Runtime) -> Latents:
-        """Random latents of the classes of the last generator, as it is stored."""
-        generator = runtime.place(self._generators()[-1])
-        return Latents.drawn(
-            generator, self.num_latents, seed, runtime.device, self.config["num_classes"], self.classes[-1]
-        )
 
     def players(self, classes: Sequence[int]) -> tuple[nn.Module, nn.Module]:
         """A freshly initialised generator of `classes`, and a discriminator for all classes of the set."""
@@ -66,60 +49,31 @@ class GeneratorMemory:
     def build(self) -> nn.Module | None:
         """Build a generator from what is stored, on the CPU; it samples all classes so far. Returns None
         before the first task."""
-        generators = self._generators()
-        for number, (latents, classes) in enumerate(zip(self.latents, self.classes, strict=False)):
-            generators[number] = Latents.decoded(generators[number], latents, classes).requires_grad_(False)
+        generators = []
+        for tensors, classes in zip(self.stored, self.classes, strict=True):
+            # These weights are overwritten at once: do not advance the random state.
+            with seeded(torch.device("cpu"), "any"):
+                generator = self._own(build_generator(self.config), classes)
+            # What is not stored are the counters of BatchNorm, which nothing reads.
+            generator.load_state_dict(decode(tensors), strict=False)
+            generators.append(generator.eval().requires_grad_(False))
         if self.layout == "carried" or not generators:
             return generators[0] if generators else None
         return ByClass(generators, self.classes)
 
-    def _generators(self) -> list[nn.Module]:
-        generators = []
-        for tensors, classes in zip(self.stored, self.classes, strict=True):
-            with seeded(
-                torch.device("cpu"), "any"
-            ):  # these weights are overwritten at once: do not advance the random state
-                generator = self._own(build_generator(self.config), classes)
-            load_stored(generator, tensors)
-            generators.append(generator.eval().requires_grad_(False))
-        return generators
-
     def num_bytes(self) -> dict[str, int]:
-        """Return the bytes kept, by kind: weights, and latents and training if kept."""
-        parts = {
-            "weights": tensor_bytes(self.stored),
-            "latents": tensor_bytes(self.latents),
-            "training": tensor_bytes(self.kept_with),
-        }
-        return {name: size for name, size in parts.items() if size}
+        """Return the bytes kept, by kind: weights, if there are any."""
+        tensors = [tensor for generator in self.stored for tensor in generator.values()]
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return {"weights": size} if size else {}
 
     def state_dict(self) -> dict:
         """Return what is stored."""
-        latents = {"latents": self.latents} if self.num_latents else {}
-        return {"stored": self.stored, "classes": self.classes, "kept_with": self.kept_with} | latents
+        return {"stored": self.stored, "classes": self.classes}
 
     def load_state_dict(self, state: dict) -> None:
         """Restore what state_dict() returned."""
-        self.stored, self.classes, self.kept_with = state["stored"], state["classes"], state["kept_with"]
-        self.latents = state.get("latents", [])
-
-
-def load_stored(generator: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Load what was stored of a generator: all but the counters of BatchNorm, which nothing reads. Raises
-    UsageError for another kind."""
-    found = generator.load_state_dict(decode(tensors), strict=False)
-    if found.unexpected_keys or not all(name.endswith("num_batches_tracked") for name in found.missing_keys):
-        raise UsageError(
-            "the stored generators have other tables (older runs have those of all classes): expected the "
-            "--class-tables of the run"
-        )
-
-
-def tensor_bytes(state) -> int:
-    if isinstance(state, Tensor):
-        return state.numel() * state.element_size()
-    inner = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
-    return sum(tensor_bytes(value) for value in inner)
+        self.stored, self.classes = state["stored"], state["classes"]
 
 
 def generator_bytes(config: dict, storage: str) -> int:
@@ -127,18 +81,6 @@ def generator_bytes(config: dict, storage: str) -> int:
     generator."""
     with torch.device("meta"):
         return num_bytes(build_generator(config), storage)
-
-
-def training_bytes(config: dict) -> int:
-    """Size in bytes of the discriminator and both Adam states that belong to a generator with these
-    constructor values."""
-    with torch.device("meta"):
-        generator, discriminator = build_gan(config)
-    parameters = [*generator.parameters(), *discriminator.parameters()]
-    adams = sum(
-        2 * 4 * parameter.numel() + 4 for parameter in parameters
-    )  # two moments, and a count of steps
-    return tensor_bytes(discriminator.state_dict()) + adams
 
 
 def widest(size: Callable[[int], int], max_bytes: int) -> int:
@@ -161,50 +103,36 @@ def make_generators(
     info: DataInfo,
     classes: Sequence[Sequence[int]],
     max_bytes: int | None,
-    *,
-    gan: str,
-    width: int | None,
-    z_dim: int | None,
-    storage: str,
-    layout: str,
-    tables: str,
-    latents: int,
-    keep_discriminator: bool,
+    settings: Generation,
+    carries: bool,
 ) -> GeneratorMemory:
     """Make an empty memory of generators that fit into max_bytes, None = no limit. Raises UsageError if they
     do not fit.
 
-    width: channels; None = as many as fit, or the default of `gan` without a limit. tables: of which classes
-    a generator for one task has tables, one of TABLES. classes: those of each task. latents: of each class
-    that are kept beside the generators.
+    They are of --width, else as wide as fits, or as is the default of --gan without a limit. classes: those
+    of each task. carries: keep one generator with tables of all classes of the set, instead of one for each
+    task with tables of its classes.
     """
+    gan, width, storage = settings.gan, settings.width, settings.storage
     config = {
         "gan": gan,
-        "num_classes": max(map(len, classes)) if tables == "task" else info.num_classes,
+        "num_classes": info.num_classes if carries else max(map(len, classes)),
         "channels": info.channels,
         "image_size": info.image_size,
-        "z_dim": z_dim or max(100, 2 * info.num_classes),
+        "z_dim": settings.z_dim or max(100, 2 * info.num_classes),
     }
     generator_bytes(config | {"width": 1}, storage)  # raises UsageError for sizes that make no generator
-    held = len(classes) if layout == "per-task" else 1
 
     def size(width: int) -> int:
-        sized = config | {"width": width}
-        return held * generator_bytes(sized, storage) + (training_bytes(sized) if keep_discriminator else 0)
+        return (1 if carries else len(classes)) * generator_bytes(config | {"width": width}, storage)
 
-    of_latents = 2 * latents * sum(map(len, classes)) * (config["z_dim"] - config["num_classes"])
     if max_bytes is None:
         width = width or GANS[gan].width
     else:
-        room = max_bytes - of_latents
-        if latents and room <= 0:
+        width = width or widest(size, max_bytes)
+        if size(width) > max_bytes:
             raise UsageError(
-                f"--latents {latents} take {of_latents} bytes, expected less than the {max_bytes} of "
-                "generators"
+                f"--width {width}: its generators take {size(width)} bytes, expected at most {max_bytes}"
             )
-        width = width or widest(size, room)
-        if size(width) > room:
-            raise UsageError(
-                f"--width {width}: its generators take {size(width)} bytes, expected at most {room}"
-            )
-    return GeneratorMemory(config | {"width": width}, storage, layout, info.num_classes, latents)
+    layout = "carried" if carries else "per-task"
+    return GeneratorMemory(config | {"width": width}, storage, layout, info.num_classes)

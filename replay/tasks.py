@@ -1,13 +1,12 @@
 """The classes and the images of each task."""
 
-import itertools
 from collections.abc import Sequence
 
 import torch
 
 from data import ImageSet
 from engine.seeds import derive_seed
-from replay.options import Options
+from replay.plan import Generation
 from utils import UsageError
 
 
@@ -52,7 +51,7 @@ def listed_classes(
     numbers = {str(label): label for label in range(len(class_names))} | {
         name: label for label, name in enumerate(class_names)
     }
-    found: list[list[int]] = []
+    classes: list[list[int]] = []
     for task in tasks:
         words = [word.strip() for word in task.split(",")]
         for word in words:
@@ -61,15 +60,15 @@ def listed_classes(
                     f"--tasks {task}: found {word!r}, expected some of {', '.join(class_names)}, or their "
                     "numbers"
                 )
-        found.append([numbers[word] for word in words])
-    every = [label for labels in found for label in labels]
+        classes.append([numbers[word] for word in words])
+    every = [label for labels in classes for label in labels]
     for label in every:
         if every.count(label) > 1:
             raise UsageError(
                 f"--tasks {' '.join(tasks)}: class {class_names[label]} is listed twice, expected each "
                 "class once"
             )
-    return found
+    return classes
 
 
 def split_tasks(train: ImageSet, classes: Sequence[Sequence[int]]) -> list[ImageSet]:
@@ -82,30 +81,22 @@ def split_tasks(train: ImageSet, classes: Sequence[Sequence[int]]) -> list[Image
 
 
 def check_sizes(
-    tasks: Sequence[ImageSet], options: Options, generates: bool, class_names: Sequence[str]
+    tasks: Sequence[ImageSet], batch_size: int, generation: Generation | None, class_names: Sequence[str]
 ) -> None:
     """Raise UsageError if a batch is larger than a task, or if one of a class is larger than the class."""
-    flags = {"--batch-size": options.batch_size} | (
-        {"--gan-batch-size": options.gan_batch_size} if generates else {}
-    )
-    for flag, batch_size in flags.items():
-        for place, task in enumerate(tasks, 1):
-            if batch_size > len(task):
-                raise UsageError(
-                    f"{flag} {batch_size}: larger than task {place}, which has {len(task)} images"
-                )
-    wanted = {}
-    if generates and options.recipe_match == "energy":
-        wanted[f"--match-batch {options.match_batch}"] = options.match_batch
-    if generates and options.latents:
-        wanted[f"--latents {options.latents} and --match-batch {options.match_batch}"] = min(
-            options.latents, options.match_batch
-        )
-    for (flag, batch_size), task in itertools.product(wanted.items(), tasks):
+    flags = {"--batch-size": batch_size}
+    if generation is not None:
+        flags["--gan-batch-size"] = generation.gan_batch_size
+    for flag, size in flags.items():
+        for number, task in enumerate(tasks, 1):
+            if size > len(task):
+                raise UsageError(f"{flag} {size}: larger than task {number}, which has {len(task)} images")
+    if generation is None or not generation.taught:
+        return
+    for task in tasks:
         labels, counts = task.labels.unique(return_counts=True)
-        if (least := int(counts.min())) < batch_size:
-            name = class_names[labels[counts.argmin()]]
+        if (least := int(counts.min())) < generation.match_batch:
             raise UsageError(
-                f"{flag}: a step matches {batch_size} images of a class, found {least} training images of "
-                f"{name}"
+                f"--match-batch {generation.match_batch}: a step matches {generation.match_batch} images of "
+                f"a class, found {least} training images of {class_names[labels[counts.argmin()]]}"
             )

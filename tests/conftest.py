@@ -57,7 +57,8 @@ CONDENSES = "--condense-steps 3 --condense-batch 4".split()
 
 def continual_flags(results: Path, method: str, *extra: str) -> list[str]:
     """A stage-4 command of five tasks of the digits, 20 to 40 images each, some seconds."""
-    flags = f"--tag {method} --data digits --results-dir {results} --method {method} --pool convnet_w32 --batch-size 8 --epochs 1"
+    flags = f"{method} --tag {method} --data digits --results-dir {results} --pool convnet_w32"
+    flags += " --batch-size 8 --epochs 1"
     flags += " --val-size 1380 --device cpu --save-interval 0"
     sizes = (
         GENERATES

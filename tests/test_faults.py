@@ -16,10 +16,10 @@ FLAGS = {
     "gen_condense": ["--data", "digits"],
     "pool_match": ["--weight", "{gan}"],
     "validate": ["--pretrain-weight", "{gan}"],
-    "continual": ["--data", "digits", "--method", "er", "--buffer-size", "20"],
+    "continual": ["er", "--data", "digits", "--buffer-size", "20"],
 }
-DIM = ["--method", "dim", "--width", "4", "--memory-bytes"]
-CONDENSED = ["--method", "condensed", "--buffer-size"]
+DIM = ["dim", "--width", "4", "--memory-bytes"]
+CONDENSED = ["condensed", "--buffer-size"]
 EVERYWHERE = ("gen_condense", "pool_match", "validate")
 TRAINING = EVERYWHERE[:2]
 STAGES = (*EVERYWHERE, "continual")
@@ -28,10 +28,10 @@ STAGES = (*EVERYWHERE, "continual")
 def refused(script: str, extra: list[str], results: Path, capsys, gan: Path) -> str:
     """Run `script` with `extra` flags; the line it refuses them with, after checking that it wrote
     nothing."""
-    own = (
-        FLAGS[script] if "--method" not in extra else FLAGS[script][:2]
-    )  # another method has flags of its own
-    flags = ["--tag", "bad", "--results-dir", str(results), *own, *extra]
+    own = FLAGS[script]
+    if extra and not extra[0].startswith("-"):  # a method of continual.py, with flags of its own
+        own, extra = [extra[0], "--data", "digits"], extra[1:]
+    flags = [*own, "--tag", "bad", "--results-dir", str(results), *extra]
     before = sorted(results.rglob("*"))
     with pytest.raises(SystemExit) as error:
         run(SCRIPTS[script], [flag.format(gan=gan) for flag in flags])
@@ -42,6 +42,20 @@ def refused(script: str, extra: list[str], results: Path, capsys, gan: Path) -> 
     assert len(lines) == 1
     assert sorted(results.rglob("*")) == before
     return lines[0]
+
+
+NEEDS = {method: ["--buffer-size", "90"] for method in ("er", "der++", "gdumb", "condensed", "cls-er")}
+FOREIGN = {  # flags of other methods
+    "finetune": ("--memory-bytes 9000", "--buffer-size 9000", "--codec jpeg", "--replay-batch-size 8"),
+    "joint": ("--memory-bytes 9000", "--buffer-size 9000"),
+    "unlimited": ("--memory-bytes 9000", "--buffer-size 9000", "--codec jpeg"),
+    "er": ("--width 8", "--match-steps 0", "--replay-images 5", "--distill-weight 0.5", "--z-dim 50", "--alpha 1",
+           "--retrain", "--replay-loss er", "--fill-real", "--condense-steps 5", "--retrain-steps 4"),
+    "gdumb": ("--rehearse-steps 4", "--replay-batch-size 8"),
+    "condensed": ("--track online", "--alpha 1"),
+    "dgr": ("--replay-loss er", "--buffer-size 5"),
+    "dim": ("--buffer-size 5", "--codec png", "--track online", "--condense-match dist", "--retrain"),
+}  # fmt: skip
 
 
 CASES = [
@@ -84,7 +98,7 @@ CASES = [
     *((s, ["--tag", tag], f"--tag {tag!r}") for s in STAGES for tag in ("../out", ".", "./")),
     *((s, ["--seed", str(2**64)], f"argument --seed: found {2**64}, expected a whole number >= 0 and <= "
     f"{2**64 - 1}") for s in STAGES),
-    ("continual", ["--method", "gdumb", "--buffer-size", "5"], "--buffer-size 5: expected room for one "
+    ("continual", ["gdumb", "--buffer-size", "5"], "--buffer-size 5: expected room for one "
     "image of each of the 10 classes"),
     *((s, ["--epoch", "3"], "unrecognized arguments: --epoch 3") for s in TRAINING),
     ("gen_condense", ["--z-dim", "10"], "--z-dim 10: expected more than the 10 classes"),
@@ -103,56 +117,28 @@ CASES = [
     ("validate", ["--source", "fake"], "argument --source: invalid choice: 'fake'"),
     ("validate", ["--ipc", "200"], "--ipc 200: class 8, the smallest of digits, has 146 training images for "
     "random-real"),
-    *(("continual", ["--method", "er", *more], "--method er needs --memory-bytes or --buffer-size, and not "
-    "both")
-      for more in ([], ["--memory-bytes", "9000", "--buffer-size", "5"])),
-    *(("continual", ["--method", method, flag, "9000"], f"{flag} 9000: --method {method} keeps {kept}")
-      for flag in ("--memory-bytes", "--buffer-size")
-      for method, kept in (("finetune", "nothing"), ("joint", "nothing"), ("unlimited", "every image"))),
-    *(("continual", [flag, *value], f"{flag} is of --method dgr and dim; found er")
-      for flag, *value in (["--oracle"], ["--keep-discriminator"], ["--filter", "0.5"], ["--buffer-share", "0.5"],
-                           ["--width", "8"], ["--match-steps", "5"], ["--replay-images", "5"],
-                           ["--distill-weight", "0.5"], ["--layout", "carried"])),
-    *(("continual", [flag, *value], f"{flag} is of --method {owners}; found er")
-      for owners, flag, *value in (["dim, dgr and condensed", "--retrain"], ["dim and condensed", "--replay-loss", "er"],
-      ["dim and condensed", "--distilled-share", "0.5"])),
-    *(("continual", ["--method", "dim", "--distilled-share", "0.5", *more], "--distilled-share 0.5: "
-    f"expected {found}")
-      for more, found in ((["--retrain"], "what is distilled before a stream, found --retrain"),
-                          (["--layout", "carried"], "a generator for each task, found --layout carried"),
-                          (["--recipe-match", "energy", "--match-steps", "3"], "what is distilled before a "
-                          "stream, found --recipe"))),
-    ("continual", ["--method", "dim", "--distilled-share", "0.06", "--batch-size", "8"],
-     "--distilled-share: expected one distilled image in a batch or more, found 0.06 of --batch-size 8, "
-     "which rounds to none"),
-    ("continual", ["--latents", "3"], "--latents is of --method dim; found er"),
-    *(("continual", [*more, "--latents", "3"], "--latents 3: expected a generator for each task, found "
-    f"{found}")
-      for more, found in ((["--method", "dgr"], "--method dgr"), (["--method", "dim", "--layout", "carried"], "--layout carried"),
-                          (["--method", "dim", "--oracle"], "--oracle"))),
-    *(("continual", ["--method", "dim", "--latents", "3", *more],
-       f"--latents 3 are matched after the networks have learnt a task, expected no {more[0]}")
-      for more in (["--retrain"], ["--filter", "0.5"], ["--distilled-share", "0.5"])),
-    ("continual", ["--method", "dim", "--latents", "3", "--memory-bytes", "5000"],
-     "--memory-bytes 5000: --latents 3 take 5880 bytes, expected less than the 5000 of generators"),
-    ("continual", ["--latent-steps", "3"], "--latent-steps is of --method dim; found er"),
-    ("continual", ["--method", "dim", "--latents", "200", "--match-batch", "150"],
-     "--latents 200 and --match-batch 150: a step matches 150 images of a class, found 148 training images "
-     "of 4"),
-    ("continual", ["--method", "dim", "--recipe-match", "energy", "--match-steps", "2", "--match-batch", "150"],
-     "--match-batch 150: a step matches 150 images of a class, found 148 training images of 4"),
-    ("continual", ["--method", "condensed", "--buffer-size", "9", "--replay-loss", "er", "--retrain"],
+    *(("continual", ["er", *more], message)
+      for more, message in (
+          ([], "er: error: one of the arguments --memory-bytes --buffer-size is required"),
+          (["--memory-bytes", "9000", "--buffer-size", "5"], "argument --buffer-size: not allowed with argument "
+          "--memory-bytes"))),
+    ("continual", ["condensed"], "one of the arguments --memory-bytes --buffer-size is required"),
+    *(("continual", [method, *NEEDS.get(method, ()), *flag.split()], f"unrecognized arguments: {flag}")
+      for method, flags in FOREIGN.items() for flag in flags),
+    ("continual", ["condensed", "--buffer-size", "9", "--replay-loss", "er", "--retrain"],
      "--replay-loss er: --retrain learns from memory alone"),
-    ("continual", ["--method", "er", "--buffer-size", "9", "--fill-real"], "--fill-real is of --method "
-    "condensed; found er"),
-    ("continual", ["--method", "dgr", "--replay-loss", "er"], "--replay-loss is of --method dim and "
-    "condensed; dgr distils"),
-    ("continual", ["--method", "dim", "--replay-loss", "er", "--retrain"], "--replay-loss er: --retrain "
-    "learns from memory alone"),
-    *(("continual", ["--method", "dim", "--replay-loss", "er", *more], f"{' '.join(more)} weighs the loss "
-    "that --replay-loss er replaces")
-      for more in (["--distill-weight", "0.5"], ["--replay-balance", "equal"])),
-    ("continual", ["--method", "ewc"], "argument --method: invalid choice: 'ewc'"),
+    ("continual", ["condensed", "--buffer-size", "9", "--rehearse-steps", "4", "--retrain"],
+     "--rehearse-steps 4: --retrain learns from memory alone"),
+    ("continual", ["condensed", "--buffer-size", "90", "--retrain-steps", "4"],
+     "--retrain-steps 4: expected it beside --retrain"),
+    ("continual", ["dim", "--recipe-match", "energy", "--match-steps", "2", "--match-batch", "150"],
+     "--match-batch 150: a step matches 150 images of a class, found 148 training images of 4"),
+    ("continual", ["dim", "--recipe-match", "energy", "--match-steps", "2", "--match-batch", "1"],
+     "argument --match-batch: found 1, expected a whole number >= 2"),
+    ("continual", ["dim", "--recipe-match", "energy"], "--recipe-match energy: expected --match-steps, found 0"),
+    ("continual", ["dim", "--gan-steps", "0"], "--gan-steps 0: without a GAN the generator needs --recipe-match energy"),
+    ("continual", ["ewc"], "argument METHOD: invalid choice: 'ewc'"),
+    ("continual", ["finetune", "--method", "dim"], "unrecognized arguments: --method dim"),
     ("continual", ["--pool", "vgg"], "--pool vgg: unknown network 'vgg'"),
     ("continual", ["--dsa-strategy", "zoom"], "--dsa-strategy zoom: unknown operation 'zoom'"),
     ("continual", ["--num-tasks", "11"], "--num-tasks 11: expected at most the 10 classes"),
@@ -162,63 +148,32 @@ CASES = [
     "which has 3"),
     ("continual", ["--track", "online", "--epochs", "2"], "--epochs 2: --track online sees each image once, "
     "expected 1 or --track offline"),
-    ("continual", [*DIM, "900000", "--track", "online"], "--track online: --method dim goes over a task's "
-    "images several times"),
-    ("continual", [*DIM, "900000", "--match", "mean"], "--match mean: needs the batches of pool_match.py "
-    "--match-batch"),
-    ("continual", [*DIM, "900000", "--layout", "per-task", "--oracle"], "--oracle is one generator of all "
-    "classes, found --layout"),
-    ("continual", ["--method", "dgr", "--layout", "per-task"], "--layout per-task: --method dgr carries one "
-    "generator on"),
-    ("continual", [*DIM, "900000", "--buffer-share", "1"], "--buffer-share 1.0: expected a share below 1 of "
-    "--memory-bytes"),
-    ("continual", ["--method", "dim", "--width", "4", "--buffer-share", "0.5"], "--buffer-share 0.5: expected a share below 1"),
-    ("continual", [*DIM, "900000", "--buffer-size", "5"], "--buffer-size 5: expected --memory-bytes or "
-    "--buffer-size, and not both"),
+    ("continual", [*DIM, "900000", "--match", "mean"], "argument --match: invalid choice: 'mean'"),
     ("continual", [*DIM, "9000"], "--memory-bytes 9000: --width 4: its generators take"),
-    ("continual", ["--method", "dim", "--memory-bytes", "900"], "--memory-bytes 900: 900 bytes are left for "
+    ("continual", ["dim", "--memory-bytes", "900"], "--memory-bytes 900: 900 bytes are left for "
     "generators, expected at least"),
-    ("continual", ["--method", "er", "--memory-bytes", "700"], "--memory-bytes 700: 700 bytes are left for "
+    ("continual", ["er", "--memory-bytes", "700"], "--memory-bytes 700: 700 bytes are left for "
     "images"),
-    ("continual", ["--method", "cls-er", "--memory-bytes", "9000"], "--memory-bytes 9000: the averaged "
+    ("continual", ["cls-er", "--memory-bytes", "9000"], "--memory-bytes 9000: the averaged "
     "copies of cls-er take"),
-    ("continual", ["--retrain-steps", "4"], "--retrain-steps 4 is of --method gdumb and --retrain, found "
-    "neither"),
-    ("continual", ["--method", "dim", "--keep-discriminator"], "--keep-discriminator is for a generator "
-    "that is carried on"),
-    ("continual", [*DIM, "900000", "--retrain", "--filter", "0.5"], "--filter 0.5: --retrain replays only "
-    "to a carried generator"),
-    ("continual", ["--track", "online", "--offer", "task"], "--offer task goes over a task's images again"),
-    ("continual", ["--method", "dim", "--codec", "png"], "--codec png: there is no buffer of real images to "
-    "store"),
-    ("continual", ["--method", "dim", "--z-dim", "2"], "--z-dim 2: expected more than the 2 classes"),
-    ("continual", ["--method", "dim", "--z-dim", "5", "--class-tables", "all"], "--z-dim 5: expected more "
-    "than the 10 classes"),
-    ("continual", ["--method", "gdumb", "--memory-bytes", "4000"], "expected room for one of each class, "
+    ("continual", ["dim", "--z-dim", "2"], "--z-dim 2: expected more than the 2 classes"),
+    ("continual", ["dgr", "--z-dim", "5"], "--z-dim 5: expected more than the 10 classes"),
+    ("continual", ["gdumb", "--memory-bytes", "4000"], "expected room for one of each class, "
     "7850 bytes or more"),
-    ("continual", ["--z-dim", "50"], "--z-dim is of --method dgr and dim; found"),
-    ("continual", ["--match-steps", "0"], "--match-steps is of --method dgr and dim; found"),
-    ("continual", ["--condense-steps", "5"], "--condense-steps 5 is of --method condensed, found er"),
-    ("continual", [*DIM, "900000", "--condense-match", "dist"], "--condense-match dist is of --method "
-    "condensed, found dim"),
-    ("continual", [*CONDENSED, "50", "--track", "online"], "--track online: --method condensed goes over a "
-    "task's images several times"),
-    ("continual", [*CONDENSED, "50", "--offer", "task"], "--offer task is of buffers of real images; "
-    "--method condensed always fills"),
     ("continual", [*CONDENSED, "9"], "--buffer-size 9: expected room for one image of each of the 10 "
     "classes"),
     ("continual", [*CONDENSED, "50", "--condense-network", "vgg"], "unknown network 'vgg'"),
     ("continual", [*CONDENSED, "50", "--condense-steps", "0"], "argument --condense-steps: found 0, "
     "expected a whole number >= 1"),
-    ("continual", ["--method", "condensed", "--memory-bytes", "7849"], "expected room for one of each "
+    ("continual", ["condensed", "--memory-bytes", "7849"], "expected room for one of each "
     "class, 7850 bytes or more"),
-    ("continual", ["--method", "condensed"], "--method condensed needs --memory-bytes or --buffer-size, and "
-    "not both"),
     ("continual", ["--codec", "gif"], "argument --codec: invalid choice: 'gif'"),
     ("continual", ["--quality", "99"], "argument --quality: found 99, expected a whole number >= 1 and <= "
     "95"),
-    *(("continual", [flag, "-1"], f"argument {flag}: found -1") for flag in ("--alpha", "--beta", "--consistency", "--class-order")),
-    *(("continual", [flag, "2"], f"argument {flag}: found 2") for flag in ("--filter", "--distill-weight", "--buffer-share")),
+    ("continual", ["--class-order", "-1"], "argument --class-order: found -1"),
+    *(("continual", [method, flag, value], f"argument {flag}: found {value}")
+      for method, flag, value in (("der++", "--alpha", "-1"), ("der++", "--beta", "-1"), ("cls-er", "--consistency", "-1"),
+                                  ("dim", "--distill-weight", "2"), ("dgr", "--distill-weight", "2"))),
     *((s, ["--data", "mnist"], "--data mnist: {gan} was trained on digits") for s in ("pool_match", "validate")),
 ]  # fmt: skip
 

@@ -34,9 +34,8 @@ def runs(tmp_path_factory) -> Path:
         run(continual, continual_flags(results, method, *tag))
     older = results / "digits_20000_er_1" / "results.json"  # of a time before these flags
     found = json.loads(older.read_text())
-    assert found["flags"].pop("replay_loss") is None
     assert found["flags"].pop("rehearse_steps") == 0
-    found["flags"]["gan"] = "dim"  # the default of that time
+    found["flags"] |= {"gan": "dim", "offer": "step", "layout": None}  # flags of other methods, and lost ones
     older.write_text(json.dumps(found))
     shutil.copytree(results / "digits_20000_er_0", results / "digits_20000_half_0")
     half = results / "digits_20000_half_0" / "results.json"
@@ -44,14 +43,25 @@ def runs(tmp_path_factory) -> Path:
     return results
 
 
+OLD = {
+    "layout": None,
+    "oracle": False,
+    "distilled_share": 0.0,
+    "distill_weight": None,
+}  # flags of all methods
+
+
+def with_flags(run_: dict, seed: int, flags: dict) -> dict:
+    """The run as one of another seed, with other flags."""
+    return run_ | {"seed": seed, "folder": Path(f"dim_{seed}"), "flags": flags}
+
+
 def test_a_generator_with_tables_of_all_classes_has_a_row_of_its_own(runs):
     (new,) = read_runs([str(runs / "digits_20000_dim_0")])
-    older = new | {
-        "seed": 1,
-        "flags": {name: value for name, value in new["flags"].items() if name != "class_tables"},
-    }
-    of_all = older | {"seed": 2, "flags": older["flags"] | {"class_tables": "all"}}
-    assert [row["seeds"] for row in rows_of([new, older, of_all])] == [[0], [1, 2]]
+    flags = new["flags"] | OLD
+    tables = ({}, {"class_tables": "all"}, {"class_tables": "task"}, {"class_tables": None})
+    older = [with_flags(new, seed, flags | more) for seed, more in enumerate(tables, 1)]
+    assert [row["seeds"] for row in rows_of([new, *older])] == [[0, 3, 4], [1, 2]]
 
 
 def test_of_two_records_the_one_with_more_seeds_is_drawn(runs, tmp_path, monkeypatch):
@@ -69,12 +79,11 @@ def test_of_two_records_the_one_with_more_seeds_is_drawn(runs, tmp_path, monkeyp
 
 def test_an_older_generator_was_matched_for_100_steps_by_default(runs):
     (new,) = read_runs([str(runs / "digits_20000_dim_0")])
-    flags = {name: value for name, value in new["flags"].items() if name != "distilled_share"}
-    older, asked, without = (
-        new | {"seed": seed, "folder": Path(f"dim_{seed}"), "flags": of | {"match_steps": steps}}
-        for seed, (of, steps) in enumerate([(flags, None), (new["flags"], 100), (new["flags"], None)])
-    )
-    assert [row["seeds"] for row in rows_of([older, asked, without])] == [[0, 1], [2]]
+    flags = new["flags"] | OLD | {"class_tables": "task"}
+    oldest = {name: value for name, value in flags.items() if name != "distilled_share"}
+    kinds = ((oldest, None), (flags, 100), (flags, None), (flags, 0), (new["flags"], 0), (new["flags"], 100))
+    cases = [with_flags(new, seed, one | {"match_steps": steps}) for seed, (one, steps) in enumerate(kinds)]
+    assert [row["seeds"] for row in rows_of(cases)] == [[0, 1, 5], [2, 3, 4]]
 
 
 def test_flags_without_an_effect_do_not_part_the_runs_of_a_row(runs):

@@ -10,7 +10,9 @@ from conftest import ROOT, SCRIPTS, TOOLS
 
 from engine.args_file import FREE_FLAGS
 from models.condense import Condensing
-from replay.options import Options
+from replay.memory import MemorySettings
+from replay.methods import METHODS
+from replay.plan import Generation, Training
 from utils import Parser
 
 # A flag that means the same in two scripts, with a reason for another default.
@@ -28,22 +30,35 @@ OWN_DEFAULTS = {
     "restat": "a task's generator is an average over few steps",
     "ema": "likewise",
     "pool": "in stage 4 the networks that are trained",
-    "pool_steps": "stage 4 is short of time",
     "dsa_strategy": "the recipe's in stage 3",
     "storage": "int8 in stage 4, the file's in stage 3",
     "match_batch": "in stage 4 that of --recipe-match energy, which has classes of its own",
-    "teacher_weight": "likewise",
+}
+
+
+OWN_TYPES = {
+    "batch_size": "BatchNorm needs two",
+    "match_batch": "0 is none in stage 2; stage 4 has it for --recipe-match energy alone",
 }
 
 
 def declared(script: str) -> dict[str, argparse.Action]:
+    """The flags of a script by name, those of all its sub-parsers."""
     seen = {}
+
+    def collect(parser: argparse.ArgumentParser) -> None:
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for sub_parser in action.choices.values():
+                    collect(sub_parser)
+            if action.dest != "help":
+                seen[action.dest] = action
 
     class Stop(Exception):
         pass
 
     def record(self, argv):
-        seen.update({action.dest: action for action in self._actions if action.dest != "help"})
+        collect(self)
         raise Stop
 
     with pytest.MonkeyPatch.context() as patch:
@@ -69,8 +84,8 @@ def read_elsewhere(script: str) -> set[str]:
     if script == "validate":
         return condensing | read(ROOT / "scoring" / "inputs.py")
     if script == "continual":
-        settings = {field.name for field in fields(Options)} - {"condensing"} | condensing
-        return settings | read(ROOT / "replay" / "options.py", "given")
+        settings = {field.name for kind in (Training, Generation, MemorySettings) for field in fields(kind)}
+        return settings | condensing | {flag for method in METHODS.values() for flag in method.flags}
     return set()
 
 
@@ -84,14 +99,26 @@ def test_flags_declared_are_the_flags_read(script):
 
 @pytest.mark.parametrize("script", SCRIPTS | TOOLS)
 def test_every_flag_has_a_help_text(script):
-    assert all(action.help for action in declared(script).values())
+    assert all(action.help for name, action in declared(script).items() if name != "method")
 
 
-@pytest.mark.parametrize("script", SCRIPTS | TOOLS)
-def test_help_names_each_default_once(script, capsys):
+def test_the_flags_of_every_method_are_walked():
+    flags = declared("continual")
+    assert {"method", "alpha", "gan_steps", "condense_steps", "retrain_steps", "buffer_size"} <= set(flags)
+
+
+HELPS = [*((script,) for script in SCRIPTS | TOOLS), *(("continual", method) for method in METHODS)]
+
+
+@pytest.mark.parametrize("script", HELPS, ids=" ".join)
+def test_help_names_each_default_once(script, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    name, *method = script
     with pytest.raises(SystemExit):
-        (SCRIPTS | TOOLS)[script].parse_args(["--help"])
+        (SCRIPTS | TOOLS)[name].parse_args([*method, "--help"])
     text = capsys.readouterr().out
+    if name == "continual":
+        assert len(text.splitlines()) <= 90
     assert "None)" not in text
     assert not re.search(r"\(default[^()]*\)\s+\(default", text)
 
@@ -102,8 +129,10 @@ def test_shared_flags_agree():
         for other in SCRIPTS:
             for name in set(flags[one]) & set(flags[other]):
                 a, b = flags[one][name], flags[other][name]
-                assert a.type == b.type or name == "batch_size", name  # BatchNorm needs two
-                assert (a.choices and list(a.choices)) == (b.choices and list(b.choices)), name
+                assert a.type == b.type or name in OWN_TYPES, name
+                assert (a.choices and list(a.choices)) == (
+                    b.choices and list(b.choices)
+                ) or name == "match", name
                 assert a.required == b.required, name
                 if name not in OWN_DEFAULTS:
                     assert (a.default, a.nargs) == (b.default, b.nargs), name

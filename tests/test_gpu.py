@@ -76,19 +76,16 @@ def test_continual(tmp_path, method, graphs):
 
 
 CONTROLS = {
-    "oracle": ("dim", "--oracle"),
-    "kept": ("dim", "--layout carried --keep-discriminator --memory-bytes 400000 --buffer-share 0.2"),
+    "budget": ("dgr", "--memory-bytes 400000 --restat 2"),
+    "retrain": ("condensed", "--retrain --retrain-steps 5 --fill-real"),
     "replay-loss": ("dim", "--replay-loss er"),
-    "filter": ("dim", "--layout carried --filter 0.3 --restat 2"),
-    "retrain": ("dim", "--retrain --retrain-steps 5"),
     "jpeg": ("er", "--codec jpeg"),
-    "png": ("der++", "--codec png --offer task"),
+    "png": ("der++", "--codec png"),
     "webp": ("gdumb", "--codec webp"),
     "energy": (
         "dim",
         "--recipe-match energy --gan-steps 0 --match-steps 10 --match-batch 4 --rehearse-steps 3",
     ),
-    "latents": ("dim", "--latents 5 --latent-steps 10 --gan resnet"),
     "condensed": ("condensed", "--condense-match grad --condense-steps 6 --codec jpeg"),
     "densenet": ("er", "--pool densenet"),
 }

@@ -22,6 +22,7 @@ import pytest
 import torch
 from conftest import PRECISION, SCRIPTS
 
+import continual
 import gen_condense
 import pool_match
 import validate
@@ -31,11 +32,11 @@ from models import GANS, STORAGES
 from models.matching import MATCH_RECIPES, MATCH_WEIGHTS
 from models.pool import POOL_DATA
 from replay.methods import METHODS
-from replay.options import LAYOUTS
 from scoring.evaluation import BUDGETS
 from scoring.recipes import RECIPES
 from scoring.storage import CODECS
 from scoring.table import SOURCES
+from utils import Parser
 
 SEED, NUMBER = 19, 200  # of the combinations below
 SECONDS = 240  # after which a combination hangs
@@ -161,7 +162,6 @@ CHOICES = {
         "--class-order": ["0", "4294967295"],
         "--track": ["offline", "online"],
         "--epochs": ["1", "2"],
-        "--method": METHODS,
         "--pool": [["convnet_w32"], ["mlp_w100"], ["mlp_w100", "convnet_w32"], ["vgg"]],
         "--lr": RATES,
         "--batch-size": ["2", "8", "500"],
@@ -174,40 +174,25 @@ CHOICES = {
         "--buffer-size": ["1", "5", "20", "1000000"],
         "--codec": CODECS,
         "--quality": ["1", "95"],
-        "--offer": ["step", "task"],
-        "--buffer-share": SHARES,
         "--gan": GANS,
         "--width": ["1", "4"],
         "--z-dim": ["10", "50"],
         "--storage": STORAGES,
-        "--layout": LAYOUTS,
         "--gan-steps": COUNTS,
         "--gan-batch-size": ["2", "16", "500"],
         "--gan-lr": RATES,
-        "--gan-lr-d": RATES,
-        "--gp-weight": ["0", "10"],
         "--ema": ["0", "0.9"],
         "--restat": ["0", "2"],
-        "--keep-discriminator": ON,
-        "--oracle": ON,
         "--match-steps": ["0", "2"],
         "--match": MATCH_WEIGHTS,
-        "--match-weight": ["0", "1"],
-        "--pool-steps": ["0", "1"],
-        "--pool-lr": RATES,
         "--replay-batch-size": ["1", "8"],
         "--replay-images": ["1", "5"],
-        "--replay-balance": ["classes", "equal"],
         "--distill-weight": SHARES,
         "--replay-loss": ["er", "er-ace", "cls-er"],
-        "--distilled-share": SHARES,
-        "--latents": ["0", "1", "3"],
-        "--latent-steps": COUNTS,
         "--fill-real": ON,
         "--rehearse-steps": ["0", "3"],
         "--rehearse-decay": ["none", "linear"],
         "--condense-images": ["1", "2", "1000"],
-        "--filter": ["0", "0.5", "1"],
         "--retrain": ON,
         "--retrain-steps": COUNTS,
     },
@@ -221,24 +206,25 @@ BASE = {
     "--epochs-eval 2 --eval-model convnet_w32 "
     "--pool convnet_w32 --pool-steps 1 --teacher-epochs 1",
     "validate": "--data digits --eval-model convnet_w32 --epochs-eval 2 --repeats 2 --samples 1",
-    "continual": "--data digits --pool mlp_w100 --batch-size 8 --epochs 1 --val-size 1380 --gan-steps 3 "
-    "--match-steps 2 --replay-images 12 "
-    "--gan-batch-size 8 --restat 2 --width 4",
+    "continual": "--data digits --pool mlp_w100 --batch-size 8 --epochs 1 --val-size 1380",
 }
-NEEDS = {  # what a method or source does not run without, added in most combinations
-    **{method: ["--buffer-size", "20"] for method in ("er", "der++", "er-ace", "gdumb", "cls-er")},
+OF_GENERATORS = "--gan-steps 3 --match-steps 2 --replay-images 12 --gan-batch-size 8 --restat 2 --width 4"
+NEEDS = {  # what a source does not run without, added in most combinations
     "generator": ["--pretrain-weight", "{gan}"],
     "file": ["--file", "{set}"],
 }
-OF_GENERATORS = ("--gan-steps", "--match-steps", "--replay-images", "--gan-batch-size", "--restat", "--width")
-# by most methods and sources: left out of most combinations of these, so that they come further
+# by most sources: left out of most combinations of these, so that they come further
 REFUSED_WITHOUT = {
-    "--method": "--oracle --retrain --keep-discriminator --buffer-share --filter --layout --distill-weight "
-    "--z-dim --gan-lr-d "
-    "--match-weight --replay-loss --width --match-steps --replay-images --retrain-steps --memory-bytes".split(),
     "--source": "--mixture --match-bytes --export --filter --storage --teacher --labels --temperature "
     "--file --image-range --group".split(),
 }
+
+
+def flags_of(method: str) -> set[str]:
+    """The flags of a method of continual.py."""
+    parser = Parser()
+    continual.add_flags(parser, METHODS[method])
+    return set(parser._option_string_actions)
 
 
 def combination(number: int) -> tuple[str, list[str]]:
@@ -246,18 +232,27 @@ def combination(number: int) -> tuple[str, list[str]]:
     rng = random.Random(f"{SEED} {number}")
     script = list(CHOICES)[number % 4]
     flags = BASE[script].split()
-    chosen = rng.sample(sorted(CHOICES[script]), rng.choice([1, 2, 3, 4, 6]))
-    for flag in [
-        name
-        for name in ("--method", "--source")
-        if name in CHOICES[script] and name not in chosen and rng.random() < 0.8
-    ]:
-        chosen.append(flag)
+    choices = CHOICES[script]
+    if script == "continual":
+        method = rng.choice(list(METHODS))
+        flags = [method, *flags]
+        known = flags_of(method)
+        if "--buffer-size" in known and rng.random() < 0.8:
+            choices = {flag: values for flag, values in choices.items() if flag != "--memory-bytes"}
+            flags += ["--buffer-size", "20"]
+        flags += OF_GENERATORS.split() if "--gan-steps" in known else []
+        # a thousand steps of 64 images a class otherwise
+        flags += "--condense-steps 2 --condense-batch 4".split() if "--condense-steps" in known else []
+        if rng.random() < 0.8:  # flags of other methods are refused
+            choices = {flag: values for flag, values in choices.items() if flag in known}
+    chosen = rng.sample(sorted(choices), rng.choice([1, 2, 3, 4, 6]))
+    if script == "validate" and "--source" not in chosen and rng.random() < 0.8:
+        chosen.append("--source")
     for flag, others in REFUSED_WITHOUT.items():
         if flag in chosen and rng.random() < 0.6:
             chosen = [name for name in chosen if name not in others]
     for flag in chosen:
-        values = list(CHOICES[script][flag])
+        values = list(choices[flag])
         value = [] if not values else rng.choice(values)
         value = [value] if isinstance(value, str) else list(value)
         if value and value[0][:1].isdigit() and rng.random() < 0.05:
@@ -265,14 +260,9 @@ def combination(number: int) -> tuple[str, list[str]]:
         for name in value:
             if name in NEEDS and rng.random() < 0.9:
                 flags += NEEDS[name]
-        if "condensed" in value and flag in ("--method", "--source"):
-            flags += (
-                "--condense-steps 2 --condense-batch 4".split()
-            )  # a thousand steps of 64 images a class otherwise
-            flags += ["--ipc", "2"] if flag == "--source" and "--ipc" not in (*chosen, *flags) else []
-        if flag == "--method" and METHODS[value[0]].memory != "generator":  # whose flags would be refused
-            for other in OF_GENERATORS:
-                del flags[flags.index(other) : flags.index(other) + 2]
+        if "condensed" in value and flag == "--source":
+            flags += "--condense-steps 2 --condense-batch 4".split()
+            flags += ["--ipc", "2"] if "--ipc" not in (*chosen, *flags) else []
         flags += [flag, *value]
     return script, flags
 
@@ -346,13 +336,9 @@ def tried(number: int, files: dict[str, str], folder: Path) -> tuple[str | None,
     """Run combination `number` in `folder`: what is wrong with how it ended, or None; and its last line."""
     script, flags = combination(number)
     names = files | {"out": str(folder / "out")}
-    flags = [
-        "--tag",
-        "run",
-        *(flag.format(**names) for flag in flags),
-        "--results-dir",
-        str(folder / "results"),
-    ]
+    flags = [*(flag.format(**names) for flag in flags), "--results-dir", str(folder / "results")]
+    start = int(script == "continual")  # whose method comes first
+    flags[start:start] = ["--tag", "run"]
     flags += PRECISION if "--device" in flags else ["--device", "cpu", *PRECISION]
     out, err, code = io.StringIO(), io.StringIO(), 0
 

@@ -10,7 +10,6 @@ import torch
 from conftest import ROOT, SCRIPTS, TOOLS, continual_flags, gan_flags, run, validate_flags
 
 from models.matching import EFFECTS as OF_MATCHING
-from replay.options import EFFECTS as OF_REPLAY
 from scoring.evaluation import EVALUATIONS
 from scoring.table import EFFECTS as OF_TABLE
 from utils import Effect, Parser, UsageError, cli, number, out_of_memory_hint, seed_number
@@ -76,7 +75,6 @@ def test_a_flag_that_is_given_and_has_no_effect_is_warned_about(capsys):
         ("gen_condense", EVALUATIONS),
         ("pool_match", [*EVALUATIONS, *OF_MATCHING]),
         ("validate", OF_TABLE),
-        ("continual", OF_REPLAY),
     ],
 )
 def test_flags_of_effects_are_declared(script, effects):
@@ -121,22 +119,42 @@ def test_flags_of_effects_are_declared(script, effects):
         ),
         ("validate", "--pretrain-weight x", ""),
         ("validate", "--quality 50", "--quality: no effect without --match-bytes or a lossy --codec"),
-        ("continual", "--method er --alpha 1", "--alpha: no effect without --method der++"),
+        ("continual", "dgr --match logit", "--match: no effect without --match-steps"),
+        ("continual", "dim --match-steps 3 --match logit", ""),
+        ("continual", "dim --match-batch 3", "--match-batch: no effect without --recipe-match energy"),
+        ("continual", "dim --gan-steps 0 --ema 0", "--ema: no effect without a GAN"),
+        ("continual", "dim --replay-loss cls-er --consistency 1", ""),
         (
             "continual",
-            "--method er --gan-steps 5 --storage fp16",
-            "--storage, --gan-steps: no effect without a generator",
+            "dim --replay-loss er --consistency 1",
+            "--consistency: no effect without --replay-loss cls-er",
         ),
-        ("continual", "--method dim --pool-lr 1", "--pool-lr: no effect where nothing is matched"),
-        ("continual", "--method dgr --match logit", "--match: no effect where nothing is matched"),
-        ("continual", "--method dim --replay-loss cls-er --consistency 1", ""),
-        ("continual", "--method gdumb --offer step", "--offer: no effect with gdumb"),
         (
             "continual",
-            "--method finetune --offer task --replay-batch-size 3",
-            "--offer: no effect without a buffer",
+            "dim --replay-loss er --distill-weight 1",
+            "--distill-weight: no effect with --replay-loss",
         ),
-        ("continual", "--method er --quality 50", "--quality: no effect without --codec jpeg or jpeg-scan"),
+        ("continual", "cls-er --buffer-size 9 --consistency 1", ""),
+        (
+            "continual",
+            "er --buffer-size 9 --quality 50",
+            "--quality: no effect without --codec jpeg or jpeg-scan",
+        ),
+        (
+            "continual",
+            "er --buffer-size 9 --rehearse-decay linear",
+            "--rehearse-decay: no effect without --rehearse-steps",
+        ),
+        (
+            "continual",
+            "condensed --buffer-size 9 --retrain --replay-batch-size 3",
+            "--replay-batch-size: no effect with --retrain",
+        ),
+        (
+            "continual",
+            "gdumb --buffer-size 9 --retrain-steps 3 --epochs 2",
+            "--epochs: no effect with --retrain-steps",
+        ),
     ],
 )
 def test_flags_without_an_effect(script, flags, warned, capsys):
@@ -203,8 +221,8 @@ def test_a_lack_of_memory_names_the_flag_that_asked_for_it(kind, flag, capsys, m
         (
             "continual",
             "replay.methods.joined",
-            ["--method", "er", "--buffer-size", "9"],
-            "--batch-size or --gan-batch-size or --match-batch or --width",
+            ["--buffer-size", "9"],
+            "--batch-size",
         ),
     ],
 )

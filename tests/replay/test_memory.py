@@ -11,11 +11,10 @@ from PIL import Image
 
 from data import DATASETS, load_data, to_uint8
 from models import build_gan
-from models.gan import GAN
 from replay.buffer import Buffer
 from replay.condensed_buffer import CondensedBuffer
 from replay.memory import Memory, digest
-from replay.stored_generators import GeneratorMemory, generator_bytes, training_bytes, widest
+from replay.stored_generators import GeneratorMemory, generator_bytes, widest
 from scoring.storage import BYTES, CODECS, LOSSY, decode_images, encode_images, make_codec, num_bytes
 from utils import UsageError
 
@@ -117,7 +116,7 @@ def test_real_images_fill_the_room_of_later_tasks_and_leave_it(digits, codec, im
         else:
             assert sum(buffer.num_bytes().values()) <= 60_000
             assert codec != "raw" or sum(buffer.num_bytes().values()) > 60_000 - 785
-        drawn = buffer.draw(len(buffer))
+        drawn = buffer.sample(len(buffer))
         assert torch.equal(drawn.y.sort()[0], buffer.labels.sort()[0])
         pixels = to_uint8(drawn.images).flatten(1)
         assert torch.equal(
@@ -251,13 +250,13 @@ def test_logits_stay_with_their_images_and_cost_bytes(digits):
     assert buffer.num_bytes() == {"images": 7840, "labels": 10, "logits": 800}
 
 
-def test_draws_are_without_repeats(digits):
+def test_a_batch_is_without_repeats(digits):
     buffer = Buffer(INFO, CPU, max_images=20)
     buffer.offer(numbered(50), torch.zeros(50, dtype=torch.long))
-    draw = buffer.draw(12)
+    draw = buffer.sample(12)
     assert draw.images.min() >= -1
     assert len(draw.y) == len({image[0, 0, 0].item() for image in draw.images}) == 12
-    assert len(buffer.draw(100).y) == 20
+    assert len(buffer.sample(100).y) == 20
 
 
 @pytest.mark.parametrize("codec", ["raw", "png"])
@@ -332,13 +331,6 @@ def test_generators_with_tables_of_their_own_classes_make_these_and_refuse_other
         both.sample(torch.tensor([9, 2, 0]))
 
 
-def test_a_generator_stored_with_other_tables_is_refused():
-    memory = GeneratorMemory(CONFIG | {"num_classes": 2}, "int8", "per-task", 10)
-    memory.keep(build_gan(CONFIG)[0], [0, 1])  # as runs did before generators had tables of their own classes
-    with pytest.raises(UsageError, match="the stored generators have other tables"):
-        memory.build()
-
-
 def test_a_carried_generator_takes_the_place_of_the_last():
     memory = generators("carried", "fp32")
     torch.manual_seed(1)
@@ -348,32 +340,6 @@ def test_a_carried_generator_takes_the_place_of_the_last():
     assert torch.equal(torch.get_rng_state(), state)  # reading it back costs no random numbers
     assert memory.classes == [[2, 3]]
     assert memory.num_bytes() == {"weights": num_bytes(build_gan(CONFIG)[0])}
-
-
-@pytest.mark.parametrize("gan", ["dim", "resnet"])
-def test_a_kept_discriminator_and_optimisers_are_counted_to_the_byte(gan):
-    config = CONFIG | {"gan": gan}
-    pair = GAN(*build_gan(config), lr=1e-3)
-    for optim in (pair.optim_g, pair.optim_d):
-        for group in optim.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = torch.ones_like(parameter)
-        optim.step()
-    memory = GeneratorMemory(config, "int8", "carried", 10)
-    state = pair.state_dict()
-    memory.keep(
-        pair.generator,
-        range(10),
-        {
-            "discriminator": state["discriminator"],
-            "optim_g": state["optim_g"]["state"],
-            "optim_d": state["optim_d"]["state"],
-        },
-    )
-    assert memory.num_bytes() == {
-        "weights": generator_bytes(config, "int8"),
-        "training": training_bytes(config),
-    }
 
 
 def test_the_widest_that_fits():

@@ -2,6 +2,7 @@
 inputs."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,13 +12,12 @@ from augment import Augmentation
 from data import DATASETS
 from engine.runtime import Runtime
 from losses import distillation_loss, masked_cross_entropy
-from replay.learner import Batch, Ensemble, Learner, Weights, joined
+from replay.learner import Batch, Ensemble, Learner, TaskInfo, joined
 from replay.methods import METHODS
 
 CPU = torch.device("cpu")
-WEIGHTS = Weights(
-    alpha=0.2, beta=0.3, consistency=0.4, distill=0.25, current=0.6, unseen=torch.tensor([False, False, True])
-)
+FLAGS = SimpleNamespace(alpha=0.2, beta=0.3, consistency=0.4, distill_weight=0.25)
+TASK = TaskInfo(FLAGS, new_share=0.6, unseen=torch.tensor([False, False, True]))
 
 
 class Echo:
@@ -58,8 +58,8 @@ def ce(logits, y):
     return math.log(sum(math.exp(x) for x in logits)) - logits[y]
 
 
-def loss(name, current, replays, weights=WEIGHTS):
-    value, logits = METHODS[name].loss(Echo(), current, replays, weights)
+def loss(name, current, replays):
+    value, logits = METHODS[name].loss(Echo(), current, replays, TASK)
     assert torch.equal(logits, current.augment(current.images))
     return value.item()
 
