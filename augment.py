@@ -178,11 +178,6 @@ def draw_operations(
     )
 
 
-def draw_dsa(strategy: str, composition: str, n: int, image_size: int, device: torch.device) -> Augmentation:
-    """choose_operations, then draw_operations."""
-    return draw_operations(choose_operations(strategy, composition), n, image_size, device)
-
-
 def _draw_operation(
     name: str, n: int, image_size: int, device: torch.device, rng: torch.Generator | None
 ) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:

@@ -34,8 +34,9 @@ from engine.runtime import Runtime, add_execution_flags, make_runtime
 from engine.steps import START, Position, Step
 from gen_condense import train_gan
 from models import GANS, describe_networks, network_name
+from losses import LOSSES
 from models.condense import add_condense_flags
-from models.matching import MATCH_RECIPES, MATCH_WEIGHTS
+from models.matching import MATCH_RECIPES
 from pool_match import train_match
 from replay.checks import check_flags
 from replay.continual import Continual
@@ -300,7 +301,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--match",
-        choices=MATCH_WEIGHTS,
+        choices=[*LOSSES, "none"],
         default="logit",
         help="what is matched; none: GAN training alone, as a control",
     )

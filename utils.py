@@ -123,6 +123,9 @@ class DefaultsInHelp(argparse.ArgumentDefaultsHelpFormatter):
     """A help formatter that adds the default to each text, except where there is none or the text names it
     itself."""
 
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=34)
+
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default in (None, False) or "(default" in (action.help or ""):
             return action.help

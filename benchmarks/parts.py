@@ -17,7 +17,7 @@ from engine.seeds import RandomStreams
 from gen_condense import train_gan
 from models import build_classifier, build_gan
 from models.gan import GAN
-from models.matching import MATCH_RECIPES, Matching, recipe_settings
+from models.matching import MATCH_RECIPES, Matching, Teachers, recipe_settings
 from models.pool import Pool
 from pool_match import train_match
 from replay.buffer import Buffer
@@ -123,7 +123,9 @@ def stage1(
 def stage2(variant: str, runtime: Runtime, batch_size: int, width: int, network: str) -> Callable[[], object]:
     """A stage-2 step with 16 pool updates."""
     images = images_on(torch.device("cpu") if variant == "loader" else runtime.device)
-    pool = (LoadedPool if variant == "loader" else Pool)([network], INFO, 0.01, "color_crop", 0, runtime)
+    pool = (LoadedPool if variant == "loader" else Pool)(
+        [network], INFO, 0.01, "color_crop", 0, runtime, steps=16
+    )
     if variant == "loader":
         pool.loaded, images = (
             Loaded(images, batch_size, runtime.device, 16),
@@ -132,7 +134,7 @@ def stage2(variant: str, runtime: Runtime, batch_size: int, width: int, network:
     matching = Matching(strategy="color_crop_cutout")
     common = {"epochs": FOREVER, "batch_size": batch_size, "gp_weight": 10, "seed": 0, "runtime": runtime}
     return read_losses(
-        train_match(pair(width, runtime), pool, images, pool_steps=16, matching=matching, **common),
+        train_match(pair(width, runtime), pool, images, matching, **common),
         variant == "loader",
     )
 
@@ -144,7 +146,8 @@ def matching_step(
     ten classes."""
     recipe, train = MATCH_RECIPES["energy"], images_on(runtime.device)
     gan = GAN(pair(width, runtime).generator, None, recipe["lr"], recipe["ema"], betas=tuple(recipe["betas"]))
-    pool = Pool([network], INFO, 0.01, "color_crop", 0, runtime, recipe["pool_size"], gan.generator)
+    own = (recipe["pool_size"], gan.generator, recipe["pool_steps"], recipe["pool_age"])
+    pool = Pool([network], INFO, 0.01, "color_crop", 0, runtime, *own)
     teachers = [runtime.place(build_classifier(network, INFO)).eval().requires_grad_(False)]
     common = recipe_settings(batch_size) | {
         "epochs": FOREVER,
@@ -152,6 +155,7 @@ def matching_step(
         "seed": 0,
         "runtime": runtime,
     }
+    teachers = Teachers(teachers, recipe["teacher_weight"])
     return read_losses(train_match(gan, pool, train, teachers=teachers, **common), False)
 
 
@@ -160,7 +164,7 @@ def pool_update(
 ) -> Callable[[], object]:
     images = images_on(runtime.device)
     pool = Pool([network], INFO, 0.01, "color_crop", 0, runtime)
-    pool.turn(0, 1)
+    pool.select(0, 1)
     index, choices = torch.arange(batch_size, device=runtime.device), torch.Generator()
     return lambda: pool.train_step(images, index, choices)
 

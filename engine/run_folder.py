@@ -3,6 +3,7 @@
 The training loop is a generator function in the stage script; `RunFolder.epochs` drives it.
 """
 
+import argparse
 import contextlib
 import sys
 import time
@@ -21,7 +22,7 @@ from engine.runtime import Runtime
 from engine.seeds import rng_state, set_rng_state
 from engine.steps import START, LossMeter, Position, Step
 from engine.tensors import to_host
-from utils import FailedRun, UsageError, handle_stops, raise_stopped, tell
+from utils import FailedRun, UsageError, count, handle_stops, positive_int, raise_stopped, tell
 
 
 class RunFolder:
@@ -205,17 +206,16 @@ class RunFolder:
         disk is full."""
         self._means()
         self._lap()
-        state = dict(self.header)
-        for part in self.parts:
-            state |= part.state_dict()
-        state |= {
+        parts = to_host({name: value for part in self.parts for name, value in part.state_dict().items()})
+        self._check_finite(parts, *self.position)
+        state = {
+            **self.header,
+            **parts,
             "position": self.position._asdict(),
             "seconds": self.seconds,
             "best": self.best,
-            "meter": self.meter.state_dict(),
+            "meter": to_host(self.meter.state_dict()),
         }
-        state = to_host(state)
-        self._check_finite(state, *self.position)
         state["rng"], *others = self.runtime.gather(rng_state(self.runtime.device))
         if others:
             state["rng_of_ranks"] = others
@@ -286,6 +286,20 @@ def claimed(folder: Path, args: ArgsFile, runtime: Runtime, lines: Sequence[str]
         yield
 
 
+def add_run_flags(parser: argparse.ArgumentParser, tag: str) -> None:
+    """Declare the flags of a run folder. tag: default of --tag."""
+    add = parser.add_argument
+    add("--tag", default=tag, help="name of the folder under --results-dir")
+    add("--results-dir", default="results", help="where results go")
+    add(
+        "--save-interval",
+        type=count,
+        default=250,
+        help="steps between checkpoints inside an epoch; 0 = only at its end",
+    )
+    add("--print-freq", type=positive_int, default=50, help="steps between readings of the losses")
+
+
 def load_rng(state: dict, runtime: Runtime, seed: int) -> None:
     """Restore this rank's random-number state; a rank that the saved job did not have is seeded with
     `seed`."""
@@ -297,11 +311,10 @@ def load_rng(state: dict, runtime: Runtime, seed: int) -> None:
 
 
 def not_finite(state: dict) -> str | None:
-    """The name of a weight in a checkpoint that is not finite; None if all are."""
-    for part in ("generator", "discriminator", "gan", "learners", "condensed"):
-        for name, tensor in _tensors(state.get(part) or {}):
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                return f"{part}.{name}"
+    """The path of a tensor in the state of a part that is not finite; None if all are."""
+    for path, tensor in _tensors(state):
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            return path
     return None
 
 

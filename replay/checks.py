@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
+from losses import LOSSES
 from models.condense import check_condense_flags
-from models.matching import BY_CLASS, MATCH_WEIGHTS
 from replay.methods import METHODS, Method
 from replay.options import layout_of
 from utils import UsageError
@@ -105,8 +105,9 @@ def _check_owners(given: SimpleNamespace, method: Method) -> None:
             "--offer task is of buffers of real images; --method condensed always fills its buffer at the "
             "end of a task"
         )
-    if given.match in BY_CLASS:
-        usable = ", ".join(name for name in MATCH_WEIGHTS if name not in BY_CLASS)
+    by_class = [name for name, loss in LOSSES.items() if "classes" in loss.needs]
+    if given.match in by_class:
+        usable = ", ".join(name for name in [*LOSSES, "none"] if name not in by_class)
         raise UsageError(
             f"--match {given.match}: needs the batches of pool_match.py --match-batch, expected one of "
             f"{usable}"

@@ -12,7 +12,7 @@ from engine.seeds import derive_seed, seeded
 from engine.steps import Position, Step
 from models.deploy import ByClass, Latents
 from models.gan import GAN, estimate_statistics
-from models.matching import MATCH_RECIPES, Matching, recipe_settings
+from models.matching import MATCH_RECIPES, Matching, Teachers, recipe_settings
 from models.pool import Pool
 from replay.learner import frozen_copy
 from replay.memory import Memory
@@ -100,13 +100,12 @@ class TaskGenerator:
 
     def _new_pool(self, task: int, alone: bool) -> Pool:
         """The networks of matching. alone: by MATCH_RECIPES["energy"], where they learn generated images."""
-        plan, size, generator = self.plan, 1, None
+        plan, own = self.plan, (1, None, self.plan.options.pool_steps)
         if alone:
-            size, generator = MATCH_RECIPES["energy"]["pool_size"], self._of_all_classes(task)
+            r = MATCH_RECIPES["energy"]
+            own = (r["pool_size"], self._of_all_classes(task), r["pool_steps"], r["pool_age"])
         seed = derive_seed(plan.seed, "pool", task)
-        return Pool(
-            self.networks, plan.info, plan.options.pool_lr, "color_crop", seed, plan.runtime, size, generator
-        )
+        return Pool(self.networks, plan.info, plan.options.pool_lr, "color_crop", seed, plan.runtime, *own)
 
     def _of_all_classes(self, task: int) -> nn.Module:
         """A generator of all classes so far: the average of that in training, and the stored ones of earlier
@@ -156,15 +155,12 @@ class TaskGenerator:
                 self.gan = self._alone(self.gan.deployed)
             self.pool = self._new_pool(task, alone)
         if alone:
-            return self._alone_steps(
-                "match", task, done, o.match_steps, recipe_settings(o.match_batch, o.teacher_weight)
-            )
+            return self._alone_steps("match", task, done, o.match_steps, recipe_settings(o.match_batch))
         train, labels = self._train_set(task)
         num_steps = steps_per_epoch(len(train), o.gan_batch_size)
         settings = {
             "epochs": -(-o.match_steps // num_steps),
             "gp_weight": o.gp_weight,
-            "pool_steps": o.pool_steps,
             "matching": Matching(o.match, o.match_weight, "color_crop_cutout"),
             "start": Position(*divmod(done, num_steps)),
         }
@@ -186,7 +182,7 @@ class TaskGenerator:
             self.keep(task)
             self.gan = self._new_latents(task)
             self.pool = self._new_pool(task, alone=True)
-        settings = recipe_settings(min(o.match_batch, o.latents), o.teacher_weight) | {"lr_decay": "none"}
+        settings = recipe_settings(min(o.match_batch, o.latents)) | {"lr_decay": "none"}
         return self._alone_steps("latents", task, done, o.latent_steps, settings)
 
     def _new_latents(self, task: int) -> GAN:
@@ -200,6 +196,8 @@ class TaskGenerator:
         are the teachers."""
         (train, labels), o = self._train_set(task), self.plan.options
         sets = [train] if self.replay.images is None else [train, self.replay.images]
+        self.pool.images = ImageSet.joined(sets)
+        learners = [frozen_copy(learner.deployed) for learner in self.replay.learners]
         steps = self.train_match(
             self.gan,
             self.pool,
@@ -208,9 +206,8 @@ class TaskGenerator:
             seed=derive_seed(self.plan.seed, name, task),
             runtime=self.plan.runtime,
             classes=labels,
-            pool_set=ImageSet.joined(sets),
             steps=length,
-            teachers=[frozen_copy(learner.deployed) for learner in self.replay.learners],
+            teachers=Teachers(learners, o.teacher_weight),
             start=Position(0, done),
             **settings,
         )
