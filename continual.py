@@ -33,8 +33,8 @@ from engine.run_folder import RunFolder
 from engine.runtime import Runtime, add_execution_flags, make_runtime
 from engine.steps import START, Position, Step
 from gen_condense import train_gan
-from models import GANS, describe_networks, network_name
 from losses import LOSSES
+from models import GANS, describe_networks, network_name
 from models.condense import add_condense_flags
 from models.matching import MATCH_RECIPES
 from pool_match import train_match

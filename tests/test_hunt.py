@@ -26,9 +26,9 @@ import gen_condense
 import pool_match
 import validate
 from augment import COMPOSITIONS
-from losses import METRICS
+from losses import LOSSES, METRICS
 from models import GANS, STORAGES
-from models.matching import MATCH_RECIPES, MATCH_WEIGHTS
+from models.matching import MATCH_RECIPES
 from models.pool import POOL_DATA
 from replay.methods import METHODS
 from replay.options import LAYOUTS
@@ -99,7 +99,7 @@ CHOICES = {
         "--data": ["digits", "mnist"],
         "--betas": [["0.5", "0.9"], ["0"]],
         "--gan-weight": ["0", "1"],
-        "--match": MATCH_WEIGHTS,
+        "--match": [*LOSSES, "none"],
         "--metric": METRICS,
         "--match-weight": ["0", "1"],
         "--match-fresh": ["0", "0.5"],
@@ -191,7 +191,7 @@ CHOICES = {
         "--keep-discriminator": ON,
         "--oracle": ON,
         "--match-steps": ["0", "2"],
-        "--match": MATCH_WEIGHTS,
+        "--match": [*LOSSES, "none"],
         "--match-weight": ["0", "1"],
         "--pool-steps": ["0", "1"],
         "--pool-lr": RATES,
