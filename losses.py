@@ -183,9 +183,9 @@ def energy_distance(real: Tensor, fake: Tensor, y: Tensor | None = None) -> Tens
     of all classes.
     """
     real, fake = real.float(), fake.float()
-    across = _distances(fake, real)
-    among_fake = _distances(fake, fake)
     among_real = _distances(real, real)
+    among_fake = _distances(fake, fake)
+    across = _distances(fake, real)
     if y is None:
         across = across.mean((1, 2))  # (C,)
         among_fake, among_real = (

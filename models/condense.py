@@ -41,12 +41,12 @@ class Condensing:
     all.
     """
 
-    match: str
-    steps: int
-    lr: float
-    batch: int
-    network: str
-    init: str
+    match: str = "mean"
+    steps: int = 1000
+    lr: float = 5.0
+    batch: int = 64
+    network: str = "convnet_w32"
+    init: str = "real"
     images: int | None = None
 
     @property
@@ -63,22 +63,17 @@ class Condensing:
         """Make the settings of the flags below; those not given have their defaults. Raises UsageError for an
         unknown network."""
         given = {field.name: flags.get(f"condense_{field.name}") for field in fields(cls)}
-        loss = given["match"] or "mean-last"
-        if given["batch"] == 1 and loss != "grad":
+        given = {name: value for name, value in given.items() if value is not None}
+        loss = given.pop("match", "mean-last")
+        if given.get("batch") == 1 and loss != "grad":
             raise UsageError(
                 f"--condense-batch 1: --condense-match {loss} needs two or more real images of each class, "
                 "found 1"
             )
-        settings = {
-            "match": "mean" if loss == "mean-last" else loss,
-            "steps": 1000,
-            "lr": default_rate(loss),
-            "batch": 64,
-            "network": "convnet_w32",
-            "init": "real",
-        }
-        settings |= {name: value for name, value in given.items() if value is not None and name != "match"}
-        return cls(**settings | {"network": network_name(settings["network"], "--condense-network")})
+        if "network" in given:
+            given["network"] = network_name(given["network"], "--condense-network")
+        match = "mean" if loss == "mean-last" else loss
+        return cls(**{"match": match, "lr": default_rate(loss), **given})
 
 
 def default_rate(loss: str) -> float:
@@ -123,6 +118,7 @@ def check_condense_flags(flags: dict, needed: str, given: str) -> None:
             raise UsageError(f"--{name.replace('_', '-')} {value} is of {needed}, found {given}")
 
 
+@dataclass(eq=False)
 class Condensed:
     """Condensed images in training: `ipc` images of each class that `train` holds.
 
@@ -134,41 +130,38 @@ class Condensed:
     depends on, except the state of the random numbers.
     """
 
-    def __init__(
-        self,
-        train: ImageSet,
-        ipc: int,
-        settings: Condensing,
-        info: DataInfo,
-        seed: int,
-        runtime: Runtime,
-        lossy: Callable[[Tensor], Tensor] | None = None,
-    ):
-        self.train = train
-        self.settings = settings
-        self.seed = seed
-        self.runtime = runtime
-        self.lossy = lossy
-        self.classes, counts = train.labels.unique(return_counts=True)  # (K,)
-        batch = min(settings.batch, int(counts.min()))
-        if batch == 1 and settings.loss != "grad":
+    train: ImageSet
+    ipc: int
+    settings: Condensing
+    info: DataInfo
+    seed: int
+    runtime: Runtime
+    lossy: Callable[[Tensor], Tensor] | None = None
+
+    def __post_init__(self):
+        loss, device = self.settings.loss, self.runtime.device
+        self.classes, counts = self.train.labels.unique(return_counts=True)  # (K,)
+        batch = min(self.settings.batch, int(counts.min()))
+        if batch == 1 and loss != "grad":
             label = int(self.classes[counts.argmin()])
             raise UsageError(
-                f"--condense-match {settings.loss}: class {label} has 1 training image, expected two or more"
+                f"--condense-match {loss}: class {label} has 1 training image, expected two or more"
             )
         # metric and fc: DC's (arXiv:2006.05929)
-        self.matching = Matching(settings.loss, 1.0, STRATEGY, "dc", "cos", fc=True, batch=batch)
+        self.matching = Matching(loss, 1.0, STRATEGY, "dc", "cos", fc=True, batch=batch)
         # label -> row in pixels
-        self.row_of = torch.zeros(info.num_classes, dtype=torch.long, device=runtime.device)
-        self.row_of[self.classes] = torch.arange(len(self.classes), device=runtime.device)
-        self.pixels = nn.Parameter(torch.stack([self._start(int(label), ipc) for label in self.classes]))
+        self.row_of = torch.zeros(self.info.num_classes, dtype=torch.long, device=device)
+        self.row_of[self.classes] = torch.arange(len(self.classes), device=device)
+        self.pixels = nn.Parameter(torch.stack([self._start(int(label)) for label in self.classes]))
         self.change = torch.zeros_like(self.pixels, requires_grad=False)  # by the codec
-        self.optim = torch.optim.SGD([self.pixels], settings.lr, momentum=MOMENTUM)
-        self.pool = Pool([settings.network], info, 0.0, "none", derive_seed(seed, "condense"), runtime)
-        self.step = runtime.graphed(self._step)
+        self.optim = torch.optim.SGD([self.pixels], self.settings.lr, momentum=MOMENTUM)
+        seed = derive_seed(self.seed, "condense")
+        self.pool = Pool([self.settings.network], self.info, 0.0, "none", seed, self.runtime)
+        self.step = self.runtime.graphed(self._step)
 
-    def _start(self, label: int, ipc: int) -> Tensor:
+    def _start(self, label: int) -> Tensor:
         """The first pixels (ipc, C, H, W) of a class, on the device."""
+        ipc = self.ipc
         rng = torch.Generator().manual_seed(derive_seed(self.seed, "condensed", label))
         members = (self.train.labels == label).nonzero().flatten()
         if self.settings.init == "noise":
@@ -200,12 +193,11 @@ class Condensed:
     def _columns(self, number: int) -> Tensor:
         """Which condensed images of each class are in step `number`: their places in the class, (images,) on
         the device."""
-        ipc = self.pixels.shape[1]
-        size = self.settings.in_step(ipc)
-        if size == ipc:
-            return torch.arange(ipc, device=self.pixels.device)
+        size = self.settings.in_step(self.ipc)
+        if size == self.ipc:
+            return torch.arange(size, device=self.pixels.device)
         rng = torch.Generator().manual_seed(derive_seed(self.seed, "condense images", number))
-        return to_device(torch.randperm(ipc, generator=rng)[:size], self.pixels.device)
+        return to_device(torch.randperm(self.ipc, generator=rng)[:size], self.pixels.device)
 
     def _step(
         self, groups: Tensor, columns: Tensor, network: NetworkKey, operations: tuple[str, ...]
@@ -230,7 +222,7 @@ class Condensed:
     def contents(self) -> ImageSet:
         """The images so far as uint8 (K * ipc, C, H, W), sorted by class, and their labels."""
         return ImageSet(
-            to_uint8(self.pixels.detach().flatten(0, 1)), self.classes.repeat_interleave(self.pixels.shape[1])
+            to_uint8(self.pixels.detach().flatten(0, 1)), self.classes.repeat_interleave(self.ipc)
         )
 
     def state_dict(self) -> dict:

@@ -3,6 +3,7 @@ matched."""
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ POOL_DATA = ("real", "generated")
 NetworkKey = tuple[int, str]  # the slot and the name of a network
 
 
+@dataclass(eq=False)
 class Pool:
     """Networks trained by SGD between generator steps, on real images, or on those of `generator` if one is
     given.
@@ -31,37 +33,27 @@ class Pool:
     that it keeps its place in memory. `images`: what the networks are trained on, None = the training set.
     """
 
-    def __init__(
-        self,
-        names: Sequence[str],
-        info: DataInfo,
-        lr: float,
-        strategy: str,
-        seed: int,
-        runtime: Runtime,
-        size: int = 1,
-        generator: nn.Module | None = None,
-        steps: int = 0,
-        age: int | None = None,
-    ):
-        self.names = [network_name(name) for name in names]
-        self.info = info
-        self.lr = lr
-        self.strategy = strategy
-        self.seed = seed
-        self.runtime = runtime
-        self.size = size
-        self.generator = generator
-        self.steps = steps
-        self.age = age
-        self.images: ImageSet | None = None
+    names: Sequence[str]
+    info: DataInfo
+    lr: float
+    strategy: str
+    seed: int
+    runtime: Runtime
+    size: int = 1
+    generator: nn.Module | None = None
+    steps: int = 0
+    age: int | None = None
+    images: ImageSet | None = None
+
+    def __post_init__(self):
+        self.names = [network_name(name) for name in self.names]
         self.networks: dict[NetworkKey, tuple[Classifier, torch.optim.SGD]] = {}
         # slot -> the name of the network in it, and the number of its initialisation
         self.initialised: dict[int, tuple[str, int]] = {}
         self.slot = 0  # the one in use
         # whether images are generated inside of the step that may be a graph
-        self.in_step = getattr(generator, "fixed_sizes", True)
-        self.update = runtime.graphed(self._update)
+        self.in_step = getattr(self.generator, "fixed_sizes", True)
+        self.update = self.runtime.graphed(self._update)
 
     def select(self, step: int, age: int) -> None:
         """Select the network for generator step number `step`, and if it is due after `age` steps, initialise

@@ -138,8 +138,6 @@ def test_none_is_the_identity_and_unknown_names_are_refused():
     assert draw_operations(choose_operations("none", "dim"), 1, 8, CPU)(x) is x
     with pytest.raises(UsageError, match="unknown operation 'blur'"):
         draw_operations(choose_operations("color_blur", "dim"), 1, 8, CPU)
-    with pytest.raises(UsageError, match="composition 'all'"):
-        draw_operations(choose_operations("color", "all"), 1, 8, CPU)
 
 
 def test_cutmix_mixes_the_share_it_names():
