@@ -211,10 +211,9 @@ def _draw_operation(
 def draw_cutmix(
     batch: int, image_size: int, device: torch.device, rng: torch.Generator | None = None
 ) -> tuple[Augmentation, Tensor, Tensor]:
-    """Random parameters of a CutMix: (augmentation, partner (B,), share ()), where the loss is share * CE(y) + (1 - share) *
-    CE(y[partner]).
+    """A random CutMix: (augmentation, partner (B,), share ()).
 
-    A box of area 1 - lambda, lambda ~ U(0, 1) = Beta(1, 1), uniformly placed and clipped at the border, comes
+    The loss is share * CE(y) + (1 - share) * CE(y[partner]). A box of area 1 - lambda, lambda ~ U(0, 1) = Beta(1, 1), uniformly placed and clipped at the border, comes
     from the partner.
     """
     uniform = torch.rand(3, device=device, generator=rng)

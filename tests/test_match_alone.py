@@ -321,9 +321,12 @@ def test_matching_alone_from_an_untrained_generator_teaches_the_digits(tmp_path)
         tmp_path / "untrained", config, info, 0, {"generator": build_generator(config).state_dict()}
     )
     export_generator(tmp_path / "untrained.safetensors", untrained, "fp32")
-    recipe = f"--recipe-match energy --epochs 30 --teacher-epochs 40 --results-dir {tmp_path} --device cpu --no-amp"
-    found = run(pool_match, ["--weight", str(tmp_path / "untrained.safetensors"), *recipe.split()])
-    scored = f"--source generator --ipc 10 --epochs-eval 200 --repeats 1 --eval-model convnet_w32 --results-dir {tmp_path} --device cpu"
+    recipe = "--recipe-match energy --epochs 30 --teacher-epochs 40 --device cpu --no-amp --results-dir"
+    found = run(
+        pool_match, ["--weight", str(tmp_path / "untrained.safetensors"), *recipe.split(), str(tmp_path)]
+    )
+    scored = "--source generator --ipc 10 --epochs-eval 200 --repeats 1 --eval-model convnet_w32 --device cpu"
+    scored += f" --results-dir {tmp_path}"
     rows = {}
     for name, weight in (("matched", found.best_path), ("untrained", tmp_path / "untrained.safetensors")):
         flags = [*scored.split(), "--no-real", "--no-amp", "--tag", name, "--pretrain-weight", str(weight)]
