@@ -213,8 +213,8 @@ def draw_cutmix(
 ) -> tuple[Augmentation, Tensor, Tensor]:
     """A random CutMix: (augmentation, partner (B,), share ()).
 
-    The loss is share * CE(y) + (1 - share) * CE(y[partner]). A box of area 1 - lambda, lambda ~ U(0, 1) = Beta(1, 1), uniformly placed and clipped at the border, comes
-    from the partner.
+    The loss is share * CE(y) + (1 - share) * CE(y[partner]). A box of area 1 - lambda, lambda ~ U(0, 1) =
+    Beta(1, 1), uniformly placed and clipped at the border, comes from the partner.
     """
     uniform = torch.rand(3, device=device, generator=rng)
     half = image_size * (1 - uniform[0]).sqrt() / 2
