@@ -154,33 +154,20 @@ def choose_operations(strategy: str, composition: str, rng: torch.Generator | No
     if `strategy` names it. composition "dc": *one* of the named operations, for the whole batch.
     """
     names = parse_strategy(strategy)
+    group = names if composition == "dc" else tuple(name for name in names if name in GEOMETRIC)
+    if len(group) > 1:
+        group = (group[int(torch.randint(len(group), (), generator=rng))],)
     if composition == "dc":
-        return _one_of(names, rng)
-    if composition == "dim":
-        geometric = _one_of(tuple(name for name in names if name in GEOMETRIC), rng)
-        return tuple(
-            name for name in OPERATIONS if name in names and (name not in GEOMETRIC or name in geometric)
-        )
-    raise UsageError(f"DSA composition {composition!r}: unknown, expected one of {', '.join(COMPOSITIONS)}")
-
-
-def _one_of(names: tuple[str, ...], rng: torch.Generator | None) -> tuple[str, ...]:
-    return (names[int(torch.randint(len(names), (), generator=rng))],) if len(names) > 1 else names
+        return group
+    return tuple(name for name in OPERATIONS if name in (group if name in GEOMETRIC else names))
 
 
 def draw_operations(
     names: tuple[str, ...], n: int, image_size: int, device: torch.device, rng: torch.Generator | None = None
 ) -> Augmentation:
     """Draw the parameters of `names` on the device for n = 1 (siamese) or n = B (per image)."""
-    drawn = [_draw_operation(name, n, image_size, device, rng) for name in names]
-    return Augmentation(
-        tuple(operation for operation, _ in drawn), tuple(parameters for _, parameters in drawn)
-    )
-
-
-def draw_dsa(strategy: str, composition: str, n: int, image_size: int, device: torch.device) -> Augmentation:
-    """choose_operations, then draw_operations."""
-    return draw_operations(choose_operations(strategy, composition), n, image_size, device)
+    pairs = [_draw_operation(name, n, image_size, device, rng) for name in names]
+    return Augmentation(*zip(*pairs, strict=True)) if pairs else Augmentation()
 
 
 def _draw_operation(
@@ -198,7 +185,8 @@ def _draw_operation(
         return flip, (flipped,)
     if name == "color":
         shift = uniform(-BRIGHTNESS / 2, BRIGHTNESS / 2, 1, 1, 1)
-        colour, stretch = uniform(0, SATURATION, 1, 1, 1), uniform(CONTRAST, CONTRAST + 1, 1, 1, 1)
+        colour = uniform(0, SATURATION, 1, 1, 1)
+        stretch = uniform(CONTRAST, CONTRAST + 1, 1, 1, 1)
         return color, (shift, colour, stretch)
     if name == "crop":
         reach = int(image_size * CROP + 0.5)
@@ -209,11 +197,13 @@ def _draw_operation(
         centre = integers(0, image_size - size % 2)
         return cutout, (centre,)
     if name == "scale":
-        sx, sy = uniform(1 / SCALE, SCALE), uniform(1 / SCALE, SCALE)
+        sx = uniform(1 / SCALE, SCALE)
+        sy = uniform(1 / SCALE, SCALE)
         theta = torch.stack([sx, zero, zero, zero, sy, zero], 1).view(n, 2, 3)
     else:
         angle = uniform(-ROTATION, ROTATION) * (math.pi / 180)
-        sine, cosine = angle.sin(), angle.cos()
+        sine = angle.sin()
+        cosine = angle.cos()
         theta = torch.stack([cosine, -sine, zero, sine, cosine, zero], 1).view(n, 2, 3)
     return affine, (theta,)
 
@@ -221,15 +211,14 @@ def _draw_operation(
 def draw_cutmix(
     batch: int, image_size: int, device: torch.device, rng: torch.Generator | None = None
 ) -> tuple[Augmentation, Tensor, Tensor]:
-    """Draw a CutMix: (augmentation, partner (B,), share ()), where the loss is share * CE(y) + (1 - share) *
-    CE(y[partner]).
+    """A random CutMix: (augmentation, partner (B,), share ()).
 
-    A box of area 1 - lambda, lambda ~ U(0, 1) = Beta(1, 1), uniformly placed and clipped at the border, comes
-    from the partner.
+    The loss is share * CE(y) + (1 - share) * CE(y[partner]). A box of area 1 - lambda, lambda ~ U(0, 1) =
+    Beta(1, 1), uniformly placed and clipped at the border, comes from the partner.
     """
-    draws = torch.rand(3, device=device, generator=rng)
-    half = image_size * (1 - draws[0]).sqrt() / 2
-    centre = (draws[1:] * image_size).floor()  # row, column
+    uniform = torch.rand(3, device=device, generator=rng)
+    half = image_size * (1 - uniform[0]).sqrt() / 2
+    centre = (uniform[1:] * image_size).floor()  # row, column
     low, high = (centre - half).clamp(min=0).floor(), (centre + half).clamp(max=image_size).floor()
     place = torch.arange(image_size, device=device)
     inside = (place >= low[:, None]) & (place < high[:, None])  # (2, side): rows, columns

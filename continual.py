@@ -34,9 +34,10 @@ from engine.files import run_path, save_picture, write_json
 from engine.run_folder import RunFolder
 from engine.runtime import Runtime, add_execution_flags, make_runtime
 from engine.steps import START, Position, Step
+from losses import LOSSES
 from models import GANS, describe_networks, network_name
 from models.condense import Condensing, add_condense_flags
-from models.matching import BY_CLASS, MATCH_RECIPES, MATCH_WEIGHTS
+from models.matching import MATCH_RECIPES
 from replay.continual import Continual
 from replay.learner import Learner
 from replay.memory import MemorySettings, make_memory
@@ -310,7 +311,7 @@ def add_generator_flags(parser: Parser) -> None:
     parser.add_argument("--match-steps", type=count, default=0, help="steps of stage 2 on a task")
     parser.add_argument(
         "--match",
-        choices=[name for name in MATCH_WEIGHTS if name not in BY_CLASS],
+        choices=[*(name for name, loss in LOSSES.items() if "classes" not in loss.needs), "none"],
         default="logit",
         help="what is matched; none: GAN training alone, as a control",
     )

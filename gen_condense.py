@@ -12,18 +12,18 @@ import signal
 from collections.abc import Iterator
 
 if __name__ == "__main__":
-    signal.signal(
-        signal.SIGINT, signal.SIG_DFL
-    )  # Ctrl-C during the imports ends the process at once, without a traceback
+    # Ctrl-C during the imports ends the process at once, without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import torch
 from torch import Tensor
 
 import data as datasets
+from augment import parse_strategy
 from data import ImageSet, add_folder_flags, epoch_order, load_data, steps_per_epoch
 from engine.files import run_path
 from engine.graphs import Losses
-from engine.run_folder import RunFolder
+from engine.run_folder import RunFolder, add_run_flags
 from engine.runtime import Runtime, add_execution_flags, make_runtime
 from engine.seeds import seeded
 from engine.steps import START, Position, Step
@@ -32,31 +32,17 @@ from losses import generator_loss
 from models import GANS, build_gan, describe_networks, network_name
 from models.gan import (
     GAN,
-    LR_DECAYS,
+    add_gan_flags,
     differentiable_augment,
     discriminator_step,
     estimate_statistics,
     length_of_decay,
-    parse_diffaug,
     rate_factor,
     sample_grid,
 )
-from scoring.evaluation import BUDGETS, EVALUATIONS, evaluate_generator
-from scoring.recipes import RECIPES, make_recipe
-from utils import (
-    Effect,
-    Parser,
-    cli,
-    count,
-    decay,
-    nonnegative,
-    out_of_memory_hint,
-    positive,
-    positive_int,
-    probability_or_off,
-    seed_number,
-    two_or_more,
-)
+from scoring.evaluation import EVALUATIONS, add_evaluation_flags, evaluate_generator
+from scoring.recipes import make_recipe
+from utils import Effect, Parser, cli, count, out_of_memory_hint, positive_int
 
 
 def train_gan(
@@ -82,7 +68,7 @@ def train_gan(
     UsageError where the set is smaller than a step.
     """
     generator, discriminator = gan.generator.train(), gan.discriminator.train()
-    operations = parse_diffaug(diffaug)
+    operations = parse_strategy(diffaug, "--diffaug")
 
     def step(index: Tensor) -> Losses:  # (d_steps, B)
         batches = [train.batch(batch) for batch in index]
@@ -121,115 +107,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         ("gp_weight",), lambda args: args.gan == "dim", "with --gan resnet, which has no gradient penalty"
     )
     parser = Parser(__doc__.splitlines()[0], [of_dim, *EVALUATIONS])
+    add = parser.add_argument
     # data
-    parser.add_argument("--data", choices=datasets.NAMES, default="cifar10", help="image set")
-    parser.add_argument(
-        "--data-dir",
-        default="datasets",
-        help="where the set lies or is downloaded to (--data folder: train/ and test/)",
-    )
+    add("--data", choices=datasets.NAMES, default="cifar10", help="image set")
+    add("--data-dir", default="datasets", help="folder of the set, which is downloaded if missing")
     add_folder_flags(parser)
-    parser.add_argument(
-        "--val-size",
-        type=count,
-        default=0,
-        help="held-out training images, class-balanced, that choose best.pth",
-    )
+    add("--val-size", type=count, default=0, help="held-out training images, which choose best.pth")
     # networks
-    parser.add_argument(
-        "--gan",
-        choices=GANS,
-        default="dim",
-        help="dim: the networks of DiM; resnet: residual networks with a projection discriminator",
-    )
-    parser.add_argument(
-        "--width", type=positive_int, help="channels of both networks (default: 196 for dim, 224 for resnet)"
-    )
-    parser.add_argument(
-        "--z-dim", type=positive_int, help="latent size (default 100, or twice the number of classes if more)"
-    )
+    add("--gan", choices=GANS, default="dim", help="dim: DiM's networks; resnet: residual, with projection")
+    add("--width", type=positive_int, help="channels of both (default: 196 for dim, 224 for resnet)")
+    add("--z-dim", type=positive_int, help="latent size (default: 100, or twice the classes if more)")
     # training
-    parser.add_argument(
-        "--epochs",
-        type=positive_int,
-        default=150,
-        help="passes over the set; a larger number continues a finished run",
-    )
-    parser.add_argument("--batch-size", type=two_or_more, default=128, help="real images per step")
-    parser.add_argument(
-        "--d-steps",
-        type=positive_int,
-        default=1,
-        help="discriminator updates per step, each on its own real images",
-    )
-    parser.add_argument(
-        "--lr", type=positive, default=1e-4, help="learning rate of Adam for generator and discriminator"
-    )
-    parser.add_argument(
-        "--lr-d", type=positive, help="learning rate of the discriminator (default: the generator's)"
-    )
-    parser.add_argument(
-        "--lr-decay",
-        choices=LR_DECAYS,
-        default="none",
-        help="linear: decay of both rates to zero over --epochs",
-    )
-    parser.add_argument(
-        "--gp-weight", type=nonnegative, default=10.0, help="weight of DiM's gradient penalty"
-    )
-    parser.add_argument(
-        "--diffaug",
-        default="none",
-        help="DiffAugment of real and generated images, such as color_crop_cutout",
-    )
-    parser.add_argument(
-        "--ema", type=decay, default=0.0, help="decay of the generator's moving average; 0 = off"
-    )
-    parser.add_argument(
-        "--restat",
-        type=count,
-        default=0,
-        help="batches for estimating BatchNorm's statistics at the end of an epoch; 0 = off",
-    )
-    parser.add_argument("--seed", type=seed_number, default=0, help="seed of all random numbers")
-    # evaluation
-    parser.add_argument(
-        "--eval-interval", type=count, default=10, help="epochs between evaluations; 0 = never"
-    )
-    parser.add_argument(
-        "--eval-model", nargs="+", default=["convnet"], help="networks to train on generated images"
-    )
-    parser.add_argument(
-        "--budget",
-        choices=BUDGETS,
-        default="stream",
-        help="fixed: ipc images per class, drawn once; stream: drawn anew at each epoch",
-    )
-    parser.add_argument(
-        "--ipc", type=positive_int, default=50, help="images per class in an epoch of a classifier"
-    )
-    parser.add_argument(
-        "--repeats", type=positive_int, default=1, help="number of classifiers at each evaluation"
-    )
-    parser.add_argument("--recipe", choices=RECIPES, default="dim", help="how a classifier is trained")
-    parser.add_argument("--epochs-eval", type=positive_int, default=1000, help="epochs of a classifier")
-    parser.add_argument(
-        "--mix-p",
-        type=probability_or_off,
-        help="probability of CutMix for a batch; -1 = never (default: the recipe's)",
-    )
-    # run
-    parser.add_argument("--tag", default="gan", help="name of the folder under --results-dir")
-    parser.add_argument("--results-dir", default="results", help="where results go")
-    parser.add_argument(
-        "--save-interval",
-        type=count,
-        default=250,
-        help="steps between checkpoints inside an epoch; 0 = only at its end",
-    )
-    parser.add_argument(
-        "--print-freq", type=positive_int, default=50, help="steps between readings of the losses"
-    )
+    add("--d-steps", type=positive_int, default=1, help="discriminator updates a step, on a batch each")
+    add_gan_flags(parser, epochs=150, batch_size=128, lr=1e-4)
+    # evaluation and run
+    add_evaluation_flags(parser)
+    add_run_flags(parser, tag="gan")
     add_execution_flags(parser)
     return parser.parse_args(argv)
 
@@ -237,16 +130,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 @cli
 def main(args: argparse.Namespace) -> RunFolder:
     networks = [network_name(name, "--eval-model") for name in args.eval_model]
-    parse_diffaug(args.diffaug)
+    parse_strategy(args.diffaug, "--diffaug")
     folder = run_path(args.results_dir, args.tag)
     runtime = make_runtime(args.device, args.amp, args.channels_last, args.graphs, args.compile)
     runtime.check_batch_size(args.batch_size)
-    folder_flags = {
-        "image_size": args.image_size,
-        "background": args.background,
-        "test_folder": args.test_folder,
-    }
-    data = load_data(args.data, args.data_dir, val_size=args.val_size, **folder_flags)
+    data = load_data(
+        args.data,
+        args.data_dir,
+        val_size=args.val_size,
+        image_size=args.image_size,
+        background=args.background,
+        test_folder=args.test_folder,
+    )
     recipe = make_recipe(args.recipe, data.info.name, epochs=args.epochs_eval, mix_p=args.mix_p)
     num_steps = steps_per_epoch(len(data.train), args.batch_size, args.d_steps)
     config = {
@@ -279,8 +174,8 @@ def main(args: argparse.Namespace) -> RunFolder:
         runtime=runtime,
         start=run.position,
     )
-    players = {"generator": gan.generator, "discriminator": gan.discriminator}
-    first_lines = [data.describe(), describe_networks([], data.info, **players)]
+    first_lines = [data.describe(), describe_networks([], data.info, **gan.players)]
+    choose_by = None if data.val is None else "val_accuracy"
     for epoch, values in run.epochs(steps, args.print_freq, args.save_interval, first_lines):
         if args.restat:
             estimate_statistics(gan.deployed, args.restat, args.batch_size, args.seed, runtime)
@@ -297,7 +192,6 @@ def main(args: argparse.Namespace) -> RunFolder:
                     args.seed,
                     runtime,
                 )
-        choose_by = None if data.val is None else "val_accuracy"
         run.close_epoch(epoch, values, sample_grid(gan.deployed, args.seed), choose_by)
     print(run.best_path)
     return run

@@ -109,7 +109,7 @@ class DefaultsInHelp(argparse.ArgumentDefaultsHelpFormatter):
     itself. Flags stand beside their texts, and a number is called N."""
 
     def __init__(self, prog: str):
-        super().__init__(prog, max_help_position=32)
+        super().__init__(prog, max_help_position=34)
         self._action_max_length = 16  # room for the names of sub-commands, whose indent argparse forgets
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:

@@ -13,7 +13,7 @@ from engine.seeds import RandomStreams
 from gen_condense import train_gan
 from models import build_classifier, build_gan
 from models.gan import GAN
-from models.matching import MATCH_RECIPES, Matching, recipe_settings
+from models.matching import MATCH_RECIPES, Matching, Teachers, recipe_settings
 from models.pool import Pool
 from pool_match import train_match
 from replay.buffer import Buffer
@@ -56,11 +56,11 @@ def stage1(runtime: Runtime, batch_size: int, width: int, network: str, gan: str
 
 def stage2(runtime: Runtime, batch_size: int, width: int, network: str) -> Unit:
     """A stage-2 step with 16 pool updates."""
-    pool = Pool([network], INFO, 0.01, "color_crop", 0, runtime)
+    pool = Pool([network], INFO, 0.01, "color_crop", 0, runtime, steps=16)
     matching = Matching(strategy="color_crop_cutout")
     common = {"epochs": FOREVER, "batch_size": batch_size, "gp_weight": 10, "seed": 0, "runtime": runtime}
     gan = make_gan(width, runtime)
-    steps = train_match(gan, pool, noise(runtime), pool_steps=16, matching=matching, **common)
+    steps = train_match(gan, pool, noise(runtime), matching, **common)
     return lambda: next(steps)
 
 
@@ -69,7 +69,8 @@ def matching_step(runtime: Runtime, batch_size: int, width: int, network: str) -
     recipe = MATCH_RECIPES["energy"]
     generator = make_gan(width, runtime).generator
     gan = GAN(generator, None, recipe["lr"], recipe["ema"], betas=tuple(recipe["betas"]))
-    pool = Pool([network], INFO, 0.01, "color_crop", 0, runtime, recipe["pool_size"], generator)
+    own = (recipe["pool_size"], generator, recipe["pool_steps"], recipe["pool_age"])
+    pool = Pool([network], INFO, 0.01, "color_crop", 0, runtime, *own)
     teachers = [runtime.place(build_classifier(network, INFO)).eval().requires_grad_(False)]
     common = recipe_settings(batch_size) | {
         "epochs": FOREVER,
@@ -77,6 +78,7 @@ def matching_step(runtime: Runtime, batch_size: int, width: int, network: str) -
         "seed": 0,
         "runtime": runtime,
     }
+    teachers = Teachers(teachers, recipe["teacher_weight"])
     steps = train_match(gan, pool, noise(runtime), teachers=teachers, **common)
     return lambda: next(steps)
 
@@ -84,7 +86,7 @@ def matching_step(runtime: Runtime, batch_size: int, width: int, network: str) -
 def pool_update(runtime: Runtime, batch_size: int, width: int, network: str) -> Unit:
     images = noise(runtime)
     pool = Pool([network], INFO, 0.01, "color_crop", 0, runtime)
-    pool.turn(0, 1)
+    pool.select(0, 1)
     index = torch.arange(batch_size, device=runtime.device)
     rng = torch.Generator()
     return lambda: pool.train_step(images, index, rng)

@@ -3,6 +3,7 @@
 The training loop is a generator function in the stage script; `RunFolder.epochs` drives it.
 """
 
+import argparse
 import contextlib
 import sys
 import time
@@ -21,7 +22,7 @@ from engine.runtime import Runtime
 from engine.seeds import rng_state, set_rng_state
 from engine.steps import START, LossMeter, Position, Step
 from engine.tensors import to_host
-from utils import FailedRun, UsageError, handle_stops, raise_stopped, tell
+from utils import FailedRun, UsageError, count, handle_stops, positive_int, raise_stopped, tell
 
 
 class RunFolder:
@@ -47,7 +48,11 @@ class RunFolder:
         unit: str = "epoch",
         free: Collection[str] = FREE_FLAGS,
     ):
-        self.folder, self.flags, self.parts, self.header, self.runtime = folder, flags, parts, header, runtime
+        self.folder = folder
+        self.flags = flags
+        self.parts = parts
+        self.header = header
+        self.runtime = runtime
         self.args = ArgsFile(folder, header["stage"], flags, inputs, free)
         self.log = MetricLog(folder, unit)
         self.evaluation = {name: flags[name] for name in EVALUATION_FLAGS if name in flags}
@@ -59,12 +64,10 @@ class RunFolder:
         self.meter = LossMeter(runtime)
         self.position = START
         self.seconds = 0.0  # of training, over all starts
-        self._clock: float | None = (
-            None  # start of the time that is not yet added to `seconds`; None outside of training
-        )
-        self.best: dict | None = (
-            None  # {"epoch", "name", "value", "evaluation"} of best.pth, on a held-out split only
-        )
+        # start of the time that is not yet added to `seconds`; None outside of training
+        self._clock: float | None = None
+        # {"epoch", "name", "value", "evaluation"} of best.pth, on a held-out split only
+        self.best: dict | None = None
         self._stop_signal: int | None = None
         self._stop_at_once = False
         if (folder / "last.pth").exists():
@@ -79,11 +82,9 @@ class RunFolder:
         try:
             for part in self.parts:
                 part.load_state_dict(state)
-            self.position, self.best, self.seconds = (
-                Position(**state["position"]),
-                state["best"],
-                state["seconds"],
-            )
+            self.position = Position(**state["position"])
+            self.best = state["best"]
+            self.seconds = state["seconds"]
             self.meter.load_state_dict(state["meter"], self.runtime.device)
             load_rng(state, self.runtime, self.runtime.own_seed(self.flags["seed"], *self.position))
         except UsageError as error:
@@ -109,7 +110,7 @@ class RunFolder:
         end of each epoch. After SIGINT or SIGTERM the current step is finished (with several ranks: the steps
         up to the next reading of the losses), last.pth is saved and Stopped is raised. The losses are read
         every print_freq steps. Raises FailedRun if one is not finite, and keeps the last good checkpoint.
-        first_lines: what the run found, printed on stderr before its first step.
+        first_lines: data and networks of the run, printed on stderr before its first step.
         """
         if self.position.epoch >= self.num_epochs:
             if self.position.epoch > self.num_epochs:
@@ -119,19 +120,18 @@ class RunFolder:
                 )
             return
         done = sum(self.lengths[: self.position.epoch]) + self.position.step
-        total, hidden = sum(self.lengths), not self.runtime.is_main
-        steps_line = f"steps: {total:,} in all, {self.num_epochs:,} {self.unit}s" + (
-            f"; {done:,} done" if done else ""
-        )
+        total = sum(self.lengths)
+        steps_line = f"steps: {total:,} in all, {self.num_epochs:,} {self.unit}s"
+        if done:
+            steps_line += f"; {done:,} done"
         lines = [*first_lines, steps_line, f"steps run on: {self.runtime.describe()}"]
         with (
             handle_stops(self._on_signal),
             claimed(self.folder, self.args, self.runtime, lines),
-            Progress(total, done, hidden=hidden) as bar,
+            Progress(total, done, hidden=not self.runtime.is_main) as bar,
         ):
-            if (
-                self.position.step == self.lengths[self.position.epoch]
-            ):  # stopped after the epoch's last step, before close_epoch
+            # stopped after the epoch's last step, before close_epoch
+            if self.position.step == self.lengths[self.position.epoch]:
                 yield self.position.epoch + 1, self._means()
             self._clock = time.perf_counter()
             for at in steps:
@@ -159,7 +159,8 @@ class RunFolder:
         """Add the time since the last lap to `seconds`. Evaluations are outside of laps."""
         if self._clock is not None:
             now = time.perf_counter()
-            self.seconds, self._clock = self.seconds + now - self._clock, now if goes_on else None
+            self.seconds += now - self._clock
+            self._clock = now if goes_on else None
 
     def _agreed_stop(self) -> int | None:
         """The stop signal that any rank received, or None; the same on all ranks, so that they save the same
@@ -174,8 +175,7 @@ class RunFolder:
         values: what to log. pictures: (C, H, W) in [-1, 1], or None. choose_by: the name in `values` whose
         highest value chooses best.pth; it must come from held-out training images.
         """
-        for part in self.parts:  # before anything of the epoch is written
-            self._check_finite(part.state_dict(), epoch - 1, self.lengths[epoch - 1])
+        self._parts(epoch - 1, self.lengths[epoch - 1])  # they are checked before anything is written
         line = {
             self.unit: epoch,
             "step": sum(self.lengths[:epoch]),
@@ -205,17 +205,14 @@ class RunFolder:
         disk is full."""
         self._means()
         self._lap()
-        state = dict(self.header)
-        for part in self.parts:
-            state |= part.state_dict()
-        state |= {
+        state = {
+            **self.header,
+            **self._parts(*self.position),
             "position": self.position._asdict(),
             "seconds": self.seconds,
             "best": self.best,
-            "meter": self.meter.state_dict(),
+            "meter": to_host(self.meter.state_dict()),
         }
-        state = to_host(state)
-        self._check_finite(state, *self.position)
         state["rng"], *others = self.runtime.gather(rng_state(self.runtime.device))
         if others:
             state["rng_of_ranks"] = others
@@ -228,9 +225,14 @@ class RunFolder:
                 f"{self.folder / name}: could not be written ({str(error).splitlines()[0]}); {self._kept()}"
             ) from None
 
-    def _check_finite(self, state: dict, epoch: int, step: int) -> None:
-        if bad := not_finite(state):
-            raise FailedRun(f"{bad} is not finite at {self.unit} {epoch + 1}, step {step}; {self._kept()}")
+    def _parts(self, epoch: int, step: int) -> dict:
+        """The states of all parts on the CPU. Raises FailedRun if a tensor in them is not finite."""
+        state = to_host({name: value for part in self.parts for name, value in part.state_dict().items()})
+        for path, tensor in _tensors(state):
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                at = f"{self.unit} {epoch + 1}, step {step}"
+                raise FailedRun(f"{path} is not finite at {at}; {self._kept()}")
+        return state
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
@@ -286,6 +288,20 @@ def claimed(folder: Path, args: ArgsFile, runtime: Runtime, lines: Sequence[str]
         yield
 
 
+def add_run_flags(parser: argparse.ArgumentParser, tag: str) -> None:
+    """Declare the flags of a run folder. tag: default of --tag."""
+    add = parser.add_argument
+    add("--tag", default=tag, help="name of the folder under --results-dir")
+    add("--results-dir", default="results", help="where results go")
+    add(
+        "--save-interval",
+        type=count,
+        default=250,
+        help="steps between checkpoints inside an epoch; 0 = only at its end",
+    )
+    add("--print-freq", type=positive_int, default=50, help="steps between readings of the losses")
+
+
 def load_rng(state: dict, runtime: Runtime, seed: int) -> None:
     """Restore this rank's random-number state; a rank that the saved job did not have is seeded with
     `seed`."""
@@ -294,15 +310,6 @@ def load_rng(state: dict, runtime: Runtime, seed: int) -> None:
         set_rng_state(streams[runtime.rank], runtime.device)
     else:
         torch.manual_seed(seed)
-
-
-def not_finite(state: dict) -> str | None:
-    """The name of a weight in a checkpoint that is not finite; None if all are."""
-    for part in ("generator", "discriminator", "gan", "learners", "condensed"):
-        for name, tensor in _tensors(state.get(part) or {}):
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                return f"{part}.{name}"
-    return None
 
 
 def _tensors(state) -> Iterator[tuple[str, Tensor]]:

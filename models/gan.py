@@ -1,78 +1,79 @@
 """DiM's conditional generator and its discriminator (Wang et al. 2023, arXiv:2303.04707), and the pair in
 training."""
 
+import argparse
 import copy
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from augment import draw_operations, parse_strategy
+from augment import draw_operations
 from engine.optim import ADAM_BETAS, follow, load_optimizer, make_adam, set_rate
 from engine.runtime import Runtime
 from engine.seeds import derive_seed, seeded
 from engine.tensors import eval_mode
 from losses import discriminator_loss, gradient_penalty, hinge_loss
-from utils import UsageError
+from utils import UsageError, count, decay, nonnegative, positive, positive_int, seed_number, two_or_more
 
 IMAGE_SIZES = (28, 32)
 LR_DECAYS = ("none", "linear")
 
 
-class Generator(nn.Module):
-    """(z, y) -> images (B, channels, image_size, image_size) in [-1, 1].
+class ConditionalGenerator(nn.Module):
+    """Base of generators (z, y) -> images (B, channels, image_size, image_size) in [-1, 1].
 
     z: (B, z_dim) standard normals, whose first num_classes entries are overwritten by one-hot(y); y: (B,).
     """
 
-    def __init__(
-        self, num_classes: int, channels: int = 3, image_size: int = 32, width: int = 196, z_dim: int = 100
-    ):
+    def __init__(self, num_classes: int, channels: int, image_size: int, width: int, z_dim: int):
         super().__init__()
         check_sizes(image_size, width)
-        check_z_dim(z_dim, num_classes)
-        self.num_classes, self.channels, self.image_size, self.width, self.z_dim = (
-            num_classes,
-            channels,
-            image_size,
-            width,
-            z_dim,
-        )
+        if z_dim <= num_classes:
+            raise UsageError(
+                f"--z-dim {z_dim}: expected more than the {num_classes} classes, whose one-hot code it holds"
+            )
+        self.num_classes = num_classes
+        self.channels = channels
+        self.image_size = image_size
+        self.width = width
+        self.z_dim = z_dim
         self.fc1 = nn.Linear(z_dim, width * 4 * 4)
-        self.bn0 = nn.BatchNorm1d(width * 4 * 4)
-        self.conv1 = nn.ConvTranspose2d(
-            width, width, 4 if image_size == 32 else 3, stride=2, padding=1
-        )  # 4 -> 8 or 7
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, width, 3, padding=1)
-        self.bn3 = nn.BatchNorm2d(width)
-        self.conv4 = nn.Conv2d(width, width, 3, padding=1)
-        self.bn4 = nn.BatchNorm2d(width)
-        self.conv5 = nn.ConvTranspose2d(width, width, 4, stride=2, padding=1)  # -> 16 or 14
-        self.bn5 = nn.BatchNorm2d(width)
-        self.conv6 = nn.Conv2d(width, width, 3, padding=1)
-        self.bn6 = nn.BatchNorm2d(width)
-        self.conv7 = nn.ConvTranspose2d(width, width, 4, stride=2, padding=1)  # -> 32 or 28
-        self.bn7 = nn.BatchNorm2d(width)
-        self.conv8 = nn.Conv2d(width, channels, 3, padding=1)
 
-    def forward(self, z: Tensor, y: Tensor) -> Tensor:
-        z = torch.cat([F.one_hot(y, self.num_classes).to(z.dtype), z[:, self.num_classes :]], dim=1)
-        x = F.relu(self.bn0(self.fc1(z))).view(-1, self.width, 4, 4)
-        x = F.relu(self.bn1(self.conv1(x)))
-        x = F.relu(self.bn2(self.conv2(x)))
-        x = F.relu(self.bn3(self.conv3(x)))
-        x = F.relu(self.bn4(self.conv4(x)))
-        x = F.relu(self.bn5(self.conv5(x)))
-        x = F.relu(self.bn6(self.conv6(x)))
-        x = F.relu(self.bn7(self.conv7(x)))
-        return torch.tanh(self.conv8(x).float())
+    def project(self, z: Tensor, y: Tensor) -> Tensor:
+        """The first layer, fc1, of z with the code of y: (B, width * 4 * 4)."""
+        return self.fc1(torch.cat([F.one_hot(y, self.num_classes).to(z.dtype), z[:, self.num_classes :]], 1))
 
     def sample(self, y: Tensor, rng: torch.Generator | None = None) -> Tensor:
         """One image (B, C, H, W) for each label of y (B,), z drawn on y's device, from `rng` if given."""
         return self(torch.randn(len(y), self.z_dim, device=y.device, generator=rng), y)
+
+
+class Generator(ConditionalGenerator):
+    """DiM's generator."""
+
+    DOUBLING = (1, 5, 7)  # layers that double the side: 4 -> 8 -> 16 -> 32, or 4 -> 7 -> 14 -> 28
+
+    def __init__(
+        self, num_classes: int, channels: int = 3, image_size: int = 32, width: int = 196, z_dim: int = 100
+    ):
+        super().__init__(num_classes, channels, image_size, width, z_dim)
+        self.bn0 = nn.BatchNorm1d(width * 4 * 4)
+        for i in range(1, 8):
+            if i in self.DOUBLING:
+                kernel = 3 if i == 1 and image_size == 28 else 4
+                conv = nn.ConvTranspose2d(width, width, kernel, stride=2, padding=1)
+            else:
+                conv = nn.Conv2d(width, width, 3, padding=1)
+            self.add_module(f"conv{i}", conv)
+            self.add_module(f"bn{i}", nn.BatchNorm2d(width))
+        self.conv8 = nn.Conv2d(width, channels, 3, padding=1)
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        x = F.relu(self.bn0(self.project(z, y))).view(-1, self.width, 4, 4)
+        for i in range(1, 8):
+            x = F.relu(getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(x)))
+        return torch.tanh(self.conv8(x).float())
 
 
 class Discriminator(nn.Module):
@@ -93,9 +94,8 @@ class Discriminator(nn.Module):
         self.fc1 = nn.Linear(width, 1)
         self.fc10 = nn.Linear(width, num_classes)
 
-    def forward(
-        self, x: Tensor, y: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:  # y: used by other discriminators
+    def forward(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        # y is used by other discriminators
         for i in range(1, len(self.STRIDES) + 1):
             x = F.leaky_relu(getattr(self, f"ln{i}")(getattr(self, f"conv{i}")(x)), 0.01)
         x = F.max_pool2d(x, 4).flatten(1)  # (B, width)
@@ -108,14 +108,6 @@ def check_sizes(image_size: int, width: int) -> None:
         raise UsageError(f"--image-size {image_size}: expected one of {', '.join(map(str, IMAGE_SIZES))}")
     if width < 1:
         raise UsageError(f"--width {width}: expected a whole number >= 1")
-
-
-def check_z_dim(z_dim: int, num_classes: int) -> None:
-    """Raise UsageError unless the latent has room for the one-hot class and at least one random number."""
-    if z_dim <= num_classes:
-        raise UsageError(
-            f"--z-dim {z_dim}: expected more than the {num_classes} classes, whose one-hot code it holds"
-        )
 
 
 class GAN:
@@ -137,27 +129,25 @@ class GAN:
         lr_d: float | None = None,
         betas: tuple[float, float] = ADAM_BETAS,
     ):
-        self.generator, self.discriminator, self.ema = generator, discriminator, ema
+        self.generator = generator
+        self.discriminator = discriminator
+        self.ema = ema
         self.generator_ema = copy.deepcopy(generator).requires_grad_(False) if ema else None
         self.ema_steps = torch.zeros((), device=next(generator.parameters()).device)
-        self.rates = {"optim_g": lr, "optim_d": lr_d or lr}
+        self.players = {"generator": generator}
+        self.rates = {"optim_g": lr}
         self.optim_g = make_adam(list(generator.parameters()), lr, betas)
-        self.optim_d = (
-            None if discriminator is None else make_adam(list(discriminator.parameters()), lr_d or lr)
-        )
+        self.optim_d = None
+        if discriminator is not None:
+            self.players["discriminator"] = discriminator
+            self.rates["optim_d"] = lr_d or lr
+            self.optim_d = make_adam(list(discriminator.parameters()), lr_d or lr)
 
     def train(self) -> "GAN":
         """Put the players in train mode, and return the pair."""
         for player in self.players.values():
             player.train()
         return self
-
-    @property
-    def players(self) -> dict[str, nn.Module]:
-        """Generator and discriminator, by name; the latter only if there is one."""
-        return {"generator": self.generator} | (
-            {} if self.discriminator is None else {"discriminator": self.discriminator}
-        )
 
     @property
     def deployed(self) -> nn.Module:
@@ -167,8 +157,7 @@ class GAN:
     def set_rates(self, factor: float) -> None:
         """Set both learning rates to `factor` times their initial values."""
         for name, lr in self.rates.items():
-            if (optimizer := getattr(self, name)) is not None:
-                set_rate(optimizer, lr * factor)
+            set_rate(getattr(self, name), lr * factor)
 
     def update_ema(self) -> None:
         """Move the average towards the generator by one step. BatchNorm's statistics are copied."""
@@ -180,7 +169,7 @@ class GAN:
         return {
             "generator": self.generator.state_dict(),
             "discriminator": self.discriminator and self.discriminator.state_dict(),
-            "generator_ema": self.generator_ema.state_dict() if self.generator_ema is not None else None,
+            "generator_ema": self.generator_ema and self.generator_ema.state_dict(),
             "ema_steps": self.ema_steps,
             "optim_g": self.optim_g.state_dict(),
             "optim_d": self.optim_d and self.optim_d.state_dict(),
@@ -190,9 +179,8 @@ class GAN:
         """Restore what state_dict() returned."""
         for name, player in self.players.items():
             player.load_state_dict(state[name])
-        for optimizer, name in ((self.optim_g, "optim_g"), (self.optim_d, "optim_d")):
-            if optimizer is not None:
-                load_optimizer(optimizer, state[name])
+        for name in self.rates:
+            load_optimizer(getattr(self, name), state[name])
         if self.generator_ema is not None:
             self.generator_ema.load_state_dict(state["generator_ema"])
             self.ema_steps.copy_(state["ema_steps"])
@@ -214,17 +202,17 @@ def estimate_statistics(
     surrounding random numbers is restored.
     """
     norms = [m for m in generator.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    was_training = generator.training
     device = next(generator.parameters()).device
-    momenta, was_training = [norm.momentum for norm in norms], generator.training
     for norm in norms:
         norm.reset_running_stats()
     generator.train()
     with seeded(device, seed, "statistics"), runtime.autocast():
         for i in range(batches):
             for norm in norms:
-                norm.momentum = 1 / (
-                    i + 1
-                )  # a plain mean over the batches; None does the same, but reads a count from the device
+                # a plain mean over the batches; None does the same, but reads a count from the device
+                norm.momentum = 1 / (i + 1)
             generator.sample(uniform_labels(generator.num_classes, batch_size, device, classes))
     generator.train(was_training)
     for norm, momentum in zip(norms, momenta, strict=True):
@@ -233,8 +221,8 @@ def estimate_statistics(
 
 def uniform_labels(num_classes: int, n: int, device: torch.device, classes: Tensor | None = None) -> Tensor:
     """Labels (n,) drawn uniformly on `device` from all classes, or from `classes` (M,)."""
-    draw = torch.randint(num_classes if classes is None else len(classes), (n,), device=device)
-    return draw if classes is None else classes[draw]
+    labels = torch.randint(num_classes if classes is None else len(classes), (n,), device=device)
+    return labels if classes is None else classes[labels]
 
 
 def discriminator_step(
@@ -274,6 +262,31 @@ def discriminator_step(
     return loss
 
 
+def add_gan_flags(parser: argparse.ArgumentParser, epochs: int, batch_size: int, lr: float) -> None:
+    """Declare the flags of a GAN's training, the same in stages 1 and 2 but for the defaults given here."""
+    add = parser.add_argument
+    add(
+        "--epochs",
+        type=positive_int,
+        default=epochs,
+        help="passes over the set; a larger number continues a finished run",
+    )
+    add("--batch-size", type=two_or_more, default=batch_size, help="real images per step")
+    add("--lr", type=positive, default=lr, help="learning rate of Adam for generator and discriminator")
+    add("--lr-d", type=positive, help="learning rate of the discriminator (default: the generator's)")
+    add("--lr-decay", choices=LR_DECAYS, default="none", help="linear: both rates fall to zero over --epochs")
+    add("--gp-weight", type=nonnegative, default=10.0, help="weight of DiM's gradient penalty")
+    add("--diffaug", default="none", help="DiffAugment of real and fake images, such as color_crop_cutout")
+    add("--ema", type=decay, default=0.0, help="decay of the generator's moving average; 0 = off")
+    add(
+        "--restat",
+        type=count,
+        default=0,
+        help="batches that estimate BatchNorm's statistics after an epoch; 0 = off",
+    )
+    add("--seed", type=seed_number, default=0, help="seed of all random numbers")
+
+
 def rate_factor(lr_decay: str, done: int, total: int) -> float:
     """Factor of the learning rate after `done` of `total` steps: 1, or with "linear" decay a line from 1 to
     0."""
@@ -284,11 +297,6 @@ def length_of_decay(lr_decay: str, epochs: int) -> dict[str, int]:
     """The inputs that must be the same when a run is continued because its learning rates depend on them (see
     RunFolder)."""
     return {} if lr_decay == "none" else {"decay over --epochs": epochs}
-
-
-def parse_diffaug(diffaug: str) -> tuple[str, ...]:
-    """The operations of --diffaug. Raises UsageError for an unknown one."""
-    return parse_strategy(diffaug, "--diffaug")
 
 
 def differentiable_augment(images: Tensor, operations: tuple[str, ...]) -> Tensor:
@@ -312,8 +320,8 @@ def sample_grid(generator: nn.Module, seed: int, rows: int = 10) -> Tensor:
     """
     columns = min(generator.num_classes, 10)
     device = next(generator.parameters()).device
-    draw = torch.Generator().manual_seed(derive_seed(seed, "pictures"))
-    z = torch.randn(rows, generator.z_dim, generator=draw).repeat_interleave(columns, 0).to(device)
+    rng = torch.Generator().manual_seed(derive_seed(seed, "pictures"))
+    z = torch.randn(rows, generator.z_dim, generator=rng).repeat_interleave(columns, 0).to(device)
     with eval_mode(generator):
         images = generator(z, torch.arange(columns, device=device).repeat(rows))
     return image_grid(images, columns)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 
-from models.gan import check_sizes, check_z_dim
+from models.gan import ConditionalGenerator, check_sizes
 from models.layers import average_pool
 
 
@@ -28,9 +28,8 @@ class ConditionalBatchNorm2d(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_classes, width))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.bn(x) * self.gain[y][:, :, None, None].to(x.dtype) + self.bias[y][:, :, None, None].to(
-            x.dtype
-        )
+        gain, bias = (table[y][:, :, None, None].to(x.dtype) for table in (self.gain, self.bias))
+        return self.bn(x) * gain + bias
 
 
 def upsample_conv(x: Tensor, conv: nn.Conv2d, side: int) -> Tensor:
@@ -51,12 +50,8 @@ def conv_pool(x: Tensor, conv: nn.Conv2d) -> Tensor:
 
 def spread_kernel(weight: Tensor) -> Tensor:
     """(..., 3, 3) -> (..., 4, 4): the sum of four copies of the kernel, one in each corner."""
-    return (
-        F.pad(weight, (0, 1, 0, 1))
-        + F.pad(weight, (1, 0, 0, 1))
-        + F.pad(weight, (0, 1, 1, 0))
-        + F.pad(weight, (1, 0, 1, 0))
-    )
+    corners = ((0, 1, 0, 1), (1, 0, 0, 1), (0, 1, 1, 0), (1, 0, 1, 0))
+    return sum(F.pad(weight, corner) for corner in corners)
 
 
 class UpBlock(nn.Module):
@@ -78,33 +73,18 @@ class UpBlock(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         out = upsample_conv(F.relu(self.bn1(x, y)), self.conv1, self.side)
         out = self.conv2(F.relu(self.bn2(out, y)))
-        return out + F.interpolate(
-            self.shortcut(x), size=self.side
-        )  # a 1x1 conv before the upsampling gives the same as after it
+        # a 1x1 conv before the upsampling gives the same as after it
+        return out + F.interpolate(self.shortcut(x), size=self.side)
 
 
-class ResNetGenerator(nn.Module):
-    """(z, y) -> images (B, channels, image_size, image_size) in [-1, 1].
-
-    z: (B, z_dim) standard normals, whose first num_classes entries are overwritten by one-hot(y) as in DiM's
-    generator; y: (B,). The class enters in two places: in z, so that classes differ from the first step on,
-    and in the BatchNorms of the three blocks.
-    """
+class ResNetGenerator(ConditionalGenerator):
+    """A generator whose class enters in two places: in z, so that classes differ from the first step on, and
+    in the BatchNorms of the three blocks."""
 
     def __init__(
         self, num_classes: int, channels: int = 3, image_size: int = 32, width: int = 224, z_dim: int = 100
     ):
-        super().__init__()
-        check_sizes(image_size, width)
-        check_z_dim(z_dim, num_classes)
-        self.num_classes, self.channels, self.image_size, self.width, self.z_dim = (
-            num_classes,
-            channels,
-            image_size,
-            width,
-            z_dim,
-        )
-        self.fc1 = nn.Linear(z_dim, width * 4 * 4)
+        super().__init__(num_classes, channels, image_size, width, z_dim)
         self.blocks = nn.ModuleList(
             UpBlock(width, side, num_classes)
             for side in (math.ceil(image_size / 4), image_size // 2, image_size)
@@ -114,15 +94,10 @@ class ResNetGenerator(nn.Module):
         initialise(self)
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
-        z = torch.cat([F.one_hot(y, self.num_classes).to(z.dtype), z[:, self.num_classes :]], dim=1)
-        x = self.fc1(z).view(-1, self.width, 4, 4)
+        x = self.project(z, y).view(-1, self.width, 4, 4)
         for block in self.blocks:  # 4 -> 8 -> 16 -> 32, or 4 -> 7 -> 14 -> 28
             x = block(x, y)
         return torch.tanh(self.conv(F.relu(self.bn(x))).float())
-
-    def sample(self, y: Tensor, rng: torch.Generator | None = None) -> Tensor:
-        """One image (B, C, H, W) for each label of y (B,), z drawn on y's device, from `rng` if given."""
-        return self(torch.randn(len(y), self.z_dim, device=y.device, generator=rng), y)
 
 
 class DownBlock(nn.Module):

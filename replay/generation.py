@@ -12,7 +12,7 @@ from engine.steps import Position
 from gen_condense import train_gan
 from models.deploy import ByClass
 from models.gan import GAN, estimate_statistics
-from models.matching import MATCH_RECIPES, Matching, recipe_settings
+from models.matching import MATCH_RECIPES, Matching, Teachers, recipe_settings
 from models.pool import Pool
 from pool_match import train_match
 from replay.learner import Learner, frozen_copy
@@ -72,13 +72,14 @@ class TaskGenerator:
 
     def _new_pool(self, task: int) -> Pool:
         """The networks of matching; with --recipe-match energy they learn generated images."""
-        plan, size, generator = self.plan, 1, None
+        plan = self.plan
+        own = (1, None, POOL_STEPS)  # size, generator, steps, age
         if plan.generation.taught:
-            size = MATCH_RECIPES["energy"]["pool_size"]
-            generator = self._of_all_classes(task)
+            recipe = MATCH_RECIPES["energy"]
+            own = (recipe["pool_size"], self._of_all_classes(task), recipe["pool_steps"], recipe["pool_age"])
         names = [learner.name for learner in self.learners]
         seed = derive_seed(plan.seed, "pool", task)
-        return Pool(names, plan.info, POOL_LR, "color_crop", seed, plan.runtime, size, generator)
+        return Pool(names, plan.info, POOL_LR, "color_crop", seed, plan.runtime, *own)
 
     def _of_all_classes(self, task: int) -> nn.Module:
         """A generator of all classes so far: the average of that in training, and the stored ones of earlier
@@ -132,6 +133,8 @@ class TaskGenerator:
         seed = derive_seed(self.plan.seed, "match", task)
         if settings.taught:
             earlier = [] if self.replay.images is None else [self.replay.images]
+            self.pool.images = ImageSet.joined([train, *earlier])
+            networks = [frozen_copy(learner.deployed) for learner in self.learners]
             steps = train_match(
                 self.gan,
                 self.pool,
@@ -140,9 +143,8 @@ class TaskGenerator:
                 seed=seed,
                 runtime=self.plan.runtime,
                 classes=labels,
-                pool_set=ImageSet.joined([train, *earlier]),
                 steps=settings.match_steps,
-                teachers=[frozen_copy(learner.deployed) for learner in self.learners],
+                teachers=Teachers(networks, MATCH_RECIPES["energy"]["teacher_weight"]),
                 start=Position(0, done),
                 **recipe_settings(settings.match_batch),
             )
@@ -152,11 +154,10 @@ class TaskGenerator:
                 self.gan,
                 self.pool,
                 train,
+                Matching(settings.match, strategy="color_crop_cutout"),
                 epochs=-(-settings.match_steps // num_steps),
                 batch_size=settings.gan_batch_size,
                 gp_weight=GP_WEIGHT,
-                pool_steps=POOL_STEPS,
-                matching=Matching(settings.match, strategy="color_crop_cutout"),
                 seed=seed,
                 runtime=self.plan.runtime,
                 classes=labels,

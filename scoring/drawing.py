@@ -18,7 +18,7 @@ from engine.seeds import derive_seed, seeded
 from engine.steps import Step
 from models import Classifier, read_classifier
 from models.deploy import Latents
-from models.matching import MATCH_RECIPES, recipe_settings
+from models.matching import MATCH_RECIPES, Teachers, recipe_settings
 from models.pool import Pool
 from scoring.sources import generate, herding_order
 from scoring.teachers import make_teachers
@@ -49,7 +49,8 @@ def matched_set(
     with seeded(runtime.device, seed, "matched latents", ipc):
         latents = Latents.drawn(generator, ipc, seed, runtime.device, generator.num_classes)
         gan = latents.in_training()
-        pool = Pool(r["pool"], info, 0.01, "color_crop", seed, runtime, r["pool_size"], latents)
+        own = (r["pool_size"], latents, r["pool_steps"], r["pool_age"])
+        pool = Pool(r["pool"], info, 0.01, "color_crop", seed, runtime, *own)
         size = min(r["batch_size"], len(train))
         settings = recipe_settings(min(r["match_batch"], ipc)) | {"lr_decay": "none"}
         loop = train_match(
@@ -58,7 +59,7 @@ def matched_set(
             train,
             batch_size=size,
             steps=steps,
-            teachers=teachers,
+            teachers=Teachers(teachers, r["teacher_weight"]),
             seed=seed,
             runtime=runtime,
             **settings,

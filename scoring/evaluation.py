@@ -1,5 +1,6 @@
 """Score a source of images: train fresh classifiers on it and test them on real images."""
 
+import argparse
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -12,11 +13,11 @@ from engine.runtime import Runtime
 from engine.seeds import RandomStreams, derive_seed, seeded
 from engine.tensors import eval_mode
 from models import Classifier, GanCheckpoint, build_classifier
-from scoring.recipes import Recipe
+from scoring.recipes import RECIPES, Recipe
 from scoring.results import Cost, Outcome
 from scoring.sources import Generated
 from scoring.trainer import train_steps, train_together
-from utils import Effect, out_of_memory_hint, tell
+from utils import Effect, count, out_of_memory_hint, positive_int, probability_or_off, tell
 
 BUDGETS = ("stream", "fixed")
 # The flags of evaluations in training. Without --eval-interval a held-out split may still be kept for a later
@@ -34,6 +35,28 @@ EVALUATIONS = (
         "best.pth is chosen",
     ),
 )
+
+
+def add_evaluation_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of the evaluations in training."""
+    add = parser.add_argument
+    add("--eval-interval", type=count, default=10, help="epochs between evaluations; 0 = never")
+    add("--eval-model", nargs="+", default=["convnet"], help="networks to train on generated images")
+    add(
+        "--budget",
+        choices=BUDGETS,
+        default="stream",
+        help="fixed: ipc images per class, drawn once; stream: drawn anew at each epoch",
+    )
+    add("--ipc", type=positive_int, default=50, help="images per class in an epoch of a classifier")
+    add("--repeats", type=positive_int, default=1, help="number of classifiers at each evaluation")
+    add("--recipe", choices=RECIPES, default="dim", help="how a classifier is trained")
+    add("--epochs-eval", type=positive_int, default=1000, help="epochs of a classifier")
+    add(
+        "--mix-p",
+        type=probability_or_off,
+        help="probability of CutMix for a batch; -1 = never (default: the recipe's)",
+    )
 
 
 @torch.no_grad()

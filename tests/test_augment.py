@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import augment
-from augment import COMPOSITIONS, OPERATIONS, draw_cutmix, draw_dsa
+from augment import COMPOSITIONS, OPERATIONS, choose_operations, draw_cutmix, draw_operations
 from utils import UsageError
 
 CPU = torch.device("cpu")
@@ -73,7 +73,7 @@ def test_rotation_by_a_right_angle_and_zero_outside_of_a_shrunk_image():
 def test_every_operation_is_differentiable_and_keeps_the_shape(operation, composition):
     torch.manual_seed(0)
     x = torch.randn(4, 3, 32, 32, requires_grad=True)
-    out = draw_dsa(operation, composition, 4, 32, CPU)(x)
+    out = draw_operations(choose_operations(operation, composition), 4, 32, CPU)(x)
     out.square().sum().backward()
     assert out.shape == x.shape
     assert torch.isfinite(x.grad).all()
@@ -86,7 +86,7 @@ def test_every_operation_is_differentiable_and_keeps_the_shape(operation, compos
 def test_siamese_draw_treats_every_image_alike_and_any_batch(strategy):
     torch.manual_seed(3)
     image = torch.randn(1, 3, 32, 32)
-    transform = draw_dsa(strategy, "dim", 1, 32, CPU)
+    transform = draw_operations(choose_operations(strategy, "dim"), 1, 32, CPU)
     out = transform(image.expand(5, -1, -1, -1))
     assert all(torch.equal(out[0], other) for other in out[1:])
     assert torch.equal(transform(image)[0], out[0])  # real and generated images share the draw
@@ -95,14 +95,16 @@ def test_siamese_draw_treats_every_image_alike_and_any_batch(strategy):
 @pytest.mark.parametrize("strategy", ["color", "crop", "cutout", "scale", "rotate", "flip"])
 def test_a_draw_per_image_differs_between_images(strategy):
     torch.manual_seed(0)
-    out = draw_dsa(strategy, "dim", 16, 32, CPU)(torch.randn(1, 3, 32, 32).expand(16, -1, -1, -1))
+    out = draw_operations(choose_operations(strategy, "dim"), 16, 32, CPU)(
+        torch.randn(1, 3, 32, 32).expand(16, -1, -1, -1)
+    )
     assert any(not torch.equal(out[0], other) for other in out[1:])
 
 
 def operations_run(monkeypatch, strategy: str, composition: str) -> tuple[str, ...]:
     run = []
     monkeypatch.setattr(augment, "_draw_operation", lambda name, *args: run.append(name) or (torch.clone, ()))
-    draw_dsa(strategy, composition, 1, 32, CPU)
+    draw_operations(choose_operations(strategy, composition), 1, 32, CPU)
     return tuple(run)
 
 
@@ -120,24 +122,22 @@ def test_composition_dc_runs_one_operation(monkeypatch):
 def test_ranges_of_the_draws():
     torch.manual_seed(0)
     n = 4000
-    shift = draw_dsa("crop", "dim", n, 32, CPU)(
+    shift = draw_operations(choose_operations("crop", "dim"), n, 32, CPU)(
         torch.arange(1.0, 1025).view(1, 1, 32, 32).expand(n, -1, -1, -1)
     )
     rows = (shift[:, 0, 16, 16] - 1) // 32 - 16
     assert (rows.min(), rows.max()) == (-4, 4)  # 12.5 % of 32
     gray = torch.full((n, 1, 32, 32), 1.0)
-    level = draw_dsa("color", "dim", n, 32, CPU)(gray)[:, 0, 0, 0] - 1
+    level = draw_operations(choose_operations("color", "dim"), n, 32, CPU)(gray)[:, 0, 0, 0] - 1
     assert -0.5 <= level.min() < -0.49
     assert 0.49 < level.max() <= 0.5
 
 
 def test_none_is_the_identity_and_unknown_names_are_refused():
     x = ramp()
-    assert draw_dsa("none", "dim", 1, 8, CPU)(x) is x
+    assert draw_operations(choose_operations("none", "dim"), 1, 8, CPU)(x) is x
     with pytest.raises(UsageError, match="unknown operation 'blur'"):
-        draw_dsa("color_blur", "dim", 1, 8, CPU)
-    with pytest.raises(UsageError, match="composition 'all'"):
-        draw_dsa("color", "all", 1, 8, CPU)
+        draw_operations(choose_operations("color_blur", "dim"), 1, 8, CPU)
 
 
 def test_cutmix_mixes_the_share_it_names():

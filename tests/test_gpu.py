@@ -333,7 +333,7 @@ def test_resume_inside_an_epoch_goes_on_from_the_saved_step(tmp_path, monkeypatc
 def test_a_pool_update_of_every_network(name, graphs):
     runtime = make_runtime("cuda", None, None, graphs)
     pool = Pool([name], DATASETS["cifar10"].info, 0.01, "color_crop", 0, runtime)
-    pool.turn(0, 1)
+    pool.select(0, 1)
     images = ImageSet(torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8), torch.arange(8)).to(
         runtime.device
     )

@@ -27,9 +27,9 @@ import gen_condense
 import pool_match
 import validate
 from augment import COMPOSITIONS
-from losses import METRICS
+from losses import LOSSES, METRICS
 from models import GANS, STORAGES
-from models.matching import MATCH_RECIPES, MATCH_WEIGHTS
+from models.matching import MATCH_RECIPES
 from models.pool import POOL_DATA
 from replay.methods import METHODS
 from scoring.evaluation import BUDGETS
@@ -100,7 +100,7 @@ CHOICES = {
         "--data": ["digits", "mnist"],
         "--betas": [["0.5", "0.9"], ["0"]],
         "--gan-weight": ["0", "1"],
-        "--match": MATCH_WEIGHTS,
+        "--match": [*LOSSES, "none"],
         "--metric": METRICS,
         "--match-weight": ["0", "1"],
         "--match-fresh": ["0", "0.5"],
@@ -184,7 +184,7 @@ CHOICES = {
         "--ema": ["0", "0.9"],
         "--restat": ["0", "2"],
         "--match-steps": ["0", "2"],
-        "--match": MATCH_WEIGHTS,
+        "--match": [*LOSSES, "none"],
         "--replay-batch-size": ["1", "8"],
         "--replay-images": ["1", "5"],
         "--distill-weight": SHARES,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import losses
-from utils import UsageError
+from losses import View
 
 
 def test_adversarial_losses_by_hand():
@@ -50,6 +50,10 @@ def test_gradient_penalty_interpolates_between_real_and_fake():
     assert 0.8 < share.max() <= 1
 
 
+def view(**parts) -> View:
+    return View(torch.empty(0, dtype=torch.long), **parts)
+
+
 A, B = torch.tensor([[1.0, 2.0], [0.0, 4.0]]), torch.tensor([[1.0, 0.0], [3.0, 0.0]])
 
 
@@ -74,34 +78,35 @@ def test_logit_matching_by_hand():
         torch.tensor([[math.log(3.0), 0.0]]),
     )  # probabilities 1/2, 1/2 and 3/4, 1/4
     gap = torch.tensor([math.log(0.75 / 0.5), math.log(0.25 / 0.5)])
+    real, fake, shifted = (view(logits=logits) for logits in (real, fake, real + 5))
     assert losses.match_logits(real, fake).item() == pytest.approx(gap.square().mean().item(), rel=1e-5)
     assert losses.match_logits(real, fake, "l1").item() == pytest.approx(gap.abs().sum().item(), rel=1e-5)
-    assert losses.match_logits(real, real + 5).item() == pytest.approx(
+    assert losses.match_logits(real, shifted).item() == pytest.approx(
         0, abs=1e-10
     )  # softmax forgets a constant
 
 
 def test_feature_matching_compares_batch_means():
     real, fake = [torch.tensor([[0.0, 2.0], [2.0, 2.0]])], [torch.tensor([[1.0, 5.0]])]
-    assert losses.match_features(real, fake).item() == pytest.approx(3.0)
-    assert losses.match_features(real * 2, fake * 2, "mse").item() == pytest.approx(18.0)
+    assert losses.match_features(view(features=real), view(features=fake)).item() == pytest.approx(3.0)
+    twice = view(features=real * 2), view(features=fake * 2)
+    assert losses.match_features(*twice, "mse").item() == pytest.approx(18.0)
 
 
 def test_gradient_matching_leaves_out_what_is_not_asked_for():
     real = [torch.zeros(2, 2, 3, 3), torch.zeros(2), torch.zeros(4, 2)]
     fake = [torch.ones(2, 2, 3, 3), torch.full((2,), 10.0), torch.full((4, 2), 100.0)]
-    assert losses.match_gradients(real, fake) == 36
-    assert losses.match_gradients(real, fake, bias=True) == 36 + 20
-    assert losses.match_gradients(real, fake, fc=True) == 36 + 800
+
+    def match(real, fake, **options):
+        return losses.match_gradients(view(gradients=[real]), view(gradients=[fake]), **options)
+
+    assert match(real, fake) == 36
+    assert match(real, fake, bias=True) == 36 + 20
+    assert match(real, fake, fc=True) == 36 + 800
     deeper = ([*side[:2], torch.full((4, 2), value), *side[2:]] for side, value in ((real, 1.0), (fake, 3.0)))
-    assert losses.match_gradients(*deeper) == 36 + 4 * 2 * 2  # a linear layer that is not the last one
-    with pytest.raises(ValueError, match="no parameter"):
-        losses.match_gradients(real[1:2], fake[1:2])
-
-
-def test_unknown_metric():
-    with pytest.raises(UsageError, match="--metric l3"):
-        losses.match_features([A], [B], "l3")
+    assert match(*deeper) == 36 + 4 * 2 * 2  # a linear layer that is not the last one
+    of_classes = view(gradients=[real, real]), view(gradients=[fake, real])
+    assert losses.match_gradients(*of_classes) == 36 / 2
 
 
 def test_hinge_loss():
@@ -119,8 +124,10 @@ def test_energy_distance_by_hand():
     fake = torch.tensor([[1.0], [1.0], [10.0], [14.0], [-50.0]])
     # class 0: 2 * mean(1, 1, 1, 1) - 0 - 2 = 0; class 1: 2 * mean(0, 1, 4, 3) - 4 - 1 = -1; both of two pairs
     expected = (0 - 1) / 2 / (real - real.T).abs().mean().item()
-    assert losses.match_distributions([real], [fake], y).item() == pytest.approx(expected)
-    assert losses.match_distributions([real, 2 * real], [fake, 2 * fake], y).item() == pytest.approx(expected)
+    assert losses.energy_distance(real, fake, y).item() == pytest.approx(expected)
+    assert losses.energy_distance(2 * real, 2 * fake, y).item() == pytest.approx(expected)
+    sides = (View(y, logits=2 * side, features=[side[:, :, None, None]]) for side in (real, fake))
+    assert losses.match_distributions(*sides).item() == pytest.approx(expected)
 
 
 def test_energy_distance_does_not_pull_a_class_to_its_mean():
@@ -136,7 +143,7 @@ def test_energy_distance_does_not_pull_a_class_to_its_mean():
         return (grad * (fake - fake.mean(0))).sum().item() / grad.norm().item() / fake.norm().item()
 
     def energy(real, fake):
-        return losses.match_distributions([real], [fake], y)
+        return losses.energy_distance(real, fake, y)
 
     assert inward(torch.randn(400, 8), lambda real, fake: (real - fake).square().mean()) > 0.5
     assert abs(inward(torch.randn(400, 8), energy)) < 0.1
@@ -146,12 +153,10 @@ def test_energy_distance_does_not_pull_a_class_to_its_mean():
 def test_energy_distance_is_unbiased_and_its_gradient_finite_for_equal_images():
     torch.manual_seed(0)
     y = torch.arange(5).repeat(4)
-    values = [
-        losses.match_distributions([torch.randn(20, 4)], [torch.randn(20, 4)], y).item() for _ in range(400)
-    ]
+    values = [losses.energy_distance(torch.randn(20, 4), torch.randn(20, 4), y).item() for _ in range(400)]
     assert abs(statistics.mean(values)) < 4 * statistics.stdev(values) / 20
     fake = torch.zeros(20, 4, requires_grad=True)
-    losses.match_distributions([torch.zeros(20, 4)], [fake], y).backward()
+    losses.energy_distance(torch.zeros(20, 4), fake, y).backward()
     assert torch.isfinite(fake.grad).all()
 
 
@@ -164,6 +169,21 @@ def test_class_wise_energy_distance_by_hand():
     three = torch.tensor([[[0.0], [3.0], [0.0]], [[0.0], [0.0], [0.0]]])  # unequal numbers of images
     # class 0: 2 * mean(0, 2, 3, 1, 0, 2) - mean(3, 0, 3) - 2; class 1: 2 * 10.5 - 0 - 1
     assert losses.energy_distance(real, three).item() == pytest.approx(((2 * 8 / 6 - 2 - 2) + 20) / 2 / 1.5)
+
+
+def test_energy_distance_of_equal_classes_does_not_depend_on_how_they_are_given():
+    """Class by class, or by labels in any order, where the unit alone is another one."""
+    torch.manual_seed(0)
+    y = torch.arange(4).repeat_interleave(5)
+    real = torch.randn(20, 6)
+    fake = torch.randn(20, 6) + y[:, None]
+    by_class = losses.energy_distance(real.view(4, 5, 6), fake.view(4, 5, 6))
+    unit = torch.cdist(real.view(4, 5, 6), real.view(4, 5, 6)).sum((1, 2)).mean() / 20
+    order = torch.randperm(20)
+    by_label = losses.energy_distance(real[order], fake[order], y[order])
+    assert (by_label * torch.cdist(real, real).mean()).item() == pytest.approx(
+        (by_class * unit).item(), rel=1e-4
+    )
 
 
 def test_class_wise_energy_distance_agrees_with_double_precision():
@@ -217,8 +237,9 @@ def test_standardized_logits_by_hand():
     real, fake = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 6.0]])  # standardised: (1, -1) and (-1, 1)
     p = 1 / (1 + math.exp(-2 / 2))  # at temperature 2
     expected = 4 * (p * math.log(p / (1 - p)) + (1 - p) * math.log((1 - p) / p))
+    real, fake, stretched = (view(logits=logits) for logits in (real, fake, 7 * real + 3))
     assert losses.match_standardized_logits(real, fake).item() == pytest.approx(expected, rel=1e-5)
-    assert losses.match_standardized_logits(real, 7 * real + 3).item() == pytest.approx(
+    assert losses.match_standardized_logits(real, stretched).item() == pytest.approx(
         0, abs=1e-6
     )  # scale and shift are forgotten
 

@@ -15,7 +15,7 @@ from data import DATASETS, load_data
 from engine.runtime import Runtime
 from models import GanCheckpoint, build_classifier, build_generator, load_generator, read_classifier, read_gan
 from models.gan import GAN
-from models.matching import MATCH_RECIPES, Matching
+from models.matching import MATCH_RECIPES, Matching, Teachers
 from models.pool import Pool
 from scoring.storage import export_generator
 from utils import UsageError
@@ -150,7 +150,6 @@ def test_an_untrained_network_of_each_step_adds_its_share(trained, monkeypatch):
         "epochs": 1,
         "batch_size": 9,
         "gp_weight": 0,
-        "pool_steps": 0,
         "seed": 0,
         "runtime": CPU,
         "gan_weight": 0.0,
@@ -174,13 +173,13 @@ def test_the_pool_can_be_trained_on_generated_images(trained, monkeypatch):
     sample = generator.sample
     monkeypatch.setattr(generator, "sample", lambda y: made.append((sample(y), y)) or made[-1][0])
     for pool in pools:
-        pool.turn(0, 1)
+        pool.select(0, 1)
         pool.train_step(train, torch.arange(8), torch.Generator())
     ((images, y),) = made
     assert torch.equal(y, train.labels[:8])
     assert not images.requires_grad
     by_hand = Pool(["mlp_w100"], info, 0.1, "none", 0, CPU)
-    by_hand.turn(0, 1)
+    by_hand.select(0, 1)
     by_hand._update(images, y, by_hand.key, ())
     assert same(pools[1].model.state_dict(), by_hand.model.state_dict())
     assert not same(pools[0].model.state_dict(), by_hand.model.state_dict())
@@ -203,7 +202,14 @@ def test_a_network_is_drawn_anew_after_pool_age_steps(trained, tmp_path, monkeyp
 
 @pytest.mark.parametrize(
     "match",
-    ["mean", "standardized", "attention", "grad --metric cos", "dist --gan-weight 0.1 --batch-size 16"],
+    [
+        "mean",
+        "mean-last",
+        "standardized",
+        "attention",
+        "grad --metric cos",
+        "dist --gan-weight 0.1 --batch-size 16",
+    ],
 )
 def test_every_distance_trains_in_batches_of_its_own(trained, tmp_path, match):
     found = alone(tmp_path, trained / "gan" / "last.pth", "--epochs", "1", "--match", *match.split())
@@ -279,7 +285,6 @@ def test_the_teacher_s_term_is_its_cross_entropy_under_the_matching_s_augmentati
         "epochs": 1,
         "batch_size": 9,
         "gp_weight": 0,
-        "pool_steps": 0,
         "seed": 0,
         "runtime": CPU,
         "gan_weight": 0.0,
@@ -295,8 +300,7 @@ def test_the_teacher_s_term_is_its_cross_entropy_under_the_matching_s_augmentati
         pool,
         load_data("digits", "").train,
         matching=matching,
-        teachers=teachers,
-        teacher_weight=3.0,
+        teachers=Teachers(teachers, 3.0),
         **settings,
     )
     for number, at in enumerate(itertools.islice(steps, 4)):
@@ -317,9 +321,12 @@ def test_matching_alone_from_an_untrained_generator_teaches_the_digits(tmp_path)
         tmp_path / "untrained", config, info, 0, {"generator": build_generator(config).state_dict()}
     )
     export_generator(tmp_path / "untrained.safetensors", untrained, "fp32")
-    recipe = f"--recipe-match energy --epochs 30 --teacher-epochs 40 --results-dir {tmp_path} --device cpu --no-amp"
-    found = run(pool_match, ["--weight", str(tmp_path / "untrained.safetensors"), *recipe.split()])
-    scored = f"--source generator --ipc 10 --epochs-eval 200 --repeats 1 --eval-model convnet_w32 --results-dir {tmp_path} --device cpu"
+    recipe = "--recipe-match energy --epochs 30 --teacher-epochs 40 --device cpu --no-amp --results-dir"
+    found = run(
+        pool_match, ["--weight", str(tmp_path / "untrained.safetensors"), *recipe.split(), str(tmp_path)]
+    )
+    scored = "--source generator --ipc 10 --epochs-eval 200 --repeats 1 --eval-model convnet_w32 --device cpu"
+    scored += f" --results-dir {tmp_path}"
     rows = {}
     for name, weight in (("matched", found.best_path), ("untrained", tmp_path / "untrained.safetensors")):
         flags = [*scored.split(), "--no-real", "--no-amp", "--tag", name, "--pretrain-weight", str(weight)]

@@ -17,17 +17,17 @@ import gen_condense
 import models.gan
 import pool_match
 import utils
-from augment import draw_dsa
+from augment import draw_operations
 from data import DATASETS, ImageSet, load_data
 from engine import environment, metric_log
 from engine.files import file_hash
 from engine.runtime import Runtime
 from engine.steps import LossMeter, Position, Step
 from gen_condense import train_gan
-from losses import METRICS
+from losses import LOSSES, METRICS, Loss, View, per_layer, pooled
 from models import NETWORKS, build_classifier, build_gan
 from models.gan import GAN
-from models.matching import METRICS_OF, Matching, pooled
+from models.matching import Matching
 from utils import FailedRun, Stopped, UsageError
 
 CPU = Runtime(torch.device("cpu"))
@@ -154,7 +154,7 @@ def test_the_pool_is_drawn_anew_each_epoch_from_the_seed_alone():
         pool = pool_match.Pool(
             ["convnet_w32", "resnet10", "resnet10_ap"], DATASETS["digits"].info, 0.01, "none", seed, CPU
         )
-        return [(pool.turn(epoch, 1), pool.key[1])[1] for epoch in range(12)]
+        return [(pool.select(epoch, 1), pool.key[1])[1] for epoch in range(12)]
 
     torch.manual_seed(5)
     assert names(0) == names(0)
@@ -175,13 +175,13 @@ def test_a_network_drawn_again_is_fresh_and_stays_where_it_was():
 
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    used.turn(0, 1)
+    used.select(0, 1)
     assert torch.equal(torch.get_rng_state(), state)  # the surrounding random numbers are left alone
     places = [p.data_ptr() for p in used.model.parameters()]
     step(used)
     momentum = next(iter(used.optim.state.values()))["momentum_buffer"]
     for pool in (used, new):
-        pool.turn(1, 1)
+        pool.select(1, 1)
     assert not momentum.any()
     assert same(used.model.state_dict(), new.model.state_dict())
     for pool in (used, new):
@@ -192,7 +192,7 @@ def test_a_network_drawn_again_is_fresh_and_stays_where_it_was():
 
 
 @pytest.mark.parametrize("metric", [None, *METRICS])
-@pytest.mark.parametrize("match", METRICS_OF)
+@pytest.mark.parametrize("match", [name for name, loss in LOSSES.items() if "metric" in loss.options])
 @pytest.mark.parametrize("network", ["convnet_w32", "resnet10"])
 def test_matching_pulls_generated_images_alone(match, metric, network):
     torch.manual_seed(0)
@@ -200,7 +200,7 @@ def test_matching_pulls_generated_images_alone(match, metric, network):
     model = build_classifier(network, info).train()
     real, y = torch.rand(6, 1, 28, 28) * 2 - 1, torch.arange(6)
     fake = (torch.rand(6, 1, 28, 28) * 2 - 1).requires_grad_(True)
-    augment = draw_dsa("color_crop_cutout", "dim", 1, 28, CPU.device)
+    augment = draw_operations(("color", "crop", "cutout"), 1, 28, CPU.device)
     loss = Matching(match, metric=metric, bias=True, fc=True).loss(model, real, fake, y, augment, CPU)
     loss.backward()
     assert loss > 0
@@ -229,7 +229,7 @@ def test_matching_distributions_pulls_generated_images_alone(network):
     model = build_classifier(network, DATASETS["digits"].info).train()
     real, y = torch.rand(8, 1, 28, 28) * 0.5, torch.arange(8) % 2
     fake = (torch.rand(8, 1, 28, 28) * 0.5 - 1).requires_grad_(True)
-    augment = draw_dsa("color_crop_cutout", "dim", 1, 28, CPU.device)
+    augment = draw_operations(("color", "crop", "cutout"), 1, 28, CPU.device)
     dist = Matching("dist")
     loss = dist.loss(model, real, fake, y, augment, CPU)
     loss.backward()
@@ -274,7 +274,7 @@ def test_networks_of_a_pool_take_turns_and_are_born_evenly_over_an_epoch():
     pool = pool_match.Pool(["convnet_w32"], DATASETS["digits"].info, 0.01, "none", 0, CPU, size=3)
     born, weights = {}, {}
     for place in range(36):  # three epochs of twelve steps
-        pool.turn(place, 12)
+        pool.select(place, 12)
         assert pool.slot == place % 12 % 3
         weight = pool.model.network.classifier.weight
         if pool.slot not in weights or not torch.equal(weights[pool.slot], weight):
@@ -544,6 +544,51 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch, capsys
     assert not (tmp_path / "gan" / "last.pth").exists()
 
 
+def test_the_states_of_all_parts_are_checked(trained, tmp_path, monkeypatch, capsys):
+    """The momentum of a pool network, which the losses of the same step do not show."""
+    train_step = pool_match.Pool.train_step
+
+    def poison(self, *args):
+        train_step(self, *args)
+        next(iter(self.optim.state.values()))["momentum_buffer"].view(-1)[0] = float("inf")
+
+    monkeypatch.setattr(pool_match.Pool, "train_step", poison)
+    flags = match_flags(tmp_path, trained / "gan" / "last.pth", "--save-interval", "1", "--pool-steps", "1")
+    with pytest.raises(SystemExit) as error:
+        run(pool_match, flags)
+    assert error.value.code == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "pool.0.optim.state.0.momentum_buffer is not finite at epoch 1, step 1; no checkpoint" in line
+    assert not (tmp_path / "match" / "last.pth").exists()
+
+
+def test_a_new_loss_is_a_function_and_a_line(trained, tmp_path, monkeypatch, capsys):
+    def match_variances(real: View, fake: View) -> torch.Tensor:
+        def distance(r, f):
+            return (f.var((0, 2, 3)) - r.var((0, 2, 3))).square().sum()
+
+        return per_layer(distance, real.features, fake.features).sum()
+
+    monkeypatch.setitem(LOSSES, "variance", Loss(match_variances, 0.25, {"classes"}))
+    flags = match_flags(tmp_path, trained / "gan" / "last.pth", "--epochs", "1", "--match", "variance")
+    with pytest.raises(SystemExit):
+        run(pool_match, flags)
+    assert "--match variance compares classes: expected --match-batch" in capsys.readouterr().err
+    run(pool_match, [*flags, "--match-batch", "4"])
+    assert metrics(tmp_path / "match")[0]["loss_match"] > 0
+    with pytest.raises(SystemExit):
+        pool_match.parse_args(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "attention,variance,none}" in text
+    assert "0.25 for variance" in text
+
+
+def test_an_unknown_metric_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        pool_match.parse_args(["--weight", "x", "--metric", "l3"])
+    assert "argument --metric: invalid choice: 'l3'" in capsys.readouterr().err
+
+
 def test_the_meter_names_the_first_bad_step():
     meter = LossMeter()
     for step, value in enumerate([1.0, float("inf"), float("nan"), 2.0], start=1):
@@ -696,7 +741,8 @@ def test_a_loop_cannot_run_zero_steps():
     with pytest.raises(UsageError, match="--batch-size 4: larger than the training set, which has 3"):
         next(train_gan(gan, few, epochs=1, batch_size=4, gp_weight=10, seed=0, runtime=CPU))
     pool = pool_match.Pool(["convnet_w32"], info, 0.01, "none", 0, CPU)
-    settings = {"gp_weight": 10, "pool_steps": 1, "matching": Matching(), "seed": 0, "runtime": CPU}
+    pool.steps = 1
+    settings = {"gp_weight": 10, "matching": Matching(), "seed": 0, "runtime": CPU}
     with pytest.raises(UsageError, match="larger than the training set"):
         next(pool_match.train_match(gan, pool, few, epochs=1, batch_size=4, **settings))
 

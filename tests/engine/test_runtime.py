@@ -490,7 +490,8 @@ def accumulate(stage: str, weight) -> dict:
         pool = Pool(["convnet_w32"], data.info, 0.01, "color_crop", 0, runtime)
         torch.manual_seed(runtime.own_seed(0, stage))
         common = {"epochs": 1, "batch_size": 64, "gp_weight": 10.0, "seed": 0, "runtime": runtime}
-        matching = {"matching": Matching(strategy="color_crop_cutout"), "pool_steps": 1}
+        pool.steps = 1
+        matching = {"matching": Matching(strategy="color_crop_cutout")}
         if stage == "gan":
             list(train_gan(gan, data.train, **common))
         else:

@@ -13,9 +13,8 @@ from data import ImageSet, load_data, to_float
 from engine.runtime import Runtime
 from engine.seeds import derive_seed
 from models import NETWORKS
-from models.condense import INITS, RATES, Condensed, Condensing
+from models.condense import INITS, MATCHES, Condensed, Condensing, default_rate
 from models.convnet import ConvNet
-from models.matching import ANY_NUMBER
 from utils import UsageError
 
 CPU = Runtime(torch.device("cpu"))
@@ -32,10 +31,10 @@ def digits():
     return data, data.train[torch.where(data.train.labels < 3)[0]]
 
 
-def make(digits, match="mean", ipc=2, train=None, **given) -> Condensed:
-    how = Condensing.of({"condense_match": match, "condense_batch": 8})
+def make(digits, match="mean-last", ipc=2, train=None, **given) -> Condensed:
+    settings = Condensing.of({"condense_match": match, "condense_batch": 8})
     torch.manual_seed(0)
-    return Condensed(train or digits[1], ipc, replace(how, **given), digits[0].info, 0, CPU)
+    return Condensed(train or digits[1], ipc, replace(settings, **given), digits[0].info, 0, CPU)
 
 
 def advance(condensed: Condensed, first: int, last: int) -> Condensed:
@@ -70,7 +69,7 @@ def test_more_images_than_a_class_has_start_from_noise_alone(digits):
     assert make(digits, ipc=500, init="noise").pixels.shape == (3, 500, 1, 28, 28)
 
 
-@pytest.mark.parametrize("match", ANY_NUMBER)
+@pytest.mark.parametrize("match", MATCHES)
 def test_one_image_of_a_class_is_condensed_and_one_real_image_is_no_distribution(match, digits):
     condensed = make(digits, match, ipc=1, init="noise", batch=16)
     losses = [step["loss_condense"].item() for _, step in zip(range(40), condensed.steps(), strict=False)]
@@ -90,7 +89,7 @@ def test_one_image_of_a_class_is_condensed_and_one_real_image_is_no_distribution
             Condensing.of({"condense_match": match, "condense_batch": 1})
 
 
-@pytest.mark.parametrize("match", ANY_NUMBER)
+@pytest.mark.parametrize("match", MATCHES)
 def test_the_distance_falls_and_every_image_moves(match, digits):
     condensed = make(digits, match, init="noise", batch=16)
     before = condensed.pixels.detach().clone()
@@ -116,14 +115,14 @@ def test_what_is_matched_are_the_images_that_a_lossy_codec_leaves(digits):
     assert (coded.pixels - before).abs().max() > 0  # the gradient passes the codec
 
 
-@pytest.mark.parametrize("match", ANY_NUMBER)
+@pytest.mark.parametrize("match", MATCHES)
 def test_pixels_are_clipped_to_the_range_of_images(match, digits):
-    condensed = advance(make(digits, match, lr=1000 * RATES[match]), 0, 2)
+    condensed = advance(make(digits, match, lr=1000 * default_rate(match)), 0, 2)
     assert condensed.pixels.min() == -1
     assert condensed.pixels.max() == 1
 
 
-@pytest.mark.parametrize("match", ANY_NUMBER)
+@pytest.mark.parametrize("match", MATCHES)
 def test_the_images_of_a_class_depend_on_its_real_images_alone(match, digits):
     """With one class a step, to the bit; the unit of a distance is a mean over the classes of a step."""
     _, train = digits
@@ -142,7 +141,7 @@ def test_the_images_of_a_class_depend_on_its_real_images_alone(match, digits):
     assert not torch.equal(found[0][0], found[1][0])
 
 
-@pytest.mark.parametrize("match", ANY_NUMBER)
+@pytest.mark.parametrize("match", MATCHES)
 def test_a_step_moves_the_images_drawn_for_it_alone_and_all_get_their_turn(match, digits):
     condensed, turns = make(digits, match, ipc=6, images=2, lr=0.01), torch.zeros(3, 6, dtype=torch.long)
     condensed.optim.param_groups[0]["momentum"] = 0  # it moves an image for some steps after its own
@@ -171,7 +170,7 @@ def test_a_step_is_sgd_on_the_distance_times_the_number_of_images(digits):
     one, other = make(digits, ipc=4, lr=0.1), make(digits, ipc=4)
     groups = next(one.matching.batches(one.train, CPU.device, 0, "condense"))
     advance(one, 0, 1)
-    other.pool.turn(0, 1)
+    other.pool.select(0, 1)
     torch.manual_seed(0)
     start = other.pixels.detach().clone().requires_grad_(True)
     real, y = other.train.batch(groups.flatten())
@@ -180,13 +179,15 @@ def test_a_step_is_sgd_on_the_distance_times_the_number_of_images(digits):
         torch.Generator().manual_seed(derive_seed(0, "condense operations", 0))
     )
     augment = draw_operations(operations, 1, 28, CPU.device)
-    loss = other.matching.loss(other.pool.model, real, start[rows].flatten(0, 1), y, augment, CPU, groups=3)
+    loss = other.matching.loss(
+        other.pool.model, real, start[rows].flatten(0, 1), y, augment, CPU, num_classes=3
+    )
     (grad,) = torch.autograd.grad(12 * loss, start)
     assert torch.allclose(one.pixels, (start - 0.1 * grad).clamp(-1, 1), atol=1e-6)
 
 
 @pytest.mark.parametrize("images", [None, 1])
-@pytest.mark.parametrize("match", ANY_NUMBER)
+@pytest.mark.parametrize("match", MATCHES)
 def test_read_back_it_goes_on_as_it_would_have(match, images, digits):
     through = advance(make(digits, match, images=images), 0, 5)
     other, half = make(digits, match, images=images), advance(make(digits, match, images=images), 0, 3)
@@ -197,7 +198,7 @@ def test_read_back_it_goes_on_as_it_would_have(match, images, digits):
 
 
 def test_defaults_are_those_of_the_match():
-    assert Condensing.of({}) == Condensing("mean", 1000, RATES["mean"], 64, "convnet_w32", "real")
+    assert Condensing.of({}) == Condensing("mean", 1000, 5.0, 64, "convnet_w32", "real")
     given = {
         "condense_match": "grad",
         "condense_steps": 5,
@@ -206,13 +207,13 @@ def test_defaults_are_those_of_the_match():
         "condense_init": "noise",
     }
     given |= {"condense_images": 3}
-    assert Condensing.of(given) == Condensing("grad", 5, RATES["grad"], 7, "resnet18_w32", "noise", 3)
+    assert Condensing.of(given) == Condensing("grad", 5, 0.3, 7, "resnet18_w32", "noise", 3)
     with pytest.raises(UsageError, match="unknown network 'vgg'"):
         Condensing.of({"condense_network": "vgg"})
 
 
 @pytest.mark.parametrize("network", ["mlp_w100", "resnet10"])
-@pytest.mark.parametrize("match", ANY_NUMBER)
+@pytest.mark.parametrize("match", MATCHES)
 def test_every_kind_of_network_will_do(match, network, digits):
     before = make(digits, match, network=network)
     start = to_float(before.contents().images)

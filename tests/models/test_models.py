@@ -4,7 +4,7 @@ from inputs import bad_checkpoints, reference_checkpoint
 from torch import nn
 
 import models
-from augment import draw_dsa
+from augment import draw_operations
 from data import DATASETS, DataInfo
 from engine.files import file_hash
 from engine.seeds import seeded
@@ -126,7 +126,7 @@ def test_the_augmentation_is_not_rounded_to_bf16():
     seen = []
     classifier = build_classifier("convnet_w32", DATASETS["digits"].info)
     images = torch.rand(2, 1, 28, 28) * 2 - 1
-    transform = draw_dsa("rotate", "dim", 1, 28, torch.device("cpu"))
+    transform = draw_operations(("rotate",), 1, 28, torch.device("cpu"))
     with torch.autocast("cpu", torch.bfloat16):
         logits = classifier(images, lambda x: seen.append(transform(x)) or seen[0])
     normalised = (images - classifier.mean) / classifier.std

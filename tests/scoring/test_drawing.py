@@ -9,10 +9,9 @@ from conftest import run, validate_flags
 import validate
 from data import ImageSet, load_data
 from engine.runtime import Runtime
-from losses import energy_distance
+from losses import energy_distance, pooled
 from models import build_classifier, read_gan
 from models.deploy import Latents
-from models.matching import pooled
 from pool_match import train_match
 from scoring.drawing import Drawer, herded_set, matched_set
 from scoring.sources import draw_fixed, herding_order
