@@ -49,6 +49,23 @@ class DistilledSet:
         return digest.hexdigest()
 
     @property
+    def fields(self) -> dict:
+        """What a row of results holds of the set."""
+        return {
+            "file": self.path.name,
+            "file_sha256": self.sha256(),
+            "set": self.number,
+            "factor": self.factor if self.factor > 1 else None,
+            "labels": "soft" if self.soft else "hard",
+        }
+
+    @property
+    def origin(self) -> dict:
+        """Where the set lies, and the images of each class if they are unequal."""
+        counts = list(self.counts) if len(set(self.counts)) > 1 else None
+        return {"path": self.path.as_posix(), "images_per_class": counts}
+
+    @property
     def soft(self) -> bool:
         """Whether the labels are probabilities."""
         return self.labels.is_floating_point()
