@@ -1,5 +1,5 @@
-"""Deployed generators: several that share a byte budget or divide the classes, one whose images a teacher
-filters, one with stored latents.
+"""Deployed generators: several that divide the classes, one whose images a teacher filters, one with stored
+latents.
 
 Each has a generator's method sample(y) -> images. OwnClasses renames the classes of a generator that knows
 some of them alone.
@@ -43,28 +43,6 @@ def sample_padded(generator: nn.Module, y: Tensor, rng: torch.Generator | None) 
         padded_size(len(y)) - len(y),
     )
     return generator(F.pad(z, (0, 0, 0, more)), torch.cat([y, y[-1:].expand(more)]))[: len(y)]
-
-
-class Several(nn.Module):
-    """Generators of the same classes. The labels asked for are divided among them at random, in equal
-    numbers."""
-
-    def __init__(self, generators: Sequence[nn.Module]):
-        super().__init__()
-        self.generators = nn.ModuleList(generators)
-        self.num_classes = generators[0].num_classes
-
-    def sample(self, y: Tensor, rng: torch.Generator | None = None) -> Tensor:
-        """One image (B, C, H, W) for each label of y (B,)."""
-        parts = torch.randperm(len(y), device=y.device, generator=rng).tensor_split(len(self.generators))
-        images = torch.cat(
-            [
-                sample_padded(g, y[part], rng)
-                for g, part in zip(self.generators, parts, strict=True)
-                if len(part)
-            ]
-        )
-        return torch.empty_like(images).index_copy_(0, torch.cat(parts), images)
 
 
 class ByClass(nn.Module):

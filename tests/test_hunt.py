@@ -34,8 +34,8 @@ from replay.methods import METHODS
 from replay.options import LAYOUTS
 from scoring.evaluation import BUDGETS
 from scoring.recipes import RECIPES
+from scoring.results import SOURCES
 from scoring.storage import CODECS
-from scoring.table import SOURCES
 
 SEED, NUMBER = 19, 200  # of the combinations below
 SECONDS = 240  # after which a combination hangs
@@ -128,7 +128,6 @@ CHOICES = {
         + [["generator", "random-real", "herding"], ["file", "random-real"], ["real", "file"]],
         "--no-real": ON,
         "--pretrain-weight": [["{gan}"], ["{match}", "{exported}"], ["{gan}", "{gan}"], ["{missing}"]],
-        "--mixture": ON,
         "--file": [["{set}"], ["{folder}"], ["{set}", "{folder}"], ["{soft}"], ["{missing}"]],
         "--group": ["mine"],
         "--image-range": ["uint8", "unit"],
@@ -148,7 +147,6 @@ CHOICES = {
         "--batch-size": ["1", "2", "64"],
         "--lr": RATES,
         "--dsa-strategy": STRATEGIES,
-        "--dsa-composition": COMPOSITIONS,
         "--curve": ["0", "1", "3"],
         "--samples": ["0", "2", "1000"],
         "--save-classifiers": ON,
@@ -236,7 +234,7 @@ REFUSED_WITHOUT = {
     "--method": "--oracle --retrain --keep-discriminator --buffer-share --filter --layout --distill-weight "
     "--z-dim --gan-lr-d "
     "--match-weight --replay-loss --width --match-steps --replay-images --retrain-steps --memory-bytes".split(),
-    "--source": "--mixture --match-bytes --export --filter --storage --teacher --labels --temperature "
+    "--source": "--match-bytes --export --filter --storage --teacher --labels --temperature "
     "--file --image-range --group".split(),
 }
 
