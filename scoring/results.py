@@ -234,8 +234,8 @@ def over_trainings(rows: Sequence[dict]) -> list[dict]:
 def print_table(rows: list[dict]) -> None:
     """Print a line for each row, with the mean and sample standard deviation of its accuracy in percent, the
     means over trainings, and what the columns and rows are."""
-    heads = "classifier,trained on,stored,budget,images/class,accuracy,n,images seen,steps,seconds".split(",")
     rows = told_apart(rows, generators=True)
+    heads = "classifier,trained on,stored,budget,images/class,accuracy,n,images seen,steps,seconds".split(",")
     lines = [heads]
     for row in rows:
         lines.append(
@@ -244,19 +244,24 @@ def print_table(rows: list[dict]) -> None:
                 source_name(row),
                 describe(row),
                 row["budget"],
-                str(row["ipc"]),
+                row["ipc"],
                 plus_minus(row["mean"], row["std"]),
-                str(row["n"]),
+                row["n"],
                 f"{row['images_seen']:,}",
                 f"{row['steps']:,}",
                 f"{row['seconds_generate'] + row['seconds_train']:.1f}",
             ]
         )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        left = [cell.ljust(width) for cell, width in zip(line[:4], widths, strict=False)]
-        right = [cell.rjust(width) for cell, width in zip(line[4:], widths[4:], strict=True)]
-        print("  ".join(left + right))
+    present = {row["source"] for row in rows}
+    if "generator" not in present and len({row["budget"] for row in rows}) == 1:  # it says nothing then
+        lines = [line[:3] + line[4:] for line in lines]
+    columns = [list(map(str, column)) for column in zip(*lines, strict=True)]
+    for column in columns:
+        width = max(map(len, column))
+        left = column[0] in heads[:4]
+        column[:] = [cell.ljust(width) if left else cell.rjust(width) for cell in column]
+    for line in zip(*columns, strict=True):
+        print("  ".join(line))
     for one in over_trainings(rows):
         spread = ""
         if one["classifier_std"] is not None:
@@ -271,7 +276,6 @@ def print_table(rows: list[dict]) -> None:
         f"standard deviation over n classifiers{few}"
     )
     print(f"recipe {first['recipe']}: {RECIPES[first['recipe']]}")
-    present = {row["source"] for row in rows}
     for name, description in SOURCES.items():
         if name in present:
             print(f"{name}: {description}")
