@@ -1,9 +1,7 @@
-"""Stage 3: train fresh classifiers on generated images alone, or on anyone's distilled set, and test them on
-real ones.
+"""Stage 3: train fresh classifiers on a generator or on a distilled set, and test them on real images.
 
     python validate.py --tag test --pretrain-weight results/match/last.pth
-    python validate.py --tag test --source file random-real herding --file res_DM_CIFAR10_ConvNet_10ipc.pt
-    --budget fixed
+    python validate.py --tag mine --file res_DM_CIFAR10_ConvNet_10ipc.pt --budget fixed --recipe dc
 
 Prints a table and adds its rows to results/TAG/results.json, from which figs/make_figures.py draws. The
 reported accuracy is that of the last epoch, in eval mode, as mean and sample standard deviation over
@@ -12,48 +10,45 @@ reported accuracy is that of the last epoch, in eval mode, as mean and sample st
 
 import argparse
 import contextlib
-import functools
 import itertools
 import json
 import math
 import signal
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import NamedTuple
 
 if __name__ == "__main__":
-    signal.signal(
-        signal.SIGINT, signal.SIG_DFL
-    )  # Ctrl-C during the imports ends the process at once, without a traceback
+    # Ctrl-C during the imports ends the process at once, without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import data as datasets
-from augment import COMPOSITIONS
-from data import Data, DataInfo, add_folder_flags, fingerprint
+from data import Data, add_folder_flags, fingerprint
 from engine.environment import environment
 from engine.files import locked, make_folder, run_path
 from engine.runtime import Runtime, add_execution_flags, make_runtime
 from engine.seeds import derive_seed
 from models import Classifier, describe_networks, network_name, save_classifier
 from models.condense import Condensing, add_condense_flags
-from pool_match import train_match
 from scoring.condensed import CondensedSets
-from scoring.drawing import DRAW_STEPS, DRAWS, make_drawer
+from scoring.drawing import DRAWS, MatchedSets
 from scoring.evaluation import BUDGETS, seed_groups, validate_group
 from scoring.exporting import export
-from scoring.inputs import check_flags, load_inputs
+from scoring.herding import HerdedSets
+from scoring.inputs import EFFECTS, fillers_of, load_inputs, sources_of
 from scoring.labels import LABEL_KINDS
 from scoring.recipes import RECIPES, Recipe, make_recipe
-from scoring.results import Outcome, ResultsFile, print_table, row_hash
+from scoring.results import SOURCES, Outcome, ResultsFile, print_table, row_hash
 from scoring.sources import Teacher
 from scoring.storage import BYTES, CODECS
-from scoring.table import EFFECTS, FILLERS, LABELS, SOURCES, Deployed, Table, fillers, keep_samples
-from scoring.teachers import trained_classifier
+from scoring.table import FILLERS, LABELS, Deployed, Listed, Table, keep_samples
 from scoring.values import RANGES
 from utils import (
     Parser,
     cli,
     count,
     jpeg_quality,
+    out_of_memory_hint,
     positive,
     positive_int,
     probability,
@@ -65,253 +60,201 @@ from utils import (
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__.splitlines()[0], EFFECTS)
+    parser.usage = "%(prog)s [flags]"
+    add = parser.add_argument
     # what is trained on
-    parser.add_argument(
+    add(
         "--source",
         nargs="+",
         choices=SOURCES,
-        default=["generator", "random-real", "real"],
-        help="images to train on",
+        metavar="KIND",
+        help=f"images to train on: {', '.join(SOURCES)} (default: generator or file, random-real, real)",
     )
-    parser.add_argument(
+    add(
         "--real",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="add the row of real images even if --source does not name it",
+        help="add the row real if --source does not name it",
     )
-    parser.add_argument(
+    add(
         "--pretrain-weight",
         nargs="+",
-        help="checkpoints of stage 1 or 2, of the reference code, or .safetensors; each gets its own rows",
+        metavar="FILE",
+        help="checkpoints of stage 1 or 2, of the reference code, or .safetensors: a row each",
     )
-    parser.add_argument(
-        "--mixture",
-        action="store_true",
-        help="use all --pretrain-weight as one source; each generates an equal share",
-    )
-    parser.add_argument(
+    add(
         "--file",
         nargs="+",
-        help="distilled sets for --source file: .pt, .npz, .npy, or a folder with a folder per class",
+        metavar="FILE",
+        help="distilled sets: .pt, .npz, .npy, or a folder of class folders",
     )
-    parser.add_argument(
+    add(
         "--image-range",
         choices=RANGES,
         help="range of the values in --file, if the values do not determine it",
     )
-    parser.add_argument(
+    add(
         "--label-kind",
         choices=LABEL_KINDS,
         help="what the labels in --file are (default: classes or probabilities)",
     )
-    parser.add_argument(
+    add(
         "--factor",
         type=positive_int,
         default=1,
-        help="each image in --file is a collage of FACTOR x FACTOR smaller ones",
+        help="each image in --file is a collage of N x N others",
     )
-    parser.add_argument(
-        "--group",
-        help="name under which all sets in --file are averaged (default: only the sets of one file)",
-    )
-    parser.add_argument(
+    add("--group", help="average all sets in --file (default: the sets of one file)")
+    add(
         "--match-bytes",
         nargs="*",
         choices=FILLERS,
-        help="add rows of as many images as fit into the generator's bytes: real ones by these codecs, or condensed "
-        "ones by --codec (default without a value: real ones by each codec)",
+        metavar="KIND",
+        help=f"rows of as many images as the generator's bytes hold: {', '.join(FILLERS)} (default without a "
+        "value: real images by each codec)",
     )
-    parser.add_argument(
-        "--quality",
-        type=jpeg_quality,
-        default=75,
-        help="JPEG quality of --match-bytes and --codec jpeg, jpeg-scan",
-    )
-    parser.add_argument(
+    add("--codec", choices=CODECS, default="raw", help="how condensed images are stored")
+    add("--quality", type=jpeg_quality, default=75, help="JPEG quality of --match-bytes and --codec")
+    add(
         "--herding-epochs",
         type=positive_int,
         default=10,
         help="training epochs of the network of --source herding",
     )
-    parser.add_argument(
+    add(
         "--budget",
         nargs="+",
         choices=BUDGETS,
         default=["stream"],
-        help="fixed: ipc images per class, drawn once; stream: drawn anew at each epoch",
+        metavar="KIND",
+        help="a generator's images: fixed, or a stream of new ones (default: stream)",
     )
-    parser.add_argument(
+    add(
         "--ipc",
         nargs="+",
         type=positive_int,
         help="images per class in an epoch of a classifier (default: as in --file, else 50)",
     )
-    parser.add_argument(
-        "--labels",
-        nargs="+",
-        choices=LABELS,
-        help="soft: rows with labels of --teacher (default: the images' own labels)",
+    add("--labels", nargs="+", choices=LABELS, help="soft: labels of --teacher (default: the images' own)")
+    add(
+        "--teacher",
+        metavar="FILE",
+        help="a classifier that --save-classifiers kept, for --labels soft and --filter",
     )
-    parser.add_argument(
-        "--teacher", help="file of a classifier, from --save-classifiers, for --labels soft and --filter"
-    )
-    parser.add_argument(
-        "--temperature", type=positive, default=1.0, help="divisor of the logits of --teacher"
-    )
+    add("--temperature", type=positive, default=1.0, help="divisor of the logits of --teacher")
     add_condense_flags(parser)
-    parser.add_argument(
-        "--codec", choices=CODECS, default="raw", help="how the images of --source condensed are stored"
-    )
     # how the generator is deployed
-    parser.add_argument(
-        "--storage",
-        choices=BYTES,
-        help="precision at which the generator is stored, measured and scored (default: the file's)",
-    )
-    parser.add_argument(
+    add("--storage", choices=BYTES, help="precision of the generator's weights (default: the file's)")
+    add(
         "--draw",
         choices=DRAWS,
         default="random",
-        help="how the latents of a fixed set are found; matched: optimised",
+        help="latents of a fixed set; matched: optimised",
     )
-    parser.add_argument(
-        "--draw-candidates",
-        type=positive_int,
-        default=1000,
-        help="generated images a class of --draw herding",
-    )
-    parser.add_argument("--draw-steps", type=positive_int, default=DRAW_STEPS, help="steps of --draw matched")
-    parser.add_argument(
+    add("--draw-steps", type=positive_int, default=200, help="steps of --draw matched")
+    add(
         "--export",
-        help="folder for the generator at --storage and for the scored sets drawn from it; an earlier "
-        "export there is replaced",
+        help="write the generator at --storage and the scored sets; an earlier export there is replaced",
     )
-    parser.add_argument(
+    add(
         "--filter",
         type=probability,
         default=0.0,
-        help="redraw an image if --teacher gives its class less than this probability",
+        help="redraw images whose class gets a lower probability from --teacher",
     )
     # data
-    parser.add_argument(
-        "--data", choices=datasets.NAMES, help="image set (default: the checkpoint's, or cifar10)"
+    add(
+        "--data",
+        choices=datasets.NAMES,
+        metavar="SET",
+        help=f"{', '.join(datasets.NAMES)} (default: the checkpoint's, or cifar10)",
     )
-    parser.add_argument(
+    add(
         "--data-dir",
         default="datasets",
-        help="where the set lies or is downloaded to (--data folder: train/ and test/)",
+        help="where the set lies, or is downloaded to",
     )
     add_folder_flags(parser)
-    parser.add_argument(
-        "--val-size",
-        type=count,
-        default=0,
-        help="test on this many held-out training images instead of the test set",
+    add(
+        "--val-size", type=count, default=0, help="test on N held-out training images instead of the test set"
     )
     # classifiers
-    parser.add_argument("--eval-model", nargs="+", default=["convnet"], help="networks to train")
-    parser.add_argument("--repeats", type=positive_int, default=5, help="number of classifiers for each row")
-    parser.add_argument(
+    add(
+        "--eval-model",
+        nargs="+",
+        default=["convnet"],
+        help="networks to train (default: convnet, the ConvNet-3 of the papers)",
+    )
+    add("--repeats", type=positive_int, default=5, help="classifiers of each row")
+    add(
         "--together",
         type=positive_int,
         help="classifiers trained side by side (default: all of a row with --graphs, else 1)",
     )
-    parser.add_argument(
+    add(
         "--recipe",
         choices=RECIPES,
         default="dim",
-        help="how a classifier is trained; flags below override it",
+        help="how a classifier is trained: by the DiM paper, the papers on distilled sets, or today",
     )
-    parser.add_argument(
-        "--epochs-eval", type=positive_int, help="epochs of a classifier (default: the recipe's, 1000)"
-    )
-    parser.add_argument(
-        "--batch-size", type=positive_int, help="images per step (default: the recipe's, 128 or 256)"
-    )
-    parser.add_argument("--lr", type=positive, help="learning rate (default: the recipe's, 0.01)")
-    parser.add_argument(
-        "--mix-p",
-        type=probability_or_off,
-        help="probability of CutMix for a batch; -1 = never (default: the recipe's)",
-    )
-    parser.add_argument(
-        "--dsa-strategy", help="augmentation, such as color_crop, or none (default: the recipe's)"
-    )
-    parser.add_argument(
-        "--dsa-composition", choices=COMPOSITIONS, help="how its operations combine (default: the recipe's)"
-    )
-    parser.add_argument(
-        "--seed", type=seed_number, default=0, help="seed of the classifiers and of the images drawn"
-    )
-    parser.add_argument(
-        "--curve",
-        type=count,
-        default=0,
-        help="number of tests during training, for a curve against images seen",
-    )
+    add("--epochs-eval", type=positive_int, help="epochs of a classifier (default: the recipe's, 1000)")
+    add("--batch-size", type=positive_int, help="images per step (default: the recipe's, 128 or 256)")
+    add("--lr", type=positive, help="learning rate (default: the recipe's, 0.01)")
+    add("--mix-p", type=probability_or_off, help="probability of CutMix; -1 = never (default: the recipe's)")
+    add("--dsa-strategy", help="augmentation, such as color_crop, or none (default: the recipe's)")
+    add("--seed", type=seed_number, default=0, help="of the classifiers and the images drawn")
+    add("--curve", type=count, default=0, help="test N times during training")
     # run
-    parser.add_argument(
-        "--samples", type=count, default=5, help="example images of each class kept in the results"
-    )
-    parser.add_argument(
-        "--save-classifiers", action="store_true", help="keep the classifiers, in results/TAG/classifiers/"
-    )
-    parser.add_argument("--tag", default="test", help="name of the folder under --results-dir")
-    parser.add_argument("--results-dir", default="results", help="where results go")
+    add("--samples", type=count, default=5, help="example images of each class kept in the results")
+    add("--save-classifiers", action="store_true", help="keep the classifiers in results/TAG/classifiers/")
+    add("--tag", default="test", help="folder under --results-dir")
+    add("--results-dir", default="results", help="where results go")
     add_execution_flags(parser)
     return parser.parse_args(argv)
 
 
-def saver(
-    folder: Path, stem: str, network: str, info: DataInfo, val_size: int
-) -> Callable[[Classifier, int], None]:
-    """keep() of validate_group that writes folder/STEM_SEED.pth."""
-    make_folder(folder)
-    return lambda classifier, seed: save_classifier(
-        folder / f"{stem}_{seed:016x}.pth", classifier, network, info, val_size
-    )
+class Job(NamedTuple):
+    """Classifiers that are trained together: the rows of this training, its source, and their seeds."""
 
-
-Job = tuple[
-    list[dict], object, list[int]
-]  # rows with one training, the source of its images, seeds of classifiers trained together
+    rows: list[dict]
+    listed: Listed
+    seeds: list[int]
 
 
 def plan_rows(
     args: argparse.Namespace,
     networks: list[str],
     ipcs: list[int],
-    shared: dict,
+    settings: dict,
     table: Table,
     results: ResultsFile,
-    runtime: Runtime,
-) -> tuple[list[dict], list[Job]]:
-    """The rows of results that args ask for, found there or new, and the trainings that they need."""
-    rows, todo = [], {}
+) -> list[tuple[dict, Listed]]:
+    """The rows of results that args ask for, those there or new, and the source of each."""
+    planned = []
     for network, ipc, budget in itertools.product(networks, ipcs, dict.fromkeys(args.budget)):
-        for about, source in table.sources(
-            ipc, budget == "fixed", fillers(args.match_bytes, table.names), args.quality
-        ):
-            row = results.row(shared | {"classifier": network, "budget": budget, "ipc": ipc} | about)
-            row |= {"class_names": list(table.data.info.class_names)} | table.origin(row, args.group)
-            if any(row is other for other in rows):  # a file or checkpoint that is named twice
-                continue
-            rows.append(row)
-            # Only a generator's images hang on the budget: the rest is trained once for both.
-            key = (
-                network,
-                ipc,
-                row["n"],
-                budget if row["source"] == "generator" else None,
-                json.dumps(about),
+        for listed in table.listed(ipc, budget == "fixed"):
+            row = results.row(
+                settings | {"classifier": network, "budget": budget, "ipc": ipc} | listed.fields
             )
-            todo.setdefault(key, ([], source))[0].append(row)
-    jobs = [
-        (same, source, seeds)
-        for (network, ipc, n, *_), (same, source) in todo.items()
+            row |= {"class_names": list(table.data.info.class_names)} | listed.origin
+            if not any(row is other for other, _ in planned):  # a file or checkpoint may be named twice
+                planned.append((row, listed))
+    return planned
+
+
+def plan_jobs(args: argparse.Namespace, planned: list[tuple[dict, Listed]], runtime: Runtime) -> list[Job]:
+    """The trainings that the rows still need."""
+    trainings = {}
+    for row, listed in planned:
+        # Only a generator's images depend on the budget: other rows are trained once for both.
+        budget = row["budget"] if row["source"] == "generator" else None
+        key = (row["classifier"], row["ipc"], row["n"], budget, json.dumps(listed.fields))
+        trainings.setdefault(key, ([], listed))[0].append(row)
+    return [
+        Job(rows, listed, seeds)
+        for (network, ipc, n, *_), (rows, listed) in trainings.items()
         for seeds in seed_groups(args.seed, network, ipc, n, args.repeats, args.together, runtime)
     ]
-    return rows, jobs
 
 
 def score(
@@ -326,26 +269,37 @@ def score(
     """Train the classifiers of `jobs`, one job a rank at a time, and write down their accuracies as they
     come."""
 
-    def work(job: Job) -> list[Outcome]:
-        (row, *_), source, seeds = job
-        network, name = (
-            row["classifier"],
-            f"{row['classifier']}_{row['source']}_{row['budget']}_ipc{row['ipc']}_{row_hash(row)}",
-        )
-        keep = (
-            saver(folder / "classifiers", name, network, data.info, args.val_size)
-            if args.save_classifiers
-            else None
-        )
-        title = f"{network} on {row['source']}, ipc {row['ipc']}, {row['budget']}"
-        return validate_group(network, source, data, recipe, seeds, runtime, keep, args.curve, title)
+    def work(part: tuple[Job, object]) -> list[Outcome]:
+        job, source = part
+        row = job.rows[0]
+        network = row["classifier"]
+        stem = f"{network}_{row['source']}_{row['budget']}_ipc{row['ipc']}_{row_hash(row)}"
 
-    for first in range(
-        0, len(jobs), runtime.world_size
-    ):  # a job for each rank, then all of them are written down
-        part = jobs[first : first + runtime.world_size]
-        for (same, *_), group in zip(part, runtime.spread(work, part), strict=True):
-            for row, outcome in itertools.product(same, group):
+        def keep(classifier: Classifier, seed: int) -> None:
+            path = folder / "classifiers" / f"{stem}_{seed:016x}.pth"
+            make_folder(path.parent)
+            save_classifier(path, classifier, network, data.info, args.val_size)
+
+        title = f"{network} on {row['source']}, ipc {row['ipc']}, {row['budget']}"
+        return validate_group(
+            network,
+            source,
+            data,
+            recipe,
+            job.seeds,
+            runtime,
+            keep if args.save_classifiers else None,
+            args.curve,
+            title,
+        )
+
+    # Every rank makes all sources here: what is made once may not be made inside one rank's job.
+    parts = [(job, job.listed.source) for job in jobs]
+    size = runtime.world_size
+    for first in range(0, len(parts), size):  # a job for each rank, then all of them are written down
+        now = parts[first : first + size]
+        for (job, _), outcomes in zip(now, runtime.spread(work, now), strict=True):
+            for row, outcome in itertools.product(job.rows, outcomes):
                 results.add(row, outcome)
 
 
@@ -354,41 +308,24 @@ def main(args: argparse.Namespace) -> list[dict]:
     networks = list(dict.fromkeys(network_name(name, "--eval-model") for name in args.eval_model))
     runtime = make_runtime(args.device, args.amp, args.channels_last, args.graphs, args.compile)
     folder = run_path(args.results_dir, args.tag)
-    names = check_flags(args)
-    how = Condensing.of(vars(args))
-    data, checkpoints, sets, saved, ipcs = load_inputs(args, names)
-    given = {"epochs": args.epochs_eval, "batch_size": args.batch_size, "lr": args.lr, "mix_p": args.mix_p}
+    condensing = Condensing.of(vars(args))
+    sources = sources_of(args)
+    inputs = load_inputs(args)
+    data = inputs.data
     recipe = make_recipe(
         args.recipe,
         data.info.name,
-        **given,
+        epochs=args.epochs_eval,
+        batch_size=args.batch_size,
+        lr=args.lr,
+        mix_p=args.mix_p,
         dsa_strategy=args.dsa_strategy,
-        dsa_composition=args.dsa_composition,
     )
-    teacher = Teacher.of(saved, args.teacher, args.temperature, runtime) if saved else None
-    parts = [checkpoints] if args.mixture else [[checkpoint] for checkpoint in checkpoints]
-    parts = parts if "generator" in names else []
-    deployed = [
-        Deployed.of(part, args.storage, args.filter, teacher, args.seed if args.export else None, runtime)
-        for part in parts
-    ]
-    tested, trained = fingerprint(data.info, data.evaluation_split[1]), fingerprint(data.info, data.train)
-    data = data.to(runtime.device)
-    table = Table(
-        names,
-        data,
-        runtime,
-        deployed,
-        [found.to(runtime.device) for found in sets],
-        teacher,
-        args.labels,
-        trained,
-    )
-    shared = {
+    settings = {
         "dataset": data.info.name,
         "split": data.evaluation_split[0],
         "val_size": args.val_size,
-        "tested_on": tested,
+        "tested_on": fingerprint(data.info, data.evaluation_split[1]),
         "recipe": args.recipe,
         **asdict(recipe),
         "seed": args.seed,
@@ -398,59 +335,77 @@ def main(args: argparse.Namespace) -> list[dict]:
         "compile": runtime.compile or None,  # a row without it is of eager steps, as all were once
         **environment(runtime.device),
     }
+    trained = fingerprint(data.info, data.train)
+    data = data.to(runtime.device)
+    teacher = None
+    if inputs.teacher:
+        teacher = Teacher.of(inputs.teacher, args.teacher, args.temperature, runtime)
+    shared = (folder, args.val_size, args.seed, runtime)
+    matched = MatchedSets(args.draw_steps, data, trained, *shared) if args.draw == "matched" else None
+    deployed = [
+        Deployed.of(
+            checkpoint,
+            args.storage,
+            args.filter,
+            teacher,
+            args.seed if args.export else None,
+            matched,
+            runtime,
+        )
+        for checkpoint in inputs.checkpoints
+        if "generator" in sources
+    ]
+    table = Table(
+        sources,
+        fillers_of(args),
+        args.quality,
+        args.labels or ["hard"],
+        teacher,
+        data,
+        trained,
+        deployed,
+        [one.to(runtime.device) for one in inputs.sets],
+        args.group,
+        CondensedSets(data, condensing, args.codec, args.quality, folder, args.seed, trained, runtime),
+        HerdedSets(
+            networks[0],
+            replace(recipe, epochs=args.herding_epochs),
+            data,
+            folder,
+            args.val_size,
+            derive_seed(args.seed, "herding"),
+            runtime,
+        ),
+    )
     with contextlib.ExitStack() as held:
         runtime.on_main(lambda: (make_folder(folder), held.enter_context(locked(folder))))
         results = ResultsFile(folder, writes=runtime.is_main)
-        whole, seed = replace(recipe, epochs=args.herding_epochs), derive_seed(args.seed, "herding")
-        herding = functools.partial(
-            trained_classifier, "herding", networks[0], whole, data, folder, args.val_size, seed, runtime
-        )
-        number, by = (
-            args.draw_candidates if args.draw == "herding" else args.draw_steps,
-            f"{networks[0]}, {args.herding_epochs} epochs",
-        )
-        table.drawer = make_drawer(
-            args.draw,
-            number,
-            herding,
-            by,
-            data,
-            trained,
-            folder,
-            train_match,
-            args.val_size,
-            args.seed,
-            runtime,
-        )
-        if args.export:
-            for ipc in ipcs if table.drawer else []:  # here, since every rank takes part in it
-                table.drawer(deployed[0].generator, deployed[0].about, ipc)
-            storage = args.storage or checkpoints[0].storage
-            runtime.on_main(lambda: export(Path(args.export), checkpoints[0], storage, table, ipcs))
-        if "condensed" in (*names, *fillers(args.match_bytes, names)):
-            table.condensed = CondensedSets(
-                data, how, args.codec, args.quality, folder, args.seed, trained, runtime
-            )
-        if "herding" in names:
-            table.herd(herding(), max(ipcs), by)
-        rows, jobs = plan_rows(args, networks, ipcs, shared, table, results, runtime)
+        runtime.barrier()  # all have read the file before the first rank writes it
+        planned = plan_rows(args, networks, inputs.ipcs, settings, table, results)
+        jobs = plan_jobs(args, planned, runtime)
         if jobs:
             steps = sum(
-                recipe.epochs * math.ceil(source.per_epoch / recipe.batch_size) * len(seeds)
-                for _, source, seeds in jobs
+                recipe.epochs * math.ceil(job.listed.per_epoch / recipe.batch_size) * len(job.seeds)
+                for job in jobs
             )
             generators = {f"generator {i}": one.generator for i, one in enumerate(deployed, 1)}
-            number = sum(len(seeds) for *_, seeds in jobs)
+            number = sum(len(job.seeds) for job in jobs)
             tell(data.describe())
             tell(describe_networks(networks, data.info, **generators))
             tell(f"steps: {steps:,} in all, {number:,} classifiers of {recipe.epochs:,} epochs")
             tell(f"steps run on: {runtime.describe()}")
+        if args.export and deployed:
+            with out_of_memory_hint("--ipc"):
+                drawn = {ipc: deployed[0].exported(ipc) for ipc in inputs.ipcs}
+            labeller = teacher if "soft" in table.labels else None
+            checkpoint = inputs.checkpoints[0]
+            runtime.on_main(lambda: export(Path(args.export), checkpoint, args.storage, drawn, labeller))
         score(args, jobs, recipe, data, folder, results, runtime)
-        if args.samples and runtime.is_main:
-            keep_samples(results, rows, table, args.samples, args.seed)
-    print_table(rows)
+        if args.samples:
+            keep_samples(results, planned, data, args.samples, args.seed)
+    print_table([row for row, _ in planned])
     print(results.path)
-    return rows
+    return [row for row, _ in planned]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Deployed generators: several together, one whose images a teacher filters, one with stored latents.
+"""Deployed generators: one for each part of the classes, one whose images are filtered, stored latents.
 
 Each has a generator's method sample(y) -> images. OwnClasses maps the labels of a set to those of a generator
 that knows some of its classes alone.
@@ -41,29 +41,6 @@ def sample_padded(generator: nn.Module, y: Tensor, rng: torch.Generator | None) 
     return generator(F.pad(z, (0, 0, 0, more)), torch.cat([y, y[-1:].expand(more)]))[: len(y)]
 
 
-def _sample_parts(
-    generators: Sequence[nn.Module], parts: Sequence[Tensor], y: Tensor, rng: torch.Generator | None
-) -> Tensor:
-    """One image for each label of y (B,); generators[i] makes those at the indices parts[i]."""
-    pairs = zip(generators, parts, strict=True)
-    images = torch.cat([sample_padded(g, y[part], rng) for g, part in pairs if len(part)])
-    return torch.empty_like(images).index_copy_(0, torch.cat(list(parts)), images)
-
-
-class Several(nn.Module):
-    """Generators of the same classes; labels are divided among them at random, in equal numbers."""
-
-    def __init__(self, generators: Sequence[nn.Module]):
-        super().__init__()
-        self.generators = nn.ModuleList(generators)
-        self.num_classes = generators[0].num_classes
-
-    def sample(self, y: Tensor, rng: torch.Generator | None = None) -> Tensor:
-        """One image (B, C, H, W) for each label of y (B,)."""
-        parts = torch.randperm(len(y), device=y.device, generator=rng).tensor_split(len(self.generators))
-        return _sample_parts(self.generators, parts, y, rng)
-
-
 class ByClass(nn.Module):
     """Generators of different classes; each label goes to the generator of its class.
 
@@ -87,7 +64,9 @@ class ByClass(nn.Module):
         if sum(map(len, places)) < len(y):
             missing = sorted(set(y[self.owner[y] < 0].tolist()))
             raise ValueError(f"labels {missing}: none of the generators makes these classes")
-        return _sample_parts(self.generators, places, y, rng)
+        pairs = zip(self.generators, places, strict=True)
+        images = torch.cat([sample_padded(g, y[place], rng) for g, place in pairs if len(place)])
+        return torch.empty_like(images).index_copy_(0, torch.cat(places), images)
 
 
 class OwnClasses(nn.Module):
@@ -160,47 +139,21 @@ class Filtered(nn.Module):
 
 
 class Latents(nn.Module):
-    """A frozen generator whose latents, some of each class, are the parameters; it samples from these alone.
+    """A frozen generator whose latents, `n` of each class, are the parameters; it samples from these alone.
 
     In the place of pixels: Zhao & Bilen 2022 (IT-GAN, arXiv:2204.07513), Cazenavette et al. 2023 (GLaD,
-    arXiv:2305.01649). generator: takes (z, y), and stays in eval mode. values: (R, n, z_dim), n of each of
-    the R `classes`, None = all. Its one-hot code overwrites the first `overwritten` entries of each, which
-    are not stored.
+    arXiv:2305.01649). generator: takes (z, y), and stays in eval mode. Its one-hot code overwrites the first
+    `overwritten` entries of each latent, which are not stored. The latents start at random, from `seed`.
     """
 
-    def __init__(
-        self, generator: nn.Module, values: Tensor, overwritten: int, classes: Sequence[int] | None = None
-    ):
+    def __init__(self, generator: nn.Module, n: int, seed: int, device: torch.device, overwritten: int):
         super().__init__()
         self.held = [generator.eval()]  # in a list, so that its weights are not among the parameters
         self.num_classes = generator.num_classes
         self.overwritten = overwritten
-        self.classes = list(range(self.num_classes) if classes is None else classes)
-        self.values = nn.Parameter(values)
-        row_of = torch.zeros(self.num_classes, dtype=torch.long, device=values.device)
-        row_of[self.classes] = torch.arange(len(self.classes), device=values.device)
-        self.register_buffer("row_of", row_of, persistent=False)
-
-    @classmethod
-    def drawn(
-        cls,
-        generator: nn.Module,
-        n: int,
-        seed: int,
-        device: torch.device,
-        overwritten: int,
-        classes: Sequence[int] | None = None,
-    ):
-        """With `n` random latents of each class."""
-        size = len(range(generator.num_classes) if classes is None else classes), n, generator.z_dim
-        values = torch.randn(size, generator=torch.Generator().manual_seed(derive_seed(seed, "latents", n)))
-        return cls(generator, values.to(device), overwritten, classes)
-
-    @classmethod
-    def decoded(cls, generator: nn.Module, stored: Tensor, classes: Sequence[int] | None = None):
-        """With the latents that stored() gave, on the CPU."""
-        overwritten = generator.z_dim - stored.shape[-1]
-        return cls(generator, F.pad(stored.float(), (overwritten, 0)), overwritten, classes)
+        rng = torch.Generator().manual_seed(derive_seed(seed, "latents", n))
+        values = torch.randn(self.num_classes, n, generator.z_dim, generator=rng)
+        self.values = nn.Parameter(values.to(device))
 
     def _apply(self, fn, recurse: bool = True):
         self.held[0]._apply(fn, recurse)  # it moves with its latents
@@ -211,13 +164,12 @@ class Latents(nn.Module):
 
         Those of a class come in random order, each again only after all others.
         """
-        rows = self.row_of[y]
-        r, n, _ = self.values.shape
-        order = torch.rand(r, n, device=y.device, generator=rng).argsort(1)
-        number = (F.one_hot(rows, r).cumsum(0) - 1).gather(1, rows[:, None]).squeeze(1)  # within its class
-        return self._made(self.values[rows, order[rows, number % n]], y)
+        num_classes, n, _ = self.values.shape
+        order = torch.rand(num_classes, n, device=y.device, generator=rng).argsort(1)
+        number = (F.one_hot(y, num_classes).cumsum(0) - 1).gather(1, y[:, None]).squeeze(1)  # in its class
+        return self._images(self.values[y, order[y, number % n]], y)
 
-    def _made(self, z: Tensor, y: Tensor, batch_size: int = 500) -> Tensor:
+    def _images(self, z: Tensor, y: Tensor, batch_size: int = 500) -> Tensor:
         """The images of latents z (B, z_dim) and labels y (B,), in batches that are padded on CUDA."""
         more = padded_size(len(y)) - len(y) if y.is_cuda else 0
         if more:
@@ -231,12 +183,12 @@ class Latents(nn.Module):
         return GAN(self, None, LATENT_LR, betas=LATENT_BETAS)
 
     def stored(self) -> Tensor:
-        """What is kept of the latents: float16 (R, n, z_dim - overwritten)."""
+        """What is kept of the latents: float16 (num_classes, n, z_dim - overwritten)."""
         return self.values.detach()[..., self.overwritten :].half()
 
     def images(self, runtime: Runtime) -> tuple[Tensor, Tensor]:
         """The images of all stored latents, uint8 (N, C, H, W) sorted by class, and their labels (N,)."""
-        labels = torch.tensor(self.classes, device=runtime.device).repeat_interleave(self.values.shape[1])
+        labels = torch.arange(self.num_classes, device=runtime.device).repeat_interleave(self.values.shape[1])
         with torch.no_grad(), runtime.autocast():
             latents = F.pad(self.stored().float(), (self.overwritten, 0)).flatten(0, 1)
-            return to_uint8(self._made(latents, labels).float()), labels
+            return to_uint8(self._images(latents, labels).float()), labels

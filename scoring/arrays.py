@@ -24,14 +24,14 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
                 return {"": _read(path, file, path.stat().st_size)}
         check_archive(path)
         with zipfile.ZipFile(path) as archive:
-            found = {}
+            arrays = {}
             for member in (member for member in archive.infolist() if member.filename.endswith(".npy")):
                 name = member.filename.removesuffix(".npy")
-                if name.lower() in map(str.lower, found):
+                if name.lower() in map(str.lower, arrays):
                     raise UsageError(f"{path}: holds two arrays {name} (in any case), expected one")
                 with archive.open(member) as file:
-                    found[name] = _read(path, file, member.file_size)
-            return found
+                    arrays[name] = _read(path, file, member.file_size)
+            return arrays
     except UsageError:
         raise
     except Exception as error:  # a damaged file may raise any error; no code of it has been run

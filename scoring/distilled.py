@@ -49,6 +49,23 @@ class DistilledSet:
         return digest.hexdigest()
 
     @property
+    def fields(self) -> dict:
+        """What a row of results holds of the set."""
+        return {
+            "file": self.path.name,
+            "file_sha256": self.sha256(),
+            "set": self.number,
+            "factor": self.factor if self.factor > 1 else None,
+            "labels": "soft" if self.soft else "hard",
+        }
+
+    @property
+    def origin(self) -> dict:
+        """Where the set lies, and the images of each class if they are unequal."""
+        counts = list(self.counts) if len(set(self.counts)) > 1 else None
+        return {"path": self.path.as_posix(), "images_per_class": counts}
+
+    @property
     def soft(self) -> bool:
         """Whether the labels are probabilities."""
         return self.labels.is_floating_point()
@@ -91,10 +108,10 @@ def read_distilled(
     if image_range is None and is_unwhitened(path):
         image_range = "unit"
     pairs = enumerate(read_pairs(path))
-    found = [_checked(path, number, *pair, info, image_range, label_kind, factor) for number, pair in pairs]
-    if not found:
+    sets = [_checked(path, number, *pair, info, image_range, label_kind, factor) for number, pair in pairs]
+    if not sets:
         raise UsageError(f"{path}: holds no images, expected [images, labels] in its list data")
-    return found
+    return sets
 
 
 def _checked(
@@ -162,16 +179,16 @@ def _read_folder(
 ) -> tuple[Tensor, Tensor]:
     if image_range not in (None, "uint8"):
         raise UsageError(f"--image-range {image_range}: {path} holds pictures, which are uint8")
-    found = list_pictures(path, f"a folder for each class of {info.name}")
-    names = match_classes(found, info.class_names)
+    pictures = list_pictures(path, f"a folder for each class of {info.name}")
+    names = match_classes(pictures, info.class_names)
     if names is None:
-        odd = sorted(set(found) ^ set(info.class_names))
+        odd = sorted(set(pictures) ^ set(info.class_names))
         raise UsageError(
             f"{path}: its folders are not the classes of {info.name}: {', '.join(odd)} only on one side"
         )
     background = background or info.background
     return read_pictures(
-        [found[name] for name in names], info.channels, info.image_size, exact=True, background=background
+        [pictures[name] for name in names], info.channels, info.image_size, exact=True, background=background
     )
 
 

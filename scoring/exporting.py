@@ -3,17 +3,18 @@
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
+
+from torch import Tensor
 
 from data import to_float
 from engine.files import make_folder, replace_file
 from models import GanCheckpoint
 from scoring.distilled import write_distilled
-from scoring.sources import draw_fixed
+from scoring.sources import Teacher
 from scoring.storage import export_generator
-from scoring.table import Table
-from utils import UsageError, out_of_memory_hint
+from utils import UsageError
 
 PART = re.compile(
     r"generator\.safetensors|ipc\d+(_soft)?\.pt|ipc\d+|\.export\.\d+\.tmp"
@@ -44,26 +45,26 @@ def earlier_export(folder: Path) -> list[Path]:
     return parts
 
 
-def export(folder: Path, checkpoint: GanCheckpoint, storage: str, table: Table, ipcs: Sequence[int]) -> None:
-    """Export the only generator of the table and the sets drawn from it, with the teacher's labels if the
-    table has soft labels.
+def export(
+    folder: Path,
+    checkpoint: GanCheckpoint,
+    storage: str | None,
+    sets: Mapping[int, tuple[Tensor, Tensor]],
+    teacher: Teacher | None,
+) -> None:
+    """Export the generator of a checkpoint and `sets` drawn from it, by their images a class; with the
+    teacher's labels too if there is one.
 
     An earlier export in `folder` is replaced as a whole, once all files of this one are written.
     """
-    (deployed,) = table.deployed
     make_folder(folder)
     fresh = folder / f".export.{os.getpid()}.tmp"
     fresh.mkdir(exist_ok=True)
     try:
-        export_generator(fresh / "generator.safetensors", checkpoint, storage)
-        for ipc in ipcs:
-            with out_of_memory_hint("--ipc"):
-                if table.drawer:
-                    images, labels, _ = table.drawer(deployed.generator, deployed.about, ipc)
-                else:
-                    images, labels = draw_fixed(deployed.generator, ipc, deployed.seed, table.runtime)
-            soft = table.teacher.labels(to_float(images)) if "soft" in (table.labels or []) else None
-            write_distilled(fresh / f"ipc{ipc}", images, labels, soft, table.data.info)
+        export_generator(fresh / "generator.safetensors", checkpoint, storage or checkpoint.storage)
+        for ipc, (images, labels) in sets.items():
+            soft = teacher.labels(to_float(images)) if teacher else None
+            write_distilled(fresh / f"ipc{ipc}", images, labels, soft, checkpoint.info)
         for part in earlier_export(folder):
             if part != fresh:
                 shutil.rmtree(part) if part.is_dir() else part.unlink()

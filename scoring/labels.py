@@ -44,10 +44,10 @@ def read_labels(
         if kind in (None, "hard") and one_hot:
             return read_labels(path, labels.int().argmax(1), n, info, None)
         if kind == "hard" or not labels.is_floating_point():
-            found = f"labels {tuple(labels.shape)} of {str(labels.dtype).removeprefix('torch.')} that are not one-hot"
+            kind_of_number = str(labels.dtype).removeprefix("torch.")
             raise UsageError(
-                f"{path}: found {found}, expected one 1 in each row and else 0, or soft labels as floating "
-                "point"
+                f"{path}: found labels {tuple(labels.shape)} of {kind_of_number} that are not one-hot, "
+                "expected one 1 in each row and else 0, or soft labels as floating point"
             )
         soft = _probabilities(path, labels.float(), kind)
         if kind == "centred" and _is_one_hot(soft):

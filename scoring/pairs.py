@@ -49,11 +49,8 @@ def read_pairs(path: Path) -> Iterator[tuple[object, object]]:
     elif isinstance(state, Tensor):
         yield state, read_plain(_labels_beside(path), "labels", NUMPY_SCALARS)
     else:
-        found = (
-            f"a dict of {', '.join(map(str, state)) or 'nothing'}"
-            if isinstance(state, dict)
-            else kind_of(state)
-        )
+        names = ", ".join(map(str, state)) or "nothing" if isinstance(state, dict) else ""
+        found = f"a dict of {names}" if names else kind_of(state)
         raise UsageError(
             f"{path}: found {found}, expected (images, labels), or a dict with data, or images and labels"
         )
@@ -134,7 +131,7 @@ def is_dense(value: object) -> bool:
 def kind_of(value: object) -> str:
     """What a value is, for an error message: "a tensor (2, 3)", "a list of 4"."""
     if isinstance(value, Tensor):
-        return f"a {'' if is_dense(value) else 'sparse, nested, quantized or empty '}tensor" + (
-            "" if value.is_nested else f" {tuple(value.shape)}"
-        )
-    return f"a {type(value).__name__} of {len(value) if isinstance(value, list | tuple | dict | str) else 'no length'}"
+        kind = "" if is_dense(value) else "sparse, nested, quantized or empty "
+        return f"a {kind}tensor" + ("" if value.is_nested else f" {tuple(value.shape)}")
+    length = len(value) if isinstance(value, list | tuple | dict | str) else "no length"
+    return f"a {type(value).__name__} of {length}"

@@ -9,21 +9,26 @@ from pathlib import Path
 from engine.files import short_hash, write_json
 from utils import UsageError
 
+# The sources of images, and what the printed table says of each.
+SOURCES = {
+    "generator": "images of the generator; stream: new ones at each epoch, fixed: one set, drawn once",
+    "real": "the whole training set, in shuffled passes",
+    "random-real": "random training images, the same ones at each epoch",
+    "herding": "training images chosen by herding, the same ones at each epoch",
+    "condensed": "images whose pixels were optimised here, the same ones at each epoch",
+    "file": "the distilled set in --file, the same images at each epoch",
+}
+RECIPES = {
+    "dim": "that of the DiM paper; the papers on distilled sets train by --recipe dc",
+    "dc": "that of the papers on distilled sets since DSA",
+    "strong": "cosine decay, flips where the set allows them, CutMix, averaged weights",
+}
 # The fields of a row that are results; all others are settings.
 RESULTS = (
-    *("n", "mean", "std", "accs", "seconds_generate", "seconds_train", "images_seen", "steps"),
-    *(
-        "num_bytes",
-        "num_images",
-        "bits_per_class",
-        "confusion",
-        "curve_images_seen",
-        "curve_accs",
-        "samples",
-        "class_names",
-    ),
-    *("path", "group", "images_per_class"),  # of what a row was trained on, for its name and its mean
-)
+    "n mean std accs seconds_generate seconds_train images_seen steps num_bytes num_images bits_per_class "
+    "confusion curve_images_seen curve_accs samples class_names "
+    "path group images_per_class"  # of what a row was trained on, for its name and its mean
+).split()
 # The fields in which rows of several trainings of one generator, or of several sets of one file, may differ.
 TRAININGS = ("checkpoint_sha256", "file_sha256", "set", "num_bytes")
 
@@ -98,21 +103,14 @@ class ResultsFile:
         row["mean"] = statistics.mean(row["accs"])
         row["std"] = statistics.stdev(row["accs"]) if n else None
         row["images_seen"], row["steps"] = cost.images_seen, cost.steps
-        for name, value in (
-            *((name, getattr(cost, name)) for name in ("seconds_generate", "seconds_train")),
-            *((name, getattr(outcome, name)) for name in ("num_bytes", "num_images")),
-        ):
+        means = {name: getattr(cost, name) for name in ("seconds_generate", "seconds_train")}
+        means |= {name: getattr(outcome, name) for name in ("num_bytes", "num_images")}
+        for name, value in means.items():
             row[name] = None if value is None else ((row.get(name) or 0) * n + value) / (n + 1)
-        row["bits_per_class"] = 8 * row["num_bytes"] / max(1, len(outcome.confusion))
-        before = [list(map(int, line.split())) for line in row.get("confusion") or []]
-        sums = (
-            [
-                [a + b for a, b in zip(*lines, strict=True)]
-                for lines in zip(before, outcome.confusion, strict=True)
-            ]
-            if n
-            else outcome.confusion
-        )
+        k = len(outcome.confusion)
+        row["bits_per_class"] = 8 * row["num_bytes"] / max(1, k)
+        before = [list(map(int, line.split())) for line in row.get("confusion", [])] or [[0] * k] * k
+        sums = [map(sum, zip(*lines, strict=True)) for lines in zip(before, outcome.confusion, strict=True)]
         row["confusion"] = [" ".join(map(str, line)) for line in sums]
         if outcome.curve:
             row["curve_images_seen"] = [images for images, _ in outcome.curve]
@@ -133,21 +131,16 @@ def row_hash(row: dict) -> str:
 
 
 def describe(row: dict) -> str:
-    """Describe how a row's images are stored, with the size in megabytes (10^6 bytes): "0.23 MB, fp16, 2
-    generators, filter 0.5"."""
+    """Describe how a row's images are stored, with the size in megabytes (10^6 bytes): "0.23 MB, fp16, filter
+    0.5"."""
     parts = [f"{row['num_bytes'] / 1e6:.2f} MB"]
     if row.get("generator_bytes"):
-        storage = row.get("storage") or "fp32"  # one name, or a list with one for each generator
-        parts.append(storage if isinstance(storage, str) else "/".join(sorted(set(storage))))
-        if isinstance(row["checkpoint_sha256"], list):
-            parts.append(f"{len(row['checkpoint_sha256'])} generators")
+        parts.append(row.get("storage") or "fp32")
         if row.get("filter"):
             parts.append(f"filter {row['filter']}")
     elif row.get("num_images") is not None:
-        parts.append(
-            f"{row['num_images']:,.0f} images"
-            + (f" in {row['codec']}" if row.get("codec", "raw") != "raw" else "")
-        )
+        codec = row.get("codec", "raw")
+        parts.append(f"{row['num_images']:,.0f} images" + (f" in {codec}" if codec != "raw" else ""))
     if counts := row.get("images_per_class"):
         parts.append(f"{min(counts):,} to {max(counts):,} a class")
     if factor := row.get("factor"):
@@ -161,23 +154,16 @@ def told_apart(rows: Sequence[dict], generators: bool = False) -> list[dict]:
 
     generators: do the same for rows of several generators, whose `file` is then their checkpoint.
     """
-    paths = [str(row["path"]) if row.get("path") else None for row in rows]
     named = []
-    for row, path in zip(rows, paths, strict=True):
-        others = {
-            other
-            for other, one in zip(paths, rows, strict=True)
-            if other not in (None, path) and one["source"] == row["source"]
-        }
+    for row in rows:
+        path = row.get("path")
+        others = {one.get("path") for one in rows if one["source"] == row["source"]} - {None, path}
         if path and (row["source"] == "file" or (generators and others)):
             parts = Path(path).parts
-            ends = (Path(*parts[-length:]) for length in range(1, len(parts) + 1))
-            clear = (
-                end
-                for end in ends
-                if not any(Path(other).parts[-len(end.parts) :] == end.parts for other in others)
-            )
-            row = row | {"file": next(clear, Path(path)).as_posix()}
+            ends = (parts[-length:] for length in range(1, len(parts) + 1))
+            taken = [Path(other).parts for other in others]
+            clear = (end for end in ends if not any(other[-len(end) :] == end for other in taken))
+            row = row | {"file": Path(*next(clear, parts)).as_posix()}
         named.append(row)
     return named
 
@@ -191,14 +177,14 @@ def file_of(row: dict) -> str | None:
 def source_name(row: dict) -> str:
     """Name of a row's source and of its labels: "file set.pt", "generator, soft labels at 4", "condensed,
     mean, 1,000 steps"."""
-    parts = [f"{row['source']} {row['file']}" if row.get("file") else row["source"]]
+    name = f"{row['source']} {row['file']}" if row.get("file") else row["source"]
     if row.get("set"):
-        parts[0] += f" [{row['set']}]"
-    if how := row.get("condensing"):
-        parts.append(f"{how['match']}, {how['steps']:,} steps")
+        name += f" [{row['set']}]"
+    if condensing := row.get("condensing"):
+        name += f", {condensing['match']}, {condensing['steps']:,} steps"
     if row.get("labels") == "soft":
-        parts.append("soft labels" + (f" at {row['temperature']:g}" if row.get("temperature") else ""))
-    return ", ".join(parts)
+        name += ", soft labels" + (f" at {row['temperature']:g}" if row.get("temperature") else "")
+    return name
 
 
 def plus_minus(mean: float | None, std: float | None) -> str:
@@ -217,83 +203,81 @@ def over_trainings(rows: Sequence[dict]) -> list[dict]:
     """
     groups: dict[str, list[dict]] = {}
     for row in rows:
-        shared = {
-            name: value
-            for name, value in row.items()
-            if name not in (*RESULTS, *TRAININGS) and value is not None
-        }
-        shared["file"] = file_of(row)
-        groups.setdefault(json.dumps(shared, sort_keys=True), []).append(row)
+        settings = {name: value for name, value in row.items() if value is not None}
+        for name in (*RESULTS, *TRAININGS):
+            settings.pop(name, None)
+        settings["file"] = file_of(row)
+        groups.setdefault(json.dumps(settings, sort_keys=True), []).append(row)
+    names = ("classifier", "source", "budget", "ipc", "labels", "temperature", "file", "storage")
     summaries = []
     for group in groups.values():
         if len(group) < 2:
             continue
-        means, stds = [row["mean"] for row in group], [row["std"] for row in group]
-        summary = {
-            name: group[0].get(name)
-            for name in ("classifier", "source", "budget", "ipc", "labels", "temperature", "file", "storage")
-        }
-        summary["file"] = group[0].get("group") or (summary["file"] if summary["source"] == "file" else None)
-        summary |= {
-            "n": len(group),
-            "mean": statistics.mean(means),
-            "std": statistics.stdev(means),
-            "classifiers": group[0]["n"],
-        }
-        summaries.append(summary | {"classifier_std": None if None in stds else statistics.mean(stds)})
+        first = group[0]
+        means = [row["mean"] for row in group]
+        stds = [row["std"] for row in group]
+        file = first.get("group") or (first.get("file") if first["source"] == "file" else None)
+        summaries.append(
+            {name: first.get(name) for name in names}
+            | {
+                "file": file,
+                "n": len(group),
+                "mean": statistics.mean(means),
+                "std": statistics.stdev(means),
+                "classifiers": first["n"],
+                "classifier_std": None if None in stds else statistics.mean(stds),
+            }
+        )
     return summaries
 
 
 def print_table(rows: list[dict]) -> None:
-    """Print a line for each row, with the mean and sample standard deviation of its accuracy in percent, then
-    the means over trainings."""
-    heads = (
-        "classifier",
-        "source",
-        "budget",
-        "recipe",
-        "stored",
-        "bits/class",
-        "ipc",
-        "accuracy",
-        "n",
-        "images seen",
-        "steps",
-    )
-    lines, rows = [(*heads, "generate s", "train s")], told_apart(rows, generators=True)
+    """Print a line for each row, with the mean and sample standard deviation of its accuracy in percent, the
+    means over trainings, and what the columns and rows are."""
+    rows = told_apart(rows, generators=True)
+    heads = "classifier,trained on,stored,budget,images/class,accuracy,n,images seen,steps,seconds".split(",")
+    lines = [heads]
     for row in rows:
-        cells = (
-            row["classifier"],
-            source_name(row),
-            row["budget"],
-            row["recipe"],
-            describe(row),
-            f"{row['bits_per_class']:,.0f}",
+        lines.append(
+            [
+                row["classifier"],
+                source_name(row),
+                describe(row),
+                row["budget"],
+                row["ipc"],
+                plus_minus(row["mean"], row["std"]),
+                row["n"],
+                f"{row['images_seen']:,}",
+                f"{row['steps']:,}",
+                f"{row['seconds_generate'] + row['seconds_train']:.1f}",
+            ]
         )
-        cells += (row["ipc"], plus_minus(row["mean"], row["std"]), row["n"])
-        counts = (
-            f"{row['images_seen']:,}",
-            f"{row['steps']:,}",
-            f"{row['seconds_generate']:.1f}",
-            f"{row['seconds_train']:.1f}",
-        )
-        lines.append(tuple(map(str, cells + counts)))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        left = [cell.ljust(width) for cell, width in zip(line[:5], widths, strict=False)]
-        right = [cell.rjust(width) for cell, width in zip(line[5:], widths[5:], strict=True)]
-        print("  ".join(left + right))
-    for summary in over_trainings(rows):
-        spread = (
-            ""
-            if summary["classifier_std"] is None
-            else f" (over {summary['classifiers']} classifiers each: ± {summary['classifier_std']:.2f})"
-        )
-        name = f"{summary['classifier']}, {source_name(summary)}, {summary['budget']}, ipc {summary['ipc']}"
-        print(f"{name}: {plus_minus(summary['mean'], summary['std'])} over {summary['n']} trainings{spread}")
-    split = "held-out training images" if rows[0]["split"] == "val" else "test set"
+    present = {row["source"] for row in rows}
+    if "generator" not in present and len({row["budget"] for row in rows}) == 1:  # it says nothing then
+        lines = [line[:3] + line[4:] for line in lines]
+    columns = [list(map(str, column)) for column in zip(*lines, strict=True)]
+    for column in columns:
+        width = max(map(len, column))
+        left = column[0] in heads[:4]
+        column[:] = [cell.ljust(width) if left else cell.rjust(width) for cell in column]
+    for line in zip(*columns, strict=True):
+        print("  ".join(line))
+    for one in over_trainings(rows):
+        spread = ""
+        if one["classifier_std"] is not None:
+            spread = f" (over {one['classifiers']} classifiers each: ± {one['classifier_std']:.2f})"
+        name = f"{one['classifier']}, {source_name(one)}, {one['budget']}, ipc {one['ipc']}"
+        print(f"{name}: {plus_minus(one['mean'], one['std'])} over {one['n']} trainings{spread}")
+    first = rows[0]
+    split = "held-out training images" if first["split"] == "val" else "the test set"
     few = "; provisional, n < 5" if min(row["n"] for row in rows) < 5 else ""
     print(
-        f"{rows[0]['dataset']}, {split}: percent at the last epoch, mean ± sample standard deviation over n "
-        f"classifiers{few}"
+        f"accuracy: percent on {split} of {first['dataset']} after {first['epochs']:,} epochs, mean ± sample "
+        f"standard deviation over n classifiers{few}"
     )
+    print(f"recipe {first['recipe']}: {RECIPES[first['recipe']]}")
+    for name, description in SOURCES.items():
+        if name in present:
+            print(f"{name}: {description}")
+    if present - SOURCES.keys():
+        print("random-real-CODEC, condensed-CODEC: as many as fit into the generator's bytes, by this codec")

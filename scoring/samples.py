@@ -31,12 +31,10 @@ def make_samples(images: Tensor, labels: Tensor, data: Data, per_class: int) -> 
     if per_class == 0:
         return None
     shown = images[_first(classes, k, per_class)].clamp(-1, 1)
-    found = {
+    samples = {
         "class_names": list(data.info.class_names),
         "size": data.info.image_size,
         "channels": data.info.channels,
-    }
-    found |= {
         "per_class": per_class,
         "images": _grid(shown, k),
         "real": None,
@@ -45,12 +43,11 @@ def make_samples(images: Tensor, labels: Tensor, data: Data, per_class: int) -> 
     }
     if data.train is not None:
         distance, index = nearest(shown, data.train)
-        found["real"] = _grid(data.train.batch(_first(data.train.labels, k, per_class))[0], k)
-        found["nearest"] = _grid(data.train.batch(index)[0], k)
-        found["distance_ratio"] = distance_ratio(
-            distance, nearest(judges(data.evaluation_split[1]), data.train)[0]
-        )
-    return found
+        usual, _ = nearest(judges(data.evaluation_split[1]), data.train)
+        samples["real"] = _grid(data.train.batch(_first(data.train.labels, k, per_class))[0], k)
+        samples["nearest"] = _grid(data.train.batch(index)[0], k)
+        samples["distance_ratio"] = distance_ratio(distance, usual)
+    return samples
 
 
 def judges(images: ImageSet) -> Tensor:
@@ -68,15 +65,13 @@ def nearest(queries: Tensor, images: ImageSet, batch_size: int = 5000) -> tuple[
     """Find the image nearest to each float query (M, C, H, W) in [-1, 1]: its euclidean distance (M,) and its
     index (M,)."""
     flat = queries.flatten(1)
-    best = (
-        torch.full((len(flat),), torch.inf, device=flat.device),
-        torch.zeros(len(flat), dtype=torch.long, device=flat.device),
-    )
+    least = torch.full((len(flat),), torch.inf, device=flat.device)
+    best = torch.zeros(len(flat), dtype=torch.long, device=flat.device)
     for part in torch.arange(len(images), device=flat.device).split(batch_size):
         distance, index = torch.cdist(flat, images.batch(part)[0].flatten(1)).min(1)
-        closer = distance < best[0]
-        best = torch.where(closer, distance, best[0]), torch.where(closer, part[index], best[1])
-    return best
+        best = torch.where(distance < least, part[index], best)
+        least = torch.minimum(distance, least)
+    return least, best
 
 
 def _first(classes: Tensor, num_classes: int, per_class: int) -> Tensor:

@@ -1,8 +1,8 @@
 """Sources of training images for classifiers: generated, real, selected or stored images, with their own
 labels or a teacher's.
 
-A source has `per_epoch`, the number of images in an epoch, and open(seed, streams) -> Opened for the classifier
-of `seed`. Images are float32 (N, C, H, W) in [-1, 1]; labels are (N,), or soft (N, K).
+A source has `per_epoch`, the number of images in an epoch, and open(seed, streams) -> Opened for the
+classifier of `seed`. Images are float32 (N, C, H, W) in [-1, 1]; labels are (N,), or soft (N, K).
 """
 
 import itertools
@@ -54,103 +54,92 @@ class Fixed:
         return Opened(itertools.repeat((self.images, self.labels)), self.num_images, self.num_bytes)
 
 
+@dataclass(frozen=True)
 class Generated:
     """Generated images, `ipc` of each class, drawn anew at each epoch.
 
-    fixed: draw them once, rounded to uint8. seed: seed of the fixed set; None = each classifier draws its
-    own. num_bytes: size of all that the deployment of the generator takes.
+    fixed: draw them once, rounded to uint8. num_bytes: size of all that the deployment of the generator
+    takes. seed: seed of the fixed set; None = each classifier draws its own.
     """
 
-    def __init__(
-        self,
-        generator: nn.Module,
-        ipc: int,
-        fixed: bool,
-        num_bytes: int,
-        runtime: Runtime,
-        seed: int | None = None,
-    ):
-        self.generator, self.ipc, self.fixed, self.num_bytes, self.runtime, self.seed = (
-            generator,
-            ipc,
-            fixed,
-            num_bytes,
-            runtime,
-            seed,
-        )
-        self.per_epoch = generator.num_classes * ipc
+    generator: nn.Module
+    ipc: int
+    fixed: bool
+    num_bytes: int
+    runtime: Runtime
+    seed: int | None = None
+
+    @property
+    def per_epoch(self) -> int:
+        """Number of images in an epoch."""
+        return self.generator.num_classes * self.ipc
 
     def open(self, seed: int, streams: RandomStreams) -> Opened:
-        """Draw the latents of a stream from `streams`, those of a fixed set from the source's own seed or else
-        from `seed`."""
+        """Draw the latents of a stream from `streams`, those of a fixed set from the source's own seed or
+        else from `seed`."""
         if self.fixed:
-            images, labels = draw_fixed(
-                self.generator, self.ipc, seed if self.seed is None else self.seed, self.runtime
-            )
+            own_seed = seed if self.seed is None else self.seed
+            images, labels = draw_fixed(self.generator, self.ipc, own_seed, self.runtime)
             return Opened(itertools.repeat((to_float(images), labels)), None, self.num_bytes)
-        labels = torch.arange(self.generator.num_classes, device=self.runtime.device).repeat_interleave(
-            self.ipc
+        labels = torch.arange(self.generator.num_classes, device=self.runtime.device)
+        labels = labels.repeat_interleave(self.ipc)
+        epochs = (
+            (generate(self.generator, labels, streams.device, self.runtime), labels)
+            for _ in itertools.count()
         )
-        return Opened(
-            (
-                (generate(self.generator, labels, streams.device, self.runtime), labels)
-                for _ in itertools.count()
-            ),
-            None,
-            self.num_bytes,
-        )
+        return Opened(epochs, None, self.num_bytes)
 
 
+@dataclass(frozen=True)
 class Real:
     """Real images, `ipc` of each class at each epoch, in shuffled passes over the set.
 
     fixed: choose `ipc` random images of each class once, and use these at every epoch.
     """
 
-    def __init__(self, images: ImageSet, ipc: int, num_classes: int, fixed: bool = False):
-        self.images, self.ipc, self.num_classes, self.fixed = images, ipc, num_classes, fixed
-        self.per_epoch = num_classes * ipc
+    images: ImageSet
+    ipc: int
+    num_classes: int
+    fixed: bool = False
+
+    @property
+    def per_epoch(self) -> int:
+        """Number of images in an epoch."""
+        return self.num_classes * self.ipc
 
     def open(self, seed: int, streams: RandomStreams) -> Opened:
         """Draw the order and the choice of the images from `seed`."""
-        order = balanced_epochs(
-            self.images.labels, self.ipc, self.num_classes, seed, "random-real" if self.fixed else "real"
-        )
+        name = "random-real" if self.fixed else "real"
+        order = balanced_epochs(self.images.labels, self.ipc, self.num_classes, seed, name)
         if self.fixed:
             images, labels = self.images.batch(next(order))
             return Opened(itertools.repeat((images, labels)), len(labels), images.numel())
-        return Opened(
-            (self.images.batch(index) for index in order), len(self.images), self.images.images.numel()
-        )
+        epochs = (self.images.batch(index) for index in order)
+        return Opened(epochs, len(self.images), self.images.images.numel())
 
 
+@dataclass(frozen=True)
 class WithinBytes:
-    """As many random real images as fit into `max_bytes`, stored with `codec` and decoded from what is
-    stored.
+    """As many random real images as fit into `max_bytes`, stored with the codec of this name and decoded from
+    what is stored.
 
     Each class gets an equal part of the bytes. An epoch has `ipc` images of each class, in shuffled passes
     over the stored images, so that steps and images seen are those of a stream. item_bytes: size of what is
     stored with each image beside its code, such as a soft label.
     """
 
-    def __init__(
-        self,
-        images: ImageSet,
-        ipc: int,
-        info: DataInfo,
-        max_bytes: int,
-        codec: str,
-        quality: int,
-        item_bytes: int = 0,
-    ):
-        self.images, self.ipc, self.info, self.max_bytes, self.item_bytes = (
-            images,
-            ipc,
-            info,
-            max_bytes,
-            item_bytes,
-        )
-        self.codec, self.per_epoch = make_codec(codec, quality, info), info.num_classes * ipc
+    images: ImageSet
+    ipc: int
+    info: DataInfo
+    max_bytes: int
+    codec: str
+    quality: int
+    item_bytes: int = 0
+
+    @property
+    def per_epoch(self) -> int:
+        """Number of images in an epoch."""
+        return self.info.num_classes * self.ipc
 
     def open(self, seed: int, streams: RandomStreams) -> Opened:
         """Draw the choice and the order of the images from `seed`. Raises UsageError if not even one image of
@@ -162,31 +151,34 @@ class WithinBytes:
     def choose(self, seed: int) -> tuple[ImageSet, int]:
         """Return the stored images, as they are decoded, and their size in bytes without item_bytes."""
         rng = torch.Generator().manual_seed(derive_seed(seed, "within bytes"))
-        shared = self.codec.shared if self.codec else 0
-        share, kept, sizes = (self.max_bytes - shared) // self.info.num_classes, [], []
+        codec = make_codec(self.codec, self.quality, self.info)
+        shared = codec.shared if codec else 0
+        share = (self.max_bytes - shared) // self.info.num_classes
         labels = self.images.labels.cpu()
-        for label in range(self.info.num_classes):
-            room, members = share, (labels == label).nonzero().flatten()
+        images, classes, num_bytes = [], [], shared
+        for label, name in enumerate(self.info.class_names):
+            room = share
+            members = (labels == label).nonzero().flatten()
             for index in members[torch.randperm(len(members), generator=rng)]:
-                pixels = self.images.images[index : index + 1]
-                code = encode_images(self.codec, pixels)[0] if self.codec else None
-                size = pixels.numel() if code is None else len(code) + LENGTH_BYTES
+                image = self.images.images[index : index + 1]
+                size = image.numel()
+                if codec:
+                    code = encode_images(codec, image)
+                    size = len(code[0]) + LENGTH_BYTES
+                    image = decode_images(codec, code, self.info).to(image.device)
                 room -= size + self.item_bytes
                 if room < 0:
                     break
-                image = (
-                    pixels if code is None else decode_images(self.codec, [code], self.info).to(pixels.device)
-                )
-                kept.append((image, label)), sizes.append(size)
-            if not kept or kept[-1][1] != label:
-                name = self.info.class_names[label]
+                images.append(image)
+                classes.append(label)
+                num_bytes += size
+            if label not in classes[-1:]:
                 raise UsageError(
                     f"--match-bytes: {share} bytes for class {name} hold no image, expected "
                     f"{size + self.item_bytes} or more"
                 )
-        images, classes = zip(*kept, strict=True)
-        chosen = ImageSet(torch.cat(images), torch.tensor(classes, device=self.images.labels.device))
-        return chosen, sum(sizes) + shared
+        labels = torch.tensor(classes, device=self.images.labels.device)
+        return ImageSet(torch.cat(images), labels), num_bytes
 
 
 @dataclass(frozen=True)
@@ -225,24 +217,25 @@ class Labelled:
     """
 
     def __init__(self, source, teacher: Teacher, num_classes: int, teacher_bytes: int):
-        self.source, self.teacher, self.num_classes = source, teacher, num_classes
-        self.teacher_bytes, self.per_epoch = teacher_bytes, source.per_epoch
+        self.source = source
+        self.teacher = teacher
+        self.num_classes = num_classes
+        self.teacher_bytes = teacher_bytes
+        self.per_epoch = source.per_epoch
 
     def open(self, seed: int, streams: RandomStreams) -> Opened:
         """Return the images of the source, with the teacher's labels."""
-        opened = self.source.open(seed, streams)
-        extra = (
-            self.teacher_bytes
-            if opened.num_images is None
-            else opened.num_images * soft_bytes(self.num_classes)
-        )
-        return Opened(self._relabelled(opened.epochs), opened.num_images, opened.num_bytes + extra)
+        epochs, num_images, num_bytes = self.source.open(seed, streams)
+        stored = num_images is not None
+        extra = num_images * soft_bytes(self.num_classes) if stored else self.teacher_bytes
+        return Opened(self._relabelled(epochs), num_images, num_bytes + extra)
 
     def _relabelled(self, epochs: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-        last, labels = None, None
+        last = None
         for images, _ in epochs:
             if images is not last:
-                last, labels = images, self.teacher.labels(images)
+                last = images
+                labels = self.teacher.labels(images)
             yield images, labels
 
 
@@ -266,51 +259,3 @@ def draw_fixed(generator: nn.Module, ipc: int, seed: int, runtime: Runtime) -> t
     rng = torch.Generator(runtime.device).manual_seed(derive_seed(seed, "fixed", ipc))
     labels = torch.arange(generator.num_classes, device=runtime.device).repeat_interleave(ipc)
     return to_uint8(generate(generator, labels, rng, runtime).float()), labels
-
-
-@torch.no_grad()
-def herding_order(
-    classifier: Classifier,
-    images: ImageSet,
-    ipc: int,
-    num_classes: int,
-    batch_size: int = 1000,
-    toward: ImageSet | None = None,
-) -> Tensor:
-    """Choose images whose mean feature follows that of their class: indices (num_classes, ipc), the best
-    first.
-
-    Herding (Welling 2009, doi:10.1145/1553374.1553517) as iCaRL uses it (arXiv:1611.07725, Alg. 4): each step
-    adds the image that brings the mean feature of the chosen images closest to the mean feature of the class,
-    in `toward` if it is given. The features are the last ones of `classifier`, scaled to unit length.
-    """
-
-    def features_of(images: ImageSet, members: Tensor) -> Tensor:
-        parts = [
-            classifier.logits_and_features(images.batch(part)[0])[1][-1].flatten(1)
-            for part in members.split(batch_size)
-        ]
-        return torch.nn.functional.normalize(torch.cat(parts))  # (M, F)
-
-    order = []
-    with eval_mode(classifier):
-        for label in range(num_classes):
-            members = (images.labels == label).nonzero().flatten()
-            features = features_of(images, members)
-            mean = (
-                features.mean(0)
-                if toward is None
-                else features_of(toward, (toward.labels == label).nonzero().flatten()).mean(0)
-            )
-            total, free = (
-                torch.zeros_like(features[0]),
-                torch.ones(len(members), dtype=torch.bool, device=members.device),
-            )
-            chosen = []
-            for number in range(1, ipc + 1):
-                distance = ((total + features) / number - mean).norm(dim=1)
-                best = torch.where(free, distance, torch.inf).argmin()
-                free[best], total = False, total + features[best]
-                chosen.append(members[best])
-            order.append(torch.stack(chosen))
-    return torch.stack(order)

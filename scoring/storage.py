@@ -76,19 +76,14 @@ def export_generator(path: Path, checkpoint: GanCheckpoint, storage: str) -> Non
     """Write the checkpoint's generator as safetensors: its values at `storage`, and the metadata that
     read_gan needs.
 
-    The file, read back, gives the same images as store(generator, storage). Raises UsageError if the
-    checkpoint names no data set.
+    The file, read back, gives the same images as store(generator, storage).
     """
-    if checkpoint.info is None:
-        raise UsageError(
-            f"{checkpoint.path}: names no data set, expected a checkpoint written here to export"
-        )
     generator = checkpoint.generator()
     whole_numbers = {
         name: tensor for name, tensor in generator.state_dict().items() if not tensor.is_floating_point()
     }
     tensors = encode(generator, storage) | whole_numbers
-    about = {
+    metadata = {
         "config": checkpoint.config,
         "info": checkpoint.info.to_dict(),
         "val_size": checkpoint.val_size,
@@ -96,7 +91,7 @@ def export_generator(path: Path, checkpoint: GanCheckpoint, storage: str) -> Non
     }
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     write_tensors(
-        path, lambda temporary: temporary.write_bytes(save(tensors, {"generator": json.dumps(about)}))
+        path, lambda temporary: temporary.write_bytes(save(tensors, {"generator": json.dumps(metadata)}))
     )
 
 
@@ -142,10 +137,8 @@ def _pillow_codec(kind: str, **options) -> Codec:
     return Codec(encode, decode)
 
 
-MARKER, START_OF_SCAN = (
-    2,
-    b"\xff\xda",
-)  # of a JPEG stream: bytes of a marker, and the last one before the data
+MARKER = 2  # bytes of a marker of a JPEG stream
+START_OF_SCAN = b"\xff\xda"  # the last marker before the data
 
 
 def _jpeg_codec(quality: int, info: DataInfo) -> Codec:
@@ -178,10 +171,6 @@ def _blank(info: DataInfo) -> np.ndarray:
     return np.zeros((side, side) if info.channels == 1 else (side, side, 3), np.uint8)
 
 
-def _gray_as_rgb(codec: Codec) -> Codec:
-    return Codec(codec.encode, lambda code: codec.decode(code)[..., 0], codec.shared)
-
-
 def make_codec(name: str, quality: int, info: DataInfo) -> Codec | None:
     """Return the codec called `name` for images of a set, or None for raw pixels. Raises UsageError if Pillow
     was built without it."""
@@ -189,12 +178,12 @@ def make_codec(name: str, quality: int, info: DataInfo) -> Codec | None:
         return None
     if name in LOSSY:
         return (_jpeg_codec if name == "jpeg" else _jpeg_scan_codec)(quality, info)
-    codec = (
-        _pillow_codec("PNG", optimize=True)
-        if name == "png"
-        else _pillow_codec("WEBP", lossless=True, method=6)
-    )
-    codec = _gray_as_rgb(codec) if name == "webp" and info.channels == 1 else codec
+    if name == "png":
+        codec = _pillow_codec("PNG", optimize=True)
+    else:
+        codec = _pillow_codec("WEBP", lossless=True, method=6)
+        if info.channels == 1:  # WEBP gives back three equal channels
+            codec = Codec(codec.encode, lambda code, decode=codec.decode: decode(code)[..., 0])
     try:
         codec.encode(_blank(info))
     except (KeyError, OSError) as error:
@@ -216,11 +205,8 @@ def decode_images(codec: Codec, codes: list[bytes], info: DataInfo) -> Tensor:
     lossy (JPEG)."""
     shape = (len(codes), info.image_size, info.image_size, info.channels)
     arrays = np.stack([codec.decode(code) for code in codes]) if codes else np.empty(0, np.uint8)
-    return (
-        torch.from_numpy(arrays.reshape(shape))
-        .permute(0, 3, 1, 2)
-        .clone(memory_format=torch.contiguous_format)
-    )
+    images = torch.from_numpy(arrays.reshape(shape)).permute(0, 3, 1, 2)
+    return images.clone(memory_format=torch.contiguous_format)
 
 
 def roundtrip(name: str, codec: Codec | None, info: DataInfo) -> Callable[[Tensor], Tensor] | None:

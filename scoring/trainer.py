@@ -53,15 +53,16 @@ def train_steps(
         return {}
 
     step = runtime.graphed(step, streams.device)
-    cost, generating, testing = Cost(), Stopwatch(runtime.device), Stopwatch(runtime.device)
+    cost = Cost()
+    generating = Stopwatch(runtime.device)
+    testing = Stopwatch(runtime.device)
     classifier.train()
     for epoch in range(recipe.epochs):
         set_rate(optimizer, recipe.rate(epoch))
         with generating, out_of_memory_hint("--ipc"):
             images, labels = next(epochs_of_images)
-        for index in torch.randperm(len(labels), device=labels.device, generator=streams.device).split(
-            recipe.batch_size
-        ):
+        order = torch.randperm(len(labels), device=labels.device, generator=streams.device)
+        for index in order.split(recipe.batch_size):
             operations = choose_operations(recipe.dsa_strategy, recipe.dsa_composition, streams.host)
             mix = recipe.mix_p > 0 and float(torch.rand((), generator=streams.host)) < recipe.mix_p
             step(images[index], labels[index], operations=operations, mix=mix)
@@ -75,7 +76,8 @@ def train_steps(
         raise ValueError("a classifier was trained for zero steps")
     if average is not None:
         classifier.load_state_dict(average.state_dict())
-    cost.seconds_generate, cost.seconds_test = generating.seconds(), testing.seconds()
+    cost.seconds_generate = generating.seconds()
+    cost.seconds_test = testing.seconds()
 
 
 def classifier_loss(
@@ -128,9 +130,7 @@ def train_together(
     runtime.synchronize()
     seconds = (time.perf_counter() - start) / len(trainings)
     for cost in last:
-        cost.seconds_generate, cost.seconds_test = (
-            cost.seconds_generate / lanes.overlap,
-            cost.seconds_test / lanes.overlap,
-        )
+        cost.seconds_generate /= lanes.overlap
+        cost.seconds_test /= lanes.overlap
         cost.seconds_train = max(0.0, seconds - cost.seconds_generate - cost.seconds_test)
     return last

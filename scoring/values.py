@@ -14,7 +14,8 @@ SLACK = (
 FEW = 0.01  # share of the values that may lie outside [0, 1] where the values tell the range
 # Tolerance of a range that the user names: the share of the values that may lie outside, and that may lie
 # outside by half its width.
-OUTSIDE, FAR_OUTSIDE = {"uint8": 0.05, "unit": 0.25, "signed": 0.25, "normalised": 0.01}, 0.01
+OUTSIDE = {"uint8": 0.05, "unit": 0.25, "signed": 0.25, "normalised": 0.01}
+FAR_OUTSIDE = 0.01
 
 
 def to_signed(path: object, images: Tensor, info: DataInfo, image_range: str | None) -> Tensor:
@@ -107,10 +108,13 @@ def _guess(path: object, images: Tensor) -> str:
 def _check_named(path: object, images: Tensor, image_range: str) -> None:
     share, far = _share(_outside(images, image_range)), _share(_outside(images, image_range, 0.5))
     if share > OUTSIDE[image_range] or far > FAR_OUTSIDE:
-        bounds = "{} to {}".format(*BOUNDS[image_range])
-        found = f"found values {float(images.min()):g} to {float(images.max()):g} in {path}, {100 * share:.0f} % of them outside"
-        allowed = f"at most {100 * OUTSIDE[image_range]:.0f} % outside, and {100 * FAR_OUTSIDE:.0f} % by more than half the range"
-        raise UsageError(f"--image-range {image_range}: {found}, expected {bounds} with {allowed}")
+        low, high = BOUNDS[image_range]
+        found = f"values {float(images.min()):g} to {float(images.max()):g} in {path}"
+        allowed = f"at most {100 * OUTSIDE[image_range]:.0f} % outside, and {100 * FAR_OUTSIDE:.0f} %"
+        raise UsageError(
+            f"--image-range {image_range}: found {found}, {100 * share:.0f} % of them outside, expected "
+            f"{low} to {high} with {allowed} by more than half the range"
+        )
 
 
 def _clipped(path: object, images: Tensor, image_range: str) -> Tensor:

@@ -71,12 +71,6 @@ def test_each_script_takes_the_flags_of_a_folder(pictures, tmp_path, capsys):
             "--source real --data digits --background white",
             "--background white: digits is no folder of pictures",
         ),
-        (
-            "--source real --data digits --label-kind logits",
-            "--label-kind logits is of the sets in --file, found none",
-        ),
-        ("--source real --data digits --factor 2", "--factor 2 is of the sets in --file, found none"),
-        ("--source real --data digits --group a", "--group a is of the sets in --file, found none"),
         ("--source file --data digits --file none.npz", "none.npz: no such file, expected arrays of numpy"),
     ],
 )

@@ -34,8 +34,8 @@ from models.pool import POOL_DATA
 from replay.methods import METHODS
 from scoring.evaluation import BUDGETS
 from scoring.recipes import RECIPES
+from scoring.results import SOURCES
 from scoring.storage import CODECS
-from scoring.table import SOURCES
 from utils import Parser
 
 SEED, NUMBER = 19, 200  # of the combinations below
@@ -129,7 +129,6 @@ CHOICES = {
         + [["generator", "random-real", "herding"], ["file", "random-real"], ["real", "file"]],
         "--no-real": ON,
         "--pretrain-weight": [["{gan}"], ["{match}", "{exported}"], ["{gan}", "{gan}"], ["{missing}"]],
-        "--mixture": ON,
         "--file": [["{set}"], ["{folder}"], ["{set}", "{folder}"], ["{soft}"], ["{missing}"]],
         "--group": ["mine"],
         "--image-range": ["uint8", "unit"],
@@ -149,7 +148,6 @@ CHOICES = {
         "--batch-size": ["1", "2", "64"],
         "--lr": RATES,
         "--dsa-strategy": STRATEGIES,
-        "--dsa-composition": COMPOSITIONS,
         "--curve": ["0", "1", "3"],
         "--samples": ["0", "2", "1000"],
         "--save-classifiers": ON,
@@ -215,7 +213,7 @@ NEEDS = {  # what a source does not run without, added in most combinations
 }
 # by most sources: left out of most combinations of these, so that they come further
 REFUSED_WITHOUT = {
-    "--source": "--mixture --match-bytes --export --filter --storage --teacher --labels --temperature "
+    "--source": "--match-bytes --export --filter --storage --teacher --labels --temperature "
     "--file --image-range --group".split(),
 }
 

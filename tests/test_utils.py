@@ -11,7 +11,7 @@ from conftest import ROOT, SCRIPTS, TOOLS, continual_flags, gan_flags, run, vali
 
 from models.matching import EFFECTS as OF_MATCHING
 from scoring.evaluation import EVALUATIONS
-from scoring.table import EFFECTS as OF_TABLE
+from scoring.inputs import EFFECTS as OF_TABLE
 from utils import Effect, Parser, UsageError, cli, number, out_of_memory_hint, seed_number
 
 
@@ -118,6 +118,29 @@ def test_flags_of_effects_are_declared(script, effects):
             "--pretrain-weight: no effect but to name the image set",
         ),
         ("validate", "--pretrain-weight x", ""),
+        (
+            "validate",
+            "--source real --match-bytes --export x --storage fp16 --draw matched --filter 0.5 --teacher x",
+            "--match-bytes, --storage, --draw, --filter, --export: no effect without --source generator",
+        ),
+        ("validate", "--draw matched --budget stream", "--draw: no effect without --budget fixed"),
+        ("validate", "--draw-steps 3", "--draw-steps: no effect without --draw matched"),
+        (
+            "validate",
+            "--image-range unit --label-kind logits --factor 2 --group a",
+            "--image-range, --label-kind, --factor, --group: no effect without --file",
+        ),
+        (
+            "validate",
+            "--codec jpeg --condense-steps 5 --condense-init noise",
+            "--codec, --condense-steps, --condense-init: no effect without --source condensed",
+        ),
+        ("validate", "--match-bytes condensed --condense-steps 5 --codec jpeg", ""),
+        ("validate", "--source condensed --condense-steps 5 --quality 50 --codec jpeg", ""),
+        ("validate", "--herding-epochs 5", "--herding-epochs: no effect without --source herding"),
+        ("validate", "--teacher x", "--teacher: no effect without --labels soft or --filter"),
+        ("validate", "--temperature 4", "--temperature: no effect without --labels soft"),
+        ("validate", "--labels soft --temperature 4 --teacher x", ""),
         ("validate", "--quality 50", "--quality: no effect without --match-bytes or a lossy --codec"),
         ("continual", "dgr --match logit", "--match: no effect without --match-steps"),
         ("continual", "dim --match-steps 3 --match logit", ""),
@@ -210,7 +233,7 @@ def test_a_lack_of_memory_names_the_flag_that_asked_for_it(kind, flag, capsys, m
         ),
         (
             "validate",
-            "scoring.exporting.draw_fixed",
+            "scoring.table.draw_fixed",
             ["--source", "generator", "--pretrain-weight", "{gan}", "--export", "{out}"],
             "--ipc",
         ),

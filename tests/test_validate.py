@@ -350,7 +350,8 @@ def test_an_in_training_evaluation_uses_the_same_function(tmp_path, monkeypatch)
         return [Outcome(40.0 + len(calls), Cost(1, 1)) for _ in seeds]
 
     monkeypatch.setattr(evaluation, "validate_group", group)
-    evaluated = "--eval-interval 2 --eval-model convnet_w32 resnet18 --budget fixed --ipc 7 --epochs-eval 9 --mix-p 0.5 --repeats 2"
+    evaluated = "--eval-interval 2 --eval-model convnet_w32 resnet18 --budget fixed --ipc 7 "
+    evaluated += "--epochs-eval 9 --mix-p 0.5 --repeats 2"
     found: RunFolder = run(gen_condense, gan_flags(tmp_path, *evaluated.split()))
     assert (
         calls
@@ -438,7 +439,8 @@ def test_a_weight_that_is_given_names_the_data_and_is_checked(trained, tmp_path)
 def test_calibration_random_real_cifar10_gives_the_literatures_number(data_dir, tmp_path):
     """Random, ConvNet-3, IPC 10: 31.0 in the literature's recipe (DC, arXiv:2006.05929, and those after
     it)."""
-    flags = "--source random-real --data cifar10 --recipe dc --budget fixed --ipc 10 --eval-model convnet --repeats 3 --tag test".split()
+    flags = "--source random-real --data cifar10 --recipe dc --budget fixed --ipc 10 --eval-model convnet "
+    flags = (flags + "--repeats 3 --tag test").split()
     found = run(validate, [*flags, "--data-dir", str(data_dir), "--results-dir", str(tmp_path)])
     assert found[0]["mean"] == pytest.approx(31.0, abs=2.0)
 

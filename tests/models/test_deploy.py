@@ -24,7 +24,7 @@ from models import (
     read_gan,
     save_classifier,
 )
-from models.deploy import Filtered, Several
+from models.deploy import Filtered
 from scoring import evaluation
 from scoring.results import describe
 from scoring.sources import generate
@@ -49,37 +49,6 @@ class Constant(nn.Module):
         images[:, 0, 0, 0], images[:, 0, 0, 1], images[:, 0, 0, 2] = y.float(), self.number, self.calls
         self.calls += 1
         return images
-
-
-# several
-
-
-def test_several_share_the_images_in_equal_numbers_and_keep_the_labels():
-    generator, y = Several([Constant(0), Constant(1), Constant(2)]), torch.arange(3).repeat_interleave(100)
-    images = generator.sample(y, torch.Generator().manual_seed(0))
-    assert torch.equal(images[:, 0, 0, 0], y.float())
-    makers = images[:, 0, 0, 1].long()
-    assert torch.bincount(makers).tolist() == [100, 100, 100]
-    for label in range(3):  # and at random, so that no class has a maker of its own
-        assert min(torch.bincount(makers[y == label], minlength=3)) > 15
-    assert torch.equal(
-        images, generator.sample(y, torch.Generator().manual_seed(0)) * torch.tensor([1, 1, 0, 1])
-    )
-    assert generator.sample(y[:1]).shape == (1, 1, 1, 4)  # fewer images than makers
-
-
-def test_a_row_of_several_generators(trained, tmp_path, capsys):
-    paths = [str(trained / "gan" / "last.pth"), str(trained / "match" / "last.pth")]
-    flags = ["--mixture", "--source", "generator", "--pretrain-weight"]
-    one, several = (
-        run(validate, validate_flags(tmp_path, *flags, *weights))[0] for weights in (paths[:1], paths)
-    )
-    assert several["generator_bytes"] == 2 * one["generator_bytes"]
-    assert several["generator_parameters"] == 2 * one["generator_parameters"]
-    assert len(set(several["checkpoint_sha256"])) == 2
-    assert several["accs"] != one["accs"]
-    assert len(json.loads((tmp_path / "test" / "results.json").read_text())) == 2
-    assert run(validate, validate_flags(tmp_path, *flags, *paths))[0]["n"] == 2  # found again, not added to
 
 
 # filtered
@@ -156,15 +125,10 @@ def test_classifiers_are_kept_where_the_rows_were_there_before(tmp_path):
 
 
 def test_the_table_says_what_is_stored(trained, tmp_path, capsys):
-    paths = [str(trained / stage / "last.pth") for stage in ("gan", "match")]
-    rows = run(
-        validate,
-        validate_flags(
-            tmp_path, "--source", "generator", "--storage", "fp16", "--mixture", "--pretrain-weight", *paths
-        ),
-    )
-    assert f"  {rows[0]['num_bytes'] / 1e6:.2f} MB, fp16, 2 generators  " in capsys.readouterr().out
-    assert describe(rows[0] | {"checkpoint_sha256": "x", "filter": 0.5}).endswith(" MB, fp16, filter 0.5")
+    weight = ["--pretrain-weight", str(trained / "gan" / "last.pth")]
+    rows = run(validate, validate_flags(tmp_path, "--source", "generator", "--storage", "fp16", *weight))
+    assert f"  {rows[0]['num_bytes'] / 1e6:.2f} MB, fp16  " in capsys.readouterr().out
+    assert describe(rows[0] | {"filter": 0.5}).endswith(" MB, fp16, filter 0.5")
 
 
 def test_a_saved_classifier_is_the_one_that_was_tested(tmp_path):
@@ -296,8 +260,7 @@ def test_released_weights_teach(path, data_dir, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--filter", "0.5"], "--filter and --teacher need each other"),
-        (["--teacher", "x.pth"], "--teacher x.pth is for --labels soft and --filter, found neither"),
+        (["--filter", "0.5"], "--filter needs --teacher, the file of a classifier"),
         (
             ["--filter", "1.5", "--teacher", "x"],
             "argument --filter: found 1.5, expected a number >= 0 and <= 1",
@@ -314,10 +277,6 @@ def test_released_weights_teach(path, data_dir, tmp_path):
         (
             ["--filter", "0.5", "--teacher", "{mnist}"],
             "was trained on mnist, expected a classifier of digits",
-        ),
-        (
-            ["--storage", "fp16", "--source", "real", "--data", "digits"],
-            "--filter and --storage are of --source generator, found real",
         ),
         (
             ["--pretrain-weight", "{reference}", "--data", "digits", "--export", "out"],
@@ -337,7 +296,7 @@ def test_released_weights_teach(path, data_dir, tmp_path):
             "expected safetensors, found 40 bytes of another kind, or truncated",
         ),
         (["--pretrain-weight", "{strange}"], "not a generator exported here: its 'generator' is missing"),
-        (["--mixture", "--pretrain-weight", "{gan}", "{other}"], "was made for num classes 3, found 10"),
+        (["--pretrain-weight", "{gan}", "{other}"], "was made for num classes 3, found 10"),
         (
             ["--pretrain-weight", "{gan}", "{gan}", "--export", "out"],
             "--export out: expected one --pretrain-weight, found 2",

@@ -1,4 +1,4 @@
-"""Fixed sets whose latents are chosen by herding or optimised by matching."""
+"""Fixed sets whose latents are optimised by matching."""
 
 import json
 
@@ -12,9 +12,9 @@ from engine.runtime import Runtime
 from losses import energy_distance, pooled
 from models import build_classifier, read_gan
 from models.deploy import Latents
-from pool_match import train_match
-from scoring.drawing import Drawer, herded_set, matched_set
-from scoring.sources import draw_fixed, herding_order
+from scoring import drawing
+from scoring.drawing import MatchedSets, matched_set
+from scoring.sources import draw_fixed
 from utils import UsageError
 
 CPU = Runtime(torch.device("cpu"))
@@ -36,7 +36,7 @@ def classifier(info):
 
 
 def test_latents_come_each_once_before_any_comes_again(generator):
-    latents = Latents.drawn(generator, 3, 0, CPU.device, 10)
+    latents = Latents(generator, 3, 0, CPU.device, 10)
     y = torch.tensor([4, 1, 4, 4, 1, 1])
     images = latents.sample(y)
     for label in (1, 4):
@@ -60,8 +60,8 @@ def test_latents_come_each_once_before_any_comes_again(generator):
 def test_matched_latents_are_nearer_to_the_classes_than_random_ones(generator, digits):
     before = [tensor.clone() for tensor in generator.state_dict().values()]
     state = torch.get_rng_state()
-    found = matched_set(generator, digits.train, digits.info, 8, 12, [], train_match, 0, CPU)
-    again = matched_set(generator, digits.train, digits.info, 8, 12, [], train_match, 0, CPU)
+    found = matched_set(generator, digits.train, digits.info, 8, 12, [], 0, CPU)
+    again = matched_set(generator, digits.train, digits.info, 8, 12, [], 0, CPU)
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(a, b) for a, b in zip(before, generator.state_dict().values(), strict=True))
     images, labels, size = found
@@ -91,44 +91,11 @@ def test_matched_latents_are_nearer_to_the_classes_than_random_ones(generator, d
 
 
 def test_one_image_a_class_is_matched_by_its_mean(generator, digits):
-    images, labels, size = matched_set(generator, digits.train, digits.info, 1, 2, [], train_match, 0, CPU)
+    images, labels, size = matched_set(generator, digits.train, digits.info, 1, 2, [], 0, CPU)
     assert (len(images), labels.tolist(), size) == (10, [*range(10)], 2 * 10 * 90)
 
 
-def test_herding_follows_the_mean_of_the_real_images(generator, digits):
-    model = classifier(digits.info)
-    images, labels, size = herded_set(generator, model, digits.train, 5, 60, 0, CPU)
-    assert (labels.tolist(), size) == (sorted([*range(10)] * 5), 2 * 50)
-
-    def mean(images, k, labels):
-        x = ImageSet(images, labels).batch((labels == k).nonzero().flatten())[0]
-        return torch.nn.functional.normalize(model.logits_and_features(x)[1][-1].flatten(1)).mean(0)
-
-    random = draw_fixed(generator, 5, 0, CPU)
-    nearer = 0
-    for k in range(10):
-        target = mean(digits.train.images, k, digits.train.labels)
-        nearer += (mean(images, k, labels) - target).norm() < (
-            mean(*random[:1], k, random[1]) - target
-        ).norm()
-    assert nearer >= 9
-
-
-def test_herding_towards_another_set_follows_that_set(digits):
-    """Of two candidates, one the mean of the other set itself: that one comes first."""
-    model = classifier(digits.info)
-    one, other = digits.train.images[:2]
-    labels = torch.zeros(2, dtype=torch.long)
-    candidates = ImageSet(torch.stack([one, other]), labels)
-    for first, image in enumerate((one, other)):
-        toward = ImageSet(image[None], labels[:1])
-        assert herding_order(model, candidates, 1, 1, toward=toward).item() == first
-
-
-@pytest.mark.parametrize("kind", ["herding", "matched"])
-def test_the_first_rank_draws_alone_while_the_others_wait_once(
-    kind, generator, digits, tmp_path, monkeypatch
-):
+def test_the_first_rank_draws_alone_while_the_others_wait_once(generator, digits, tmp_path, monkeypatch):
     working, waits = [], []
 
     def gathered(self, value):
@@ -150,42 +117,28 @@ def test_the_first_rank_draws_alone_while_the_others_wait_once(
         monkeypatch.setattr(Runtime, name, replaced)
     ranks = Runtime(torch.device("cpu"), world_size=2)
 
-    def classifiers():
+    def teachers(*args):
         ranks.on_main(lambda: None)  # as a classifier is trained
         return [classifier(digits.info)]
 
-    drawer = Drawer(
-        kind,
-        {"herding": 20, "matched": 2}[kind],
-        classifiers,
-        "",
-        digits,
-        "abc",
-        tmp_path,
-        train_match,
-        0,
-        ranks,
-    )
-    images, labels, _ = drawer(generator, {}, 3)
+    monkeypatch.setattr(drawing, "make_teachers", teachers)
+    sets = MatchedSets(2, digits, "abc", tmp_path, 0, 0, ranks)
+    images, labels, _ = sets.images(generator, {}, 3)
     assert (len(images), len(labels)) == (30, 30)
     waited = len(waits)
-    assert drawer(generator, {}, 3)[0] is images  # kept: no further wait, as inside of an export
+    assert sets.images(generator, {}, 3)[0] is images  # kept: no further wait, as inside of an export
     assert len(waits) == waited
 
 
-@pytest.mark.parametrize(
-    ("kind", "about"), [("herding", "--draw-candidates 20"), ("matched", "--draw-steps 2")]
-)
-def test_rows_say_how_their_set_was_drawn_and_what_it_takes(tmp_path, trained, kind, about):
+def test_rows_say_how_their_set_was_drawn_and_what_it_takes(tmp_path, trained):
     weight = str(trained / "match" / "last.pth")
     flags = validate_flags(
         tmp_path, "--pretrain-weight", weight, "--source", "generator", "--budget", "fixed", "stream"
     )
-    flags += ["--draw", kind, *about.split(), "--herding-epochs", "1", "--export", str(tmp_path / "export")]
+    flags += ["--draw", "matched", "--draw-steps", "2", "--export", str(tmp_path / "export")]
     rows = {row["budget"]: row for row in run(validate, flags)}
-    size = {"herding": 2 * 30, "matched": 2 * 30 * 90}[kind]
-    assert rows["fixed"]["num_bytes"] == rows["stream"]["num_bytes"] + size
-    assert rows["fixed"]["drawn"].startswith(kind)
+    assert rows["fixed"]["num_bytes"] == rows["stream"]["num_bytes"] + 2 * 30 * 90
+    assert rows["fixed"]["drawn"].startswith("matched, 2 steps, ")
     assert rows["stream"]["drawn"] == "exported"
     (kept,) = (tmp_path / "test" / "drawn").glob("*.safetensors")
     stamp = kept.stat().st_mtime_ns
@@ -206,19 +159,16 @@ def test_rows_say_how_their_set_was_drawn_and_what_it_takes(tmp_path, trained, k
     assert scored[0]["accs"] == pytest.approx(rows["fixed"]["accs"])
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ("--draw herding --budget stream", "--draw herding is of a generator's fixed sets"),
-        ("--draw matched --budget fixed --mixture", "neither --mixture nor --filter"),
-        ("--draw herding --budget fixed --draw-candidates 2", "--draw-candidates 2: expected at least the 3"),
-    ],
-)
-def test_flags_that_contradict_a_draw_are_refused(tmp_path, trained, flags, message):
-    weight = str(trained / "match" / "last.pth")
-    with pytest.raises(UsageError, match=message):
+def test_a_filter_that_the_latents_have_not_seen_is_refused(tmp_path, trained):
+    flags = [
+        "--pretrain-weight",
+        str(trained / "match" / "last.pth"),
+        "--budget",
+        "fixed",
+        "--draw",
+        "matched",
+    ]
+    with pytest.raises(UsageError, match="expected no --filter"):
         validate.main.__wrapped__(
-            validate.parse_args(
-                validate_flags(tmp_path, "--pretrain-weight", weight, "--source", "generator", *flags.split())
-            )
+            validate.parse_args(validate_flags(tmp_path, *flags, "--filter", "0.5", "--teacher", "x"))
         )

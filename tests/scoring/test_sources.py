@@ -20,10 +20,11 @@ from engine.seeds import RandomStreams, seeded
 from models import build_classifier, build_gan, load_generator, read_classifier
 from scoring import trainer
 from scoring.evaluation import curve_epochs, validate_group
+from scoring.herding import herding_order
 from scoring.recipes import RECIPES, Recipe, make_recipe
 from scoring.results import over_trainings
 from scoring.samples import make_samples, nearest
-from scoring.sources import Fixed, Generated, Labelled, Real, Teacher, WithinBytes, draw_fixed, herding_order
+from scoring.sources import Fixed, Generated, Labelled, Real, Teacher, WithinBytes, draw_fixed
 from scoring.storage import encode_images, make_codec, num_bytes
 from utils import UsageError
 
@@ -594,21 +595,7 @@ def test_several_budgets(trained, tmp_path, monkeypatch):
             ["--source", "file", "--file", "missing.pt"],
             "missing.pt: no such file, expected images and labels",
         ),
-        (
-            ["--source", "real", "--image-range", "unit"],
-            "--image-range unit is of the sets in --file, found none",
-        ),
-        (
-            ["--source", "real", "--match-bytes"],
-            "--match-bytes, --export and --mixture are of --source generator, found real",
-        ),
-        (
-            ["--source", "real", "--mixture"],
-            "--match-bytes, --export and --mixture are of --source generator, found real",
-        ),
         (["--source", "real", "--labels", "soft"], "--labels soft needs --teacher"),
-        (["--source", "real", "--temperature", "4"], "--temperature 4 is of --labels soft, found hard"),
-        (["--source", "real", "--teacher", "{teacher}"], "is for --labels soft and --filter, found neither"),
         (
             ["--source", "real", "--labels", "soft", "--teacher", "nothing.pth"],
             "nothing.pth: no such file, expected a checkpoint",
@@ -616,18 +603,6 @@ def test_several_budgets(trained, tmp_path, monkeypatch):
         (
             ["--source", "file", "--file", "{soft}", "--labels", "hard"],
             "--labels hard: {soft} holds soft labels",
-        ),
-        (
-            ["--source", "real", "--condense-steps", "5"],
-            "--condense-steps 5 is of --source condensed, found --source real",
-        ),
-        (
-            ["--source", "real", "--condense-init", "noise"],
-            "--condense-init noise is of --source condensed, found --source real",
-        ),
-        (
-            ["--source", "real", "--codec", "jpeg"],
-            "--codec jpeg is of --source condensed, found --source real",
         ),
         (["--source", "condensed", "--condense-network", "vgg"], "unknown network 'vgg'"),
         (
