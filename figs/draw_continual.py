@@ -58,12 +58,13 @@ def draw_front(rows: list[dict], path: Path) -> None:
     panels: dict[str, list[Curve]] = {data: [] for data in sorted({row["data"] for row in rows})}
     for name in chosen_curves([name for _, name in keys]):
         for data, curves in panels.items():
-            own = [rows[number] for number in best.get((data, name), {}).values()]
-            own.sort(key=lambda row: row["memory_bytes"] or 0)
+            numbers = best.get((data, name), {})
+            budgets = sorted(filter(None, numbers))
+            own = [rows[numbers[budget]] for budget in budgets or numbers]
             if own:
-                budgets = [row["memory_bytes"] for row in own if row["memory_bytes"]]
-                means, spreads = [row["mean"] for row in own], [row["std"] or 0 for row in own]
-                curves.append(Curve(name, budgets, means, spreads))
+                curves.append(
+                    Curve(name, budgets, [row["mean"] for row in own], [row["std"] or 0 for row in own])
+                )
     figure, axes = draw_panels(panels, "bytes kept between tasks", "accuracy after the last task, %", False)
     for data, curves in panels.items():
         ax = axes[data]
@@ -78,7 +79,7 @@ def draw_front(rows: list[dict], path: Path) -> None:
         floor = min(lows) - margin
         ax.set_ylim(floor, top + margin)
         for curve in curves:
-            for x, y in zip(curve.x, curve.y, strict=True):
+            for x, y in zip(curve.x, curve.y, strict=False):  # a level has no x
                 if y < floor:
                     place = {"textcoords": "offset points", "ha": "center", "fontsize": 8}
                     ax.annotate(f"{y:.0f} ↓", (x, floor), (4, 4), color=curve.color, **place)
@@ -147,7 +148,9 @@ def main(args: argparse.Namespace) -> list[dict]:
         ) from None
     print("\n".join(lines))
     if args.record:
-        write_record(args, rows, sum(row["seconds"] * row["n"] for row in rows), kind="continual")
+        seconds = sum(row["seconds"] * row["n"] for row in rows)
+        made = {"hardware": args.hardware, "commands": args.command}
+        write_record(args.record, rows, seconds, kind="continual", **made)
     if args.out:
         make_folder(Path(args.out))
         draw_front(rows, Path(args.out) / "continual_front.png")

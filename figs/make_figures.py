@@ -202,7 +202,7 @@ def main(args: argparse.Namespace) -> list[dict]:
         seconds = sum(
             row["n"] * ((row.get("seconds_train") or 0) + (row.get("seconds_generate") or 0)) for row in rows
         )
-        write_record(args, kept, seconds)
+        write_record(args.record, kept, seconds, hardware=args.hardware, commands=args.command)
     if args.out:
         make_folder(Path(args.out))
         for name, (draw, needed) in FIGURES.items():

@@ -84,8 +84,7 @@ def add_record_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def write_record(args: argparse.Namespace, rows: list[dict], seconds: float, **more) -> None:
-    """Write the rows to --record, with the date, the hardware, the commands and the minutes."""
-    record = more | {"date": datetime.date.today().isoformat(), "hardware": args.hardware}
-    record |= {"commands": args.command, "minutes": round(seconds / 60, 1), "rows": rows}
-    write_json(Path(args.record), record)
+def write_record(path: str, rows: list[dict], seconds: float, **more) -> None:
+    """Write the rows with the date, the minutes and what else is said of them."""
+    date = datetime.date.today().isoformat()
+    write_json(Path(path), more | {"date": date, "minutes": round(seconds / 60, 1), "rows": rows})

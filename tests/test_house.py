@@ -20,6 +20,7 @@ ROOMS = [
     ("gen_condense", "pool_match", "validate", "continual"),
     ("benchmarks",),
     ("figs",),
+    ("runs",),
 ]
 LEVEL = {name: level for level, names in enumerate(ROOMS) for name in names}
 SCRIPTS = ROOMS[7]
