@@ -109,7 +109,7 @@ def from_flags(method: str, flags: dict, generator: dict | None = None) -> Name:
         memory,
         LOSSES.get(loss, loss),
         stored,
-        flags.get("epochs") or 5,
+        flags.get("epochs") or (1 if flags.get("track") == "online" else 5),
         f"{steps} steps{falling}" if steps else "none",
         MATCHES[flags.get("condense_match") or "mean"] if memory.startswith("condensed") else "",
     )

@@ -257,6 +257,7 @@ FLAGS = {"codec": "jpeg-scan", "quality": 12, "rehearse_steps": 300, "rehearse_d
     [
         ("er-ace", FLAGS, "real images | ER-ACE | JPEG scans q12 | 1 | 300 steps, falling rate", "ER-ACE"),
         ("er", {}, "real images | ER | raw | 5 | none", "ER, 5 passes"),
+        ("er", {"track": "online"}, "real images | ER | raw | 1 | none", "ER"),
         (
             "condensed",
             {
