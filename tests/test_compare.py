@@ -139,7 +139,8 @@ def test_intervals_by_hand(a, b, low, high, line):
     assert line in compare.lines_of(result)
 
 
-SETTINGS = "dataset split tested_on val_size recipe epochs batch_size lr lr_decay dsa_strategy dsa_composition mix_p ema".split()
+SETTINGS = "dataset split tested_on val_size recipe epochs batch_size lr lr_decay dsa_strategy".split()
+SETTINGS += "dsa_composition mix_p ema".split()
 
 
 @pytest.mark.parametrize("name", [*SETTINGS, "budget", "ipc", "classifier", "seed"])
