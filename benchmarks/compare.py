@@ -24,33 +24,20 @@ if __name__ == "__main__":
 import numpy as np
 from scipy.stats import bootstrap
 
-from engine.files import write_json
 from scoring.results import RESULTS, TRAININGS, file_of
 from utils import Parser, UsageError, cli
 
 # Settings in which the rows of a pair agree; one that an older row does not have counts as None.
-PAIRED = "dataset split tested_on val_size recipe epochs batch_size lr decay lr_decay decay_at_half dsa_strategy dsa_composition".split()
-PAIRED += "mix_p ema budget ipc classifier seed".split()
-# Settings that are printed if a pair differs in them. A hash other than the generator's is printed only if
-# both rows have one.
+PAIRED = "dataset split tested_on val_size recipe epochs batch_size lr decay lr_decay decay_at_half".split()
+PAIRED += "dsa_strategy dsa_composition mix_p ema budget ipc classifier seed".split()
+# Settings that are printed if a pair differs in them.
 COMPARED = (
-    "source",
-    "trained",
-    "storage",
-    "filter",
-    "labels",
-    "temperature",
-    "file",
-    "set",
-    "match_bytes",
-    "quality",
-    "amp",
-    "compile",
-    "device",
+    "source trained storage filter labels temperature file set match_bytes quality amp compile device".split()
 )
-HASHES = ("checkpoint_sha256", "file_sha256", "teacher_sha256", "drawn_from")
+COMPARED += "checkpoint_sha256 file_sha256 teacher_sha256 drawn_from".split()
 ASIDE = (*RESULTS, *TRAININGS, "generator_bytes", "curve", "save_classifiers", "commit", "torch", "device")
-RESAMPLES, FEW = 10_000, 5
+RESAMPLES = 10_000
+FEW = 5  # classifiers, below which the interval is marked
 
 
 def read_rows(path: str) -> list[dict]:
@@ -60,17 +47,14 @@ def read_rows(path: str) -> list[dict]:
     """
     file = Path(path) / "results.json" if Path(path).is_dir() else Path(path)
     try:
-        found = json.loads(file.read_text())
-        rows = [
-            row
-            for row in (found["rows"] if isinstance(found, dict) else found)
-            if row["source"] and row["accs"]
-        ]
+        content = json.loads(file.read_text())
+        rows = content["rows"] if isinstance(content, dict) else content
+        rows = [row for row in rows if row["source"] and row["accs"]]
         if not rows:
             raise ValueError("no row with a result")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        found = getattr(error, "strerror", None) or f"something else ({error})"
-        raise UsageError(f"{file}: expected the results.json of validate.py, found {found}") from None
+        reason = getattr(error, "strerror", None) or f"something else ({error})"
+        raise UsageError(f"{file}: expected the results.json of validate.py, found {reason}") from None
     return rows
 
 
@@ -94,10 +78,10 @@ def choose(path: str, flag: str, filters: list[str]) -> list[dict]:
     rows = read_rows(path)
     for given in filters:
         name, equals, value = given.partition("=")
-        found = ", ".join(sorted({text(row.get(name)) for row in rows})) if equals else "no NAME=VALUE"
+        values = ", ".join(sorted({text(row.get(name)) for row in rows})) if equals else "no NAME=VALUE"
         rows = [row for row in rows if text(row.get(name)) == value]
         if not rows:
-            raise UsageError(f"{flag} {given}: no row left of {path} has it, found {found}")
+            raise UsageError(f"{flag} {given}: no row left of {path} has it, found {values}")
     return rows
 
 
@@ -111,7 +95,7 @@ def pairs_of(rows_a: list[dict], rows_b: list[dict]) -> list[tuple[dict, dict]]:
         raise UsageError("A and B are one and the same row, expected two")
     apart = [[name for name in PAIRED if a.get(name) != b.get(name)] for a, b in pairs]
     if all(apart):
-        (name, *_), (a, b) = min(zip(apart, pairs, strict=True), key=lambda found: len(found[0]))
+        (name, *_), (a, b) = min(zip(apart, pairs, strict=True), key=lambda pair: len(pair[0]))
         raise UsageError(
             f"no row of A pairs with one of B: the nearest two differ in {name}, {text(a.get(name))} and "
             f"{text(b.get(name))}"
@@ -122,50 +106,35 @@ def pairs_of(rows_a: list[dict], rows_b: list[dict]) -> list[tuple[dict, dict]]:
 def differing(a: dict, b: dict) -> str:
     """The settings in which A and B differ, in short: "source generator / random-real, storage int8 /
     none"."""
-    parts = [
-        f"{name} {text(a.get(name))} / {text(b.get(name))}" for name in COMPARED if a.get(name) != b.get(name)
-    ]
-    hashes = [
-        name
-        for name in HASHES
-        if a.get(name) != b.get(name) and (name == HASHES[0] or None not in (a.get(name), b.get(name)))
-    ]
-    return (
-        ", ".join(parts + [f"{name} {text(a.get(name)):.8} / {text(b.get(name)):.8}" for name in hashes])
-        or "no setting"
-    )
+    names = [name for name in COMPARED if a.get(name) != b.get(name)]
+    return ", ".join(f"{name} {text(a.get(name)):.12} / {text(b.get(name)):.12}" for name in names)
 
 
 def compare(a: dict, b: dict) -> dict:
     """The difference over the classifiers that both rows have, position by position; low and high are None
     for one classifier."""
     n = min(len(a["accs"]), len(b["accs"]))
-    accs_a, accs_b = np.array(a["accs"][:n]), np.array(b["accs"][:n])
-    differences = accs_a - accs_b
-    found = {
-        "differs": differing(a, b),
-        "pair": {name: a.get(name) for name in PAIRED},
-        "n": n,
-        "of": [len(a["accs"]), len(b["accs"])],
-    }
-    found |= {
-        "mean_a": float(accs_a.mean()),
-        "mean_b": float(accs_b.mean()),
-        "difference": float(differences.mean()),
-    }
-    found |= {
-        "accs_a": accs_a.tolist(),
-        "accs_b": accs_b.tolist(),
-        "differences": differences.tolist(),
-        "low": None,
-        "high": None,
-    }
+    differences = np.array(a["accs"][:n]) - np.array(b["accs"][:n])
+    interval = (None, None)
     if n > 1:
         result = bootstrap(
             (differences,), np.mean, n_resamples=RESAMPLES, method="percentile", random_state=0
         )
-        found["low"], found["high"] = map(float, result.confidence_interval)
-    return found
+        interval = map(float, result.confidence_interval)
+    return {
+        "place": "{dataset}, {classifier}, ipc {ipc}, {budget}".format_map(
+            {name: a.get(name) for name in PAIRED}
+        ),
+        "differs": differing(a, b) or "no setting",
+        "n": n,
+        "of": [len(a["accs"]), len(b["accs"])],
+        "mean_a": mean(a["accs"][:n]),
+        "mean_b": mean(b["accs"][:n]),
+        "difference": float(differences.mean()),
+        "accs_a": a["accs"],
+        "accs_b": b["accs"],
+        "differences": differences.tolist(),
+    } | dict(zip(("low", "high"), interval, strict=True))
 
 
 def over_generators(singles: list[dict]) -> dict:
@@ -175,42 +144,35 @@ def over_generators(singles: list[dict]) -> dict:
     The bootstrap draws generators and classifier seeds with replacement. It draws the same seeds for each
     generator, since B's part is common to all of them.
     """
-    n, rng = min(single["n"] for single in singles), np.random.default_rng(0)
+    n = min(single["n"] for single in singles)
+    rng = np.random.default_rng(0)
     differences = np.array([single["differences"][:n] for single in singles])  # (generators, classifiers)
     generators, classifiers = (rng.integers(size, size=(RESAMPLES, size)) for size in differences.shape)
     means = differences[generators[:, :, None], classifiers[:, None]].mean((1, 2))
     low, high = np.percentile(means, (2.5, 97.5)).tolist()
-    found = {
-        name: mean(mean(single[name][:n]) for single in singles)
-        for name in ("accs_a", "accs_b", "differences")
-    }
-    found = {
-        "mean_a": found["accs_a"],
-        "mean_b": found["accs_b"],
-        "difference": found["differences"],
+    return singles[0] | {
+        "differs": f"over {len(singles)} generators of A",
+        "n": n,
+        "of": [n],
+        "mean_a": mean(mean(single["accs_a"][:n]) for single in singles),
+        "mean_b": mean(mean(single["accs_b"][:n]) for single in singles),
+        "difference": mean(mean(single["differences"][:n]) for single in singles),
         "low": low,
         "high": high,
     }
-    return found | {"differs": f"over {len(singles)} generators of A", "pair": singles[0]["pair"], "n": n}
 
 
-def lines_of(found: dict) -> str:
+def lines_of(result: dict) -> str:
     """Two lines: what is compared; then the means, their difference in points, its interval, and a caveat if
     needed."""
-    n, low, high = found["n"], found["low"], found["high"]
-    counts = " (of {} and {})".format(*found["of"]) if len(set(found.get("of", []))) > 1 else ""
-    verdict = "no interval of one" if low is None else "includes 0" if low <= 0 <= high else "excludes 0"
-    interval = (
-        verdict
-        if low is None
-        else f"95 % [{low:+.2f}, {high:+.2f}] {verdict}" + f" (few: n < {FEW})" * (n < FEW)
-    )
-    place = "{dataset}, {classifier}, ipc {ipc}, {budget}: ".format_map(found["pair"]) + found["differs"]
-    return (
-        f"{place}\n  n {n}{counts}, "
-        + "A {mean_a:.2f}, B {mean_b:.2f}, A - B {difference:+.2f} points, ".format_map(found)
-        + interval
-    )
+    n, low, high = result["n"], result["low"], result["high"]
+    counts = " (of {} and {})".format(*result["of"]) if len(set(result["of"])) > 1 else ""
+    interval = "no interval of one"
+    if low is not None:
+        verdict = "includes 0" if low <= 0 <= high else "excludes 0"
+        interval = f"95 % [{low:+.2f}, {high:+.2f}] {verdict}" + f" (few: n < {FEW})" * (n < FEW)
+    means = "A {mean_a:.2f}, B {mean_b:.2f}, A - B {difference:+.2f} points".format_map(result)
+    return f"{result['place']}: {result['differs']}\n  n {n}{counts}, {means}, {interval}"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -227,21 +189,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="choose rows of A by their settings; none stands for null",
     )
     parser.add_argument("--b", nargs="+", default=[], metavar="NAME=VALUE", help="choose rows of B, likewise")
-    parser.add_argument("--out", help="JSON file to keep the comparisons in")
     return parser.parse_args(argv)
 
 
 @cli
 def main(args: argparse.Namespace) -> list[dict]:
     pairs = pairs_of(choose(args.results_a, "--a", args.a), choose(args.results_b, "--b", args.b))
-    found, trainings = [compare(a, b) for a, b in pairs], {}
-    for (a, b), single in zip(pairs, found, strict=True):
-        trainings.setdefault((identity(a), id(b)), {})[text(a.get("checkpoint_sha256"))] = single
-    found += [over_generators([*singles.values()]) for singles in trainings.values() if len(singles) > 1]
-    print("\n".join(map(lines_of, found)))
-    if args.out:
-        write_json(Path(args.out), found)
-    return found
+    results = [compare(a, b) for a, b in pairs]
+    trainings: dict[tuple, dict[str, dict]] = {}
+    for (a, b), result in zip(pairs, results, strict=True):
+        trainings.setdefault((identity(a), id(b)), {})[text(a.get("checkpoint_sha256"))] = result
+    results += [over_generators([*singles.values()]) for singles in trainings.values() if len(singles) > 1]
+    print("\n".join(map(lines_of, results)))
+    return results
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 generator."""
 
 import json
+import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from benchmarks.compare import ASIDE, identity, read_rows
+from figs.names import SETS
+from figs.tables import markdown
 from scoring.results import TRAININGS, plus_minus, source_name, told_apart
 
 PLACE = (
@@ -19,7 +22,16 @@ PLACE = (
     "ipc",
     "budget",
 )  # budget last: a line of the table holds both budgets
-SIZES = ("match_bytes", "generator_parameters")  # settings in which the points of a series over bytes differ
+# The rows of the README's front table, by their source.
+README = {
+    "random-real": "10 random real images a class",
+    "condensed": "10 condensed images a class (DM)",
+    "condensed-jpeg-scan": "as many condensed images, in JPEG scans, as the generator's bytes hold",
+    "generator": "generator, GAN alone",
+    "generator, matched": "generator, matched",
+    "random-real-jpeg-scan": "real images as JPEG scans, as many bytes",
+    "real": "the whole training set",
+}
 
 
 @dataclass
@@ -27,13 +39,12 @@ class Line:
     """A row, or the rows of several trainings of a generator (or several sets of a file) together.
 
     numbers: places of the rows in the record. label: what was trained on, and the settings that distinguish
-    it from other lines of its place. series: the label without the settings in SIZES.
+    it from other lines of its place.
     """
 
     rows: list[dict]
     numbers: list[int]
     label: str
-    series: str = ""
 
     def __getitem__(self, name: str):
         return self.rows[0].get(name)
@@ -41,6 +52,11 @@ class Line:
     def at(self, *names: str) -> tuple:
         """The values of these settings."""
         return tuple(self[name] for name in names)
+
+    @property
+    def series(self) -> str:
+        """The label without the settings in which points of one curve over bytes differ."""
+        return re.sub(r", (match_bytes|generator_parameters) \d+", "", self.label)
 
     @property
     def mean(self) -> float:
@@ -58,8 +74,8 @@ class Line:
 
     @property
     def num_bytes(self) -> float | None:
-        found = [row.get("num_bytes") or row.get("generator_bytes") for row in self.rows]
-        return None if None in found else mean(found)
+        sizes = [row.get("num_bytes") or row.get("generator_bytes") for row in self.rows]
+        return None if None in sizes else mean(sizes)
 
 
 def read_named(given: str) -> list[dict]:
@@ -122,22 +138,18 @@ def lines_of(rows: list[dict]) -> list[Line]:
         Line([rows[i] for i in numbers], numbers, images_of([rows[i] for i in numbers]))
         for numbers in groups.values()
     ]
-    settings = dict.fromkeys(name for row in rows for name in row if name not in (*ASIDE, *PLACE, *SIZES))
-    for name in (*settings, *SIZES):
-        if name == SIZES[0]:
-            for line in lines:
-                line.series = line.label
-        found: dict[tuple, set] = {}
+    for name in dict.fromkeys(name for row in rows for name in row if name not in (*ASIDE, *PLACE)):
+        values: dict[tuple, set] = {}
         for line in lines:
-            found.setdefault((line.label, *line.at(*PLACE[:-1])), set()).add(str(line[name]))
-        clashing = {label for (label, *_), values in found.items() if len(values) > 1}
+            values.setdefault((line.label, *line.at(*PLACE[:-1])), set()).add(str(line[name]))
+        clashing = {label for (label, *_), several in values.items() if len(several) > 1}
         for line in lines:
             if line.label in clashing and line[name] is not None:
                 line.label += f", {name} {line[name]!s:.12}"
     for line in lines:
         if len(line.rows) > 1:
             several = f", {len(line.rows)} " + ("trainings" if line["source"] == "generator" else "sets")
-            line.label, line.series = line.label + several, line.series + several
+            line.label += several
     classifiers, budgets = (
         list(dict.fromkeys(row.get(name) for row in rows)) for name in ("classifier", "budget")
     )
@@ -169,46 +181,50 @@ def once(lines: Iterable[Line]) -> list[tuple[str, Line]]:
     The budget makes a difference only to generated images; other lines are taken once, and nothing is
     appended.
     """
-    found = {}
+    first = {}
     for line in lines:
         budget = f", {line['budget']}" if line["source"] == "generator" else ""
-        found.setdefault((line.label + budget, *line.at(*PLACE[:-1])), (budget, line))
-    return list(found.values())
+        first.setdefault((line.label + budget, *line.at(*PLACE[:-1])), (budget, line))
+    return list(first.values())
 
 
 def table(lines: list[Line], record: str | None = None) -> list[str]:
     """The lines as Markdown; one line of the table holds both budgets."""
-    heads = ["data", "classifier", "images", "stream", "fixed", "ipc", "stored MB", "bits per class", "n"] + [
-        "record, rows"
-    ] * bool(record)
+    heads = ["data", "classifier", "images", "stream", "fixed", "ipc", "stored MB", "bits per class", "n"]
     shared: dict[tuple, dict[str, Line]] = {}
     for line in lines:
         shared.setdefault((line.label, *line.at(*PLACE[:-1])), {})[line["budget"] or "stream"] = line
-    found = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    table = []
     for budgets in shared.values():
         ordered = [budgets[name] for name in ("stream", "fixed") if name in budgets]
         line = ordered[0]
-        accuracies = [
+        cells = [place_of(line), line["classifier"], line.label]
+        cells += [
             plus_minus(budgets[name].mean, budgets[name].std) if name in budgets else ""
             for name in ("stream", "fixed")
         ]
-        stored = "" if line.num_bytes is None else f"{line.num_bytes / 1e6:,.3f}"
-        bits = "" if line["bits_per_class"] is None else f"{line['bits_per_class']:,.0f}"
-        counts = " / ".join(dict.fromkeys(line.n for line in ordered))
-        cells = [
-            place_of(line),
-            line["classifier"],
-            line.label,
-            *accuracies,
-            line["ipc"],
-            stored,
-            bits,
-            counts,
-        ]
-        cells += (
-            [f"[record]({record}) {', '.join(str(i) for line in ordered for i in line.numbers)}"]
-            if record
-            else []
+        cells += [line["ipc"], "" if line.num_bytes is None else f"{line.num_bytes / 1e6:,.3f}"]
+        cells += ["" if line["bits_per_class"] is None else f"{line['bits_per_class']:,.0f}"]
+        cells += [" / ".join(dict.fromkeys(line.n for line in ordered))]
+        table.append((cells, [number for line in ordered for number in line.numbers]))
+    places = [(record, number) for number in range(sum(len(line.rows) for line in lines))] if record else None
+    return markdown(heads, table, places)
+
+
+def readme_table(rows: list[dict]) -> list[str]:
+    """The front table of the README, of the rows that `python runs/run.py readme` makes."""
+    of_source: dict[str, dict[str, dict]] = {}
+    for row in rows:
+        matched = "match" in "/".join(Path(row.get("path") or "").parts[-2:])
+        source = "generator, matched" if row["source"] == "generator" and matched else row["source"]
+        if row["split"] == "test":
+            of_source.setdefault(source, {})[row["dataset"]] = row
+    lines = []
+    for source, name in README.items():
+        own = [of_source.get(source, {}).get(data) for data in SETS]
+        stored = " / ".join(f"{row['num_bytes'] / 1e6:.3g}" if row else "–" for row in own)
+        lines.append(
+            ([name, stored, *(plus_minus(row["mean"], row["std"]) if row else "" for row in own)], [])
         )
-        found.append("| " + " | ".join(map(str, cells)) + " |")
-    return found
+    heads = ["classifier trained on", "MB stored (CIFAR-10 / Fashion / MNIST)", *SETS.values()]
+    return markdown(heads, lines, None)

@@ -6,11 +6,13 @@ import json
 import math
 import re
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, stdev
 
 import numpy as np
 
+from figs.names import from_flags, names_of
 from replay.methods import METHODS
 from replay.metrics import SETTINGS
 from utils import UsageError
@@ -104,10 +106,10 @@ def spread(values: list[float]) -> float | None:
     return stdev(values) if len(values) > 1 else None
 
 
-def by_kind(runs: list[dict]) -> dict[str, float | None]:
-    """The mean of each kind of images; None where a run does not have it, as those of earlier versions."""
-    found = {kind: [run.get(kind) for run in runs] for kind in runs[0]}
-    return {kind: None if None in values else mean(values) for kind, values in found.items()}
+def mean_by_kind(runs: list[dict], field: str) -> dict[str, float | None]:
+    """The mean of a field for each kind of images; None where a run lacks it, as older ones do."""
+    values = {kind: [(run.get(field) or {}).get(kind) for run in runs] for kind in runs[0].get(field) or ()}
+    return {kind: None if None in of_runs else mean(of_runs) for kind, of_runs in values.items()}
 
 
 def row_of(runs: list[dict]) -> dict:
@@ -115,51 +117,45 @@ def row_of(runs: list[dict]) -> dict:
 
     Values are means over seeds; the value of a seed is the mean over the networks of the pool.
     """
-
-    def of(metric: str, setting: str = "class-il") -> list[float] | None:
-        values = [run["mean"][setting][metric] for run in runs]
-        return None if None in values else values
-
-    def matrix(setting: str) -> list[list[float]]:
-        singles = [
-            run["networks"][name][setting]["acc"]
-            for run in runs
-            for name in run["networks"]
-            if name != "ensemble"
-        ]
-        return np.mean(singles, 0).round(3).tolist()
-
-    seeds = [run["seed"] for run in runs]
+    first, seeds = runs[0], [run["seed"] for run in runs]
     if len(set(seeds)) < len(seeds):
         raise UsageError(
-            f"{runs[0]['folder']}: seed {max(seeds, key=seeds.count)} stands more than once in its row, "
+            f"{first['folder']}: seed {max(seeds, key=seeds.count)} stands more than once in its row, "
             "expected each run once"
         )
-    accs, by_task, lost = of("average_accuracy"), of("average_accuracy", "task-il"), of("forgetting")
-    row = {name: runs[0][name] for name in SHARED} | {
-        "label": label_of(runs[0]),
-        "lr": runs[0]["flags"]["lr"],
-    }
-    row["commits"] = sorted({run["commit"] for run in runs})
-    row |= {"networks": [name for name in runs[0]["networks"] if name != "ensemble"], "seeds": seeds}
-    row |= {"n": len(runs), "accs": accs, "mean": mean(accs), "std": spread(accs)}
-    row |= {"task_il_accs": by_task, "task_il_mean": mean(by_task), "task_il_std": spread(by_task)}
-    row |= {"forgetting_mean": lost and mean(lost), "forgetting_std": lost and spread(lost)}
-    incremental = of("average_incremental_accuracy")
-    row |= {"average_incremental_accuracy": incremental and mean(incremental)}
-    ensembles = [
-        run["networks"]["ensemble"]["class-il"]["average_accuracy"]
-        for run in runs
-        if "ensemble" in run["networks"]
-    ]
-    row |= {"ensemble_mean": mean(ensembles) if ensembles else None}
-    row |= {"num_bytes": {k: mean(run["num_bytes"].get(k, 0) for run in runs) for k in runs[0]["num_bytes"]}}
+
+    def statistics(prefix: str, metric: str, setting: str = "class-il") -> dict:
+        values = [run["mean"][setting][metric] for run in runs]
+        known = None not in values
+        return {
+            f"{prefix}mean": mean(values) if known else None,
+            f"{prefix}std": spread(values) if known else None,
+        }
+
+    def accuracies(setting: str) -> list[float]:
+        return [run["mean"][setting]["average_accuracy"] for run in runs]
+
+    def matrix(setting: str) -> list[list[float]]:
+        networks = (value for run in runs for name, value in run["networks"].items() if name != "ensemble")
+        return np.mean([value[setting]["acc"] for value in networks], 0).round(3).tolist()
+
+    row = {name: first[name] for name in SHARED} | {"label": label_of(first), "lr": first["flags"]["lr"]}
+    row |= {"name": asdict(from_flags(first["method"], first["flags"], first["generator"]))}
+    row |= {"settings": settings_of(first), "commits": sorted({run["commit"] for run in runs})}
+    row |= {"networks": [name for name in first["networks"] if name != "ensemble"], "seeds": seeds}
+    row |= {"n": len(runs), "accs": accuracies("class-il")} | statistics("", "average_accuracy")
+    row |= {"task_il_accs": accuracies("task-il")} | statistics("task_il_", "average_accuracy", "task-il")
+    row |= statistics("forgetting_", "forgetting")
+    incremental = "average_incremental_accuracy"
+    row[incremental] = statistics("", incremental)["mean"]
+    ensembles = [run["networks"]["ensemble"] for run in runs if "ensemble" in run["networks"]]
+    scores = [ensemble["class-il"]["average_accuracy"] for ensemble in ensembles]
+    row["ensemble_mean"] = mean(scores) if scores else None
+    row["num_bytes"] = {k: mean(run["num_bytes"].get(k, 0) for run in runs) for k in first["num_bytes"]}
     row |= {
         name: mean(run[name] for run in runs) for name in ("buffer_images", "images_generated", "seconds")
     }
-    row |= {
-        name: by_kind([run.get(name) or {} for run in runs]) for name in ("distance_ratio", "near_copies")
-    }
+    row |= {name: mean_by_kind(runs, name) for name in ("distance_ratio", "near_copies")}
     return row | {"acc": matrix("class-il"), "acc_task_il": matrix("task-il")}
 
 
@@ -223,15 +219,20 @@ def rows_of(runs: list[dict]) -> list[dict]:
     return [row_of(group) for group in groups.values()]
 
 
-def front_of(rows: list[dict]) -> dict[tuple[str, str], dict[int | None, int]]:
-    """{(data, name): {budget in bytes: number of the row}}, of several rows of one budget the one with the
-    most seeds.
+def best_at_budgets(rows: list[dict], keys: list) -> dict[object, dict[int | None, int]]:
+    """{key: {budget in bytes: number of the row}}; `keys` holds the key of each row.
 
-    Names are without the quality of stored images, which goes with the budget.
+    Of several rows of one name that with the most seeds counts, or the last; of several names that with the
+    highest mean.
     """
-    front: dict[tuple[str, str], dict[int | None, int]] = {}
-    for number, row in sorted(enumerate(rows), key=lambda pair: pair[1]["n"]):
-        front.setdefault((row["data"], re.sub(r"_scan\d+", "_scan", row["label"])), {})[
-            row["memory_bytes"]
-        ] = number
-    return front
+    longest: dict[tuple, int] = {}
+    for number, (name, key, row) in enumerate(zip(names_of(rows), keys, rows, strict=True)):
+        place = key, row["memory_bytes"], name
+        if place not in longest or row["n"] >= rows[longest[place]]["n"]:
+            longest[place] = number
+    best: dict[object, dict[int | None, int]] = {}
+    for (key, budget, _), number in longest.items():
+        numbers = best.setdefault(key, {})
+        if budget not in numbers or rows[number]["mean"] > rows[numbers[budget]]["mean"]:
+            numbers[budget] = number
+    return best

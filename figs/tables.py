@@ -1,19 +1,51 @@
-"""Markdown tables of rows of continual-learning runs: results, accuracy by budget, differences at equal
-bytes, nearness to real images."""
+"""Markdown tables of continual-learning rows: results, accuracy at each budget, differences at equal bytes,
+and how near the stored images are to real ones."""
 
 import json
+import re
 from statistics import mean
 
 from scipy.stats import ttest_1samp
 
-from figs.rows import front_of
+from figs.names import COLUMNS, names_of
+from figs.rows import best_at_budgets
 from scoring.results import plus_minus
 from utils import UsageError
 
-HEADS = {
-    "results": [
+SETTING = ("split", "track", "classes", "networks")  # rows of one set must agree in these to be compared
+Places = list[tuple[str, int]]  # of each row: the record that holds it, and its number there
+
+
+def size(num_bytes: int) -> str:
+    """A budget as it is written in tables and figures: 50 kB, 1.5 MB."""
+    return f"{num_bytes / 1e6:g} MB" if num_bytes >= 1e6 else f"{num_bytes / 1e3:g} kB"
+
+
+def markdown(heads: list[str], lines: list[tuple[list, list[int]]], places: Places | None) -> list[str]:
+    """A table. lines: the cells of each, and the numbers of the rows that it is made of.
+
+    places: adds a last column that links these rows.
+    """
+    table = [[*heads, "record, rows"] if places else heads, ["---"] * (len(heads) + bool(places))]
+    for cells, numbers in lines:
+        table.append([*cells, links(numbers, places)] if places else cells)
+    return ["| " + " | ".join(f"{cell}" or "–" for cell in cells) + " |" for cells in table]
+
+
+def links(numbers: list[int], places: Places) -> str:
+    """Links to the records of these rows, each with the numbers of its rows."""
+    by_record: dict[str, list[str]] = {}
+    for number in numbers:
+        record, place = places[number]
+        by_record.setdefault(record, []).append(str(place))
+    return "; ".join(f"[record]({record}) {', '.join(rows)}" for record, rows in by_record.items())
+
+
+def results_table(rows: list[dict], places: Places | None = None) -> list[str]:
+    """The rows, best first within a data set."""
+    heads = [
         "data",
-        "method",
+        *COLUMNS,
         "kept, bytes",
         "images kept",
         "class-il",
@@ -21,109 +53,60 @@ HEADS = {
         "forgetting",
         "seconds",
         "n",
-    ],
-    "differences": [
-        "data",
-        "budget, bytes",
-        "method",
-        "minus",
-        "difference, points",
-        "95 % interval",
-        "ahead",
-        "n",
-    ],
-    "nearness": ["data", "method", "kept, bytes", "images", "distance ratio", "near copies, %", "n"],
-}
-SETTING = (
-    "split",
-    "track",
-    "classes",
-    "networks",
-)  # in which rows of one data set must agree to stand beside each other
-Places = list[tuple[str, int]]  # of each row: the record that holds it, and its number there
-
-
-def markdown(heads: list[str], lines: list[tuple[list[str], list[int]]], places: Places | None) -> list[str]:
-    """A table. lines: of each the cells, and the rows that it is made of, whose places stand in a last column
-    if there are any."""
-    heads = heads + ["record, rows"] * bool(places)
-    table = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    for cells, numbers in lines:
-        table.append("| " + " | ".join([*cells, *([links(numbers, places)] if places else [])]) + " |")
-    return table
-
-
-def links(numbers: list[int], places: Places) -> str:
-    """Where these rows are kept: each record once, with the numbers of its rows."""
-    records = dict.fromkeys(places[number][0] for number in numbers)
-    of = {
-        record: [str(places[number][1]) for number in numbers if places[number][0] == record]
-        for record in records
-    }
-    return "; ".join(f"[record]({record}) {', '.join(found)}" for record, found in of.items())
-
-
-def results_table(rows: list[dict], places: Places | None = None) -> list[str]:
-    """The rows, best first within a data set."""
-    lines = []
+    ]
+    names, lines = names_of(rows), []
     for number, row in sorted(enumerate(rows), key=lambda pair: (pair[1]["data"], -pair[1]["mean"])):
-        cells = [
-            row["data"],
-            row["label"],
-            f"{row['num_bytes']['total']:,.0f}",
-            f"{row['buffer_images']:,.0f}",
-        ]
-        cells += [plus_minus(row["mean"], row["std"]), plus_minus(row["task_il_mean"], row["task_il_std"])]
+        cells = [row["data"], *names[number].cells()]
+        cells += [f"{row['num_bytes']['total']:,.0f}", f"{row['buffer_images']:,.0f}"]
         cells += [
-            plus_minus(row["forgetting_mean"], row["forgetting_std"]),
-            f"{row['seconds']:.0f}",
-            str(row["n"]),
+            plus_minus(row[f"{metric}mean"], row[f"{metric}std"])
+            for metric in ("", "task_il_", "forgetting_")
         ]
-        lines.append((cells, [number]))
-    return markdown(HEADS["results"], lines, places)
+        lines.append(([*cells, f"{row['seconds']:.0f}", row["n"]], [number]))
+    return markdown(heads, lines, places)
 
 
-def front_table(rows: list[dict], places: Places | None = None) -> list[str]:
-    """Accuracy of each method at each budget, with the number of seeds in brackets, best first within a data
-    set.
-
-    The quality of stored images is left out of the names. Of several rows of one name and budget the one with
-    the most seeds counts; rows without a budget are left out. Raises UsageError if none has one, or if runs
-    of several settings of one data set are mixed.
-    """
+def check_settings(rows: list[dict]) -> None:
+    """Raise UsageError if rows of one data set were measured in several settings."""
     settings: dict[str, set[str]] = {}
     for row in rows:
         settings.setdefault(row["data"], set()).add(json.dumps([row[name] for name in SETTING]))
-    for data, found in settings.items():
-        if len(found) > 1:
+    for data, several in settings.items():
+        if len(several) > 1:
             raise UsageError(
-                f"--front: expected rows of one setting of {data} ({', '.join(SETTING)}), found "
-                f"{' and '.join(sorted(found))}"
+                f"expected rows of one setting of {data} ({', '.join(SETTING)}), found "
+                f"{' and '.join(sorted(several))}"
             )
-    sized = {
-        method: {budget: i for budget, i in numbers.items() if budget}
-        for method, numbers in front_of(rows).items()
-    }
-    methods = {method: numbers for method, numbers in sized.items() if numbers}
-    budgets = sorted({budget for numbers in methods.values() for budget in numbers})
+
+
+def front_table(rows: list[dict], places: Places | None = None) -> list[str]:
+    """Accuracy of each memory at each budget, with the number of seeds in brackets, best first within a data
+    set.
+
+    A line holds the best of several qualities and details at a budget; rows without a budget are left out.
+    Raises UsageError if none has one, or if runs of several settings of one data set are mixed.
+    """
+    check_settings(rows)
+    keys = []
+    for row, name in zip(rows, names_of(rows), strict=True):
+        stored = re.sub(r" q\d+", "", name.stored)
+        keys.append((row["data"], name.memory, name.loss, stored, str(name.passes), name.rehearsal))
+    front = best_at_budgets(rows, keys)
+    budgets = sorted({row["memory_bytes"] for row in rows if row["memory_bytes"]})
     if not budgets:
         raise UsageError("--front: expected rows with a budget in bytes, found none")
     lines = []
-    for (data, name), numbers in methods.items():
-        own = {budget: rows[number] for budget, number in numbers.items()}
+    for key, numbers in front.items():
+        own = {budget: rows[number] for budget, number in numbers.items() if budget}
         cells = [
             f"{plus_minus(own[b]['mean'], own[b]['std'])} ({own[b]['n']})" if b in own else ""
             for b in budgets
         ]
-        lines.append(
-            (data, -max(row["mean"] for row in own.values()), [data, name, *cells], sorted(numbers.values()))
-        )
+        if own:
+            best = max(row["mean"] for row in own.values())
+            lines.append((key[0], -best, [*key, *cells], sorted(numbers.values())))
     lines = [(cells, numbers) for _, _, cells, numbers in sorted(lines)]
-    return markdown(
-        ["data", "method", *(f"{b / 1e6:g} MB" if b >= 1e6 else f"{b / 1e3:g} kB" for b in budgets)],
-        lines,
-        places,
-    )
+    return markdown(["data", *COLUMNS, *map(size, budgets)], lines, places)
 
 
 def differences(row: dict, other: dict) -> list[float]:
@@ -136,50 +119,46 @@ def interval_of(values: list[float]) -> str:
     """Student's 95 % interval of their mean; an empty text for fewer than two, or if all are the same."""
     if len(set(values)) < 2:
         return ""
-    found = ttest_1samp(values, 0).confidence_interval(0.95)
-    return f"[{found.low:+.2f}, {found.high:+.2f}]"
+    interval = ttest_1samp(values, 0).confidence_interval(0.95)
+    return f"[{interval.low:+.2f}, {interval.high:+.2f}]"
 
 
-def differences_table(rows: list[dict], label: str, places: Places | None = None) -> list[str]:
-    """Each row minus the row called `label` at the same budget in bytes, on the same tasks, split and
-    networks, seed by seed.
+def differences_table(rows: list[dict], other: str, places: Places | None = None) -> list[str]:
+    """Each row minus the row called `other` at the same budget, on the same tasks and networks, seed by seed.
 
-    Rows without such a partner, or of other seeds, are left out. Raises UsageError if no line is left, or if
-    two partners have the name.
+    `other` is the name of a curve, such as ER-ACE, or the whole name of a row. Rows without such a partner,
+    or of other seeds, are left out. Raises UsageError if no line is left, or if a row has two partners.
     """
     lines = []
-    same = ("data", "memory_bytes", *SETTING)
+    names = names_of(rows)
     for number, row in enumerate(rows):
-        if row["label"] == label or not row["memory_bytes"]:
-            continue
         partners = [
             i
-            for i, other in enumerate(rows)
-            if other["label"] == label and all(row[name] == other[name] for name in same)
+            for i, partner in enumerate(rows)
+            if other in (names[i].curve, str(names[i]))
+            and row["memory_bytes"]
+            and all(row[name] == partner[name] for name in ("data", "memory_bytes", *SETTING))
         ]
+        if number in partners:
+            continue
         if len(partners) > 1:
-            found = f"{len(partners)} rows of {row['data']} at {row['memory_bytes']:,} bytes"
-            raise UsageError(f"--against {label}: expected one row of this name at a budget, found {found}")
+            raise UsageError(
+                f"--against {other}: expected one such row of {row['data']} at {size(row['memory_bytes'])}, "
+                f"found {'; '.join(str(names[i]) for i in partners)}"
+            )
         values = differences(row, rows[partners[0]]) if partners else []
         if values:
-            ahead = f"{sum(value > 0 for value in values)} of {len(values)}"
-            cells = [
-                row["data"],
-                f"{row['memory_bytes']:,}",
-                row["label"],
-                label,
-                f"{mean(values):+.2f}",
-                interval_of(values),
-                ahead,
-            ]
-            lines.append(([*cells, str(len(values))], [number, partners[0]]))
+            cells = [row["data"], size(row["memory_bytes"]), *names[number].cells(), other]
+            cells += [f"{mean(values):+.2f}", interval_of(values)]
+            cells += [f"{sum(value > 0 for value in values)} of {len(values)}", len(values)]
+            lines.append((cells, [number, partners[0]]))
     if not lines:
-        found = ", ".join(sorted({row["label"] for row in rows}))
         raise UsageError(
-            f"--against {label}: expected the name of a row that shares budget and seeds with another, "
-            f"found {found}"
+            f"--against {other}: expected the name of a row that shares budget and seeds with another, "
+            f"found {', '.join(sorted({name.curve for name in names}))}"
         )
-    return markdown(HEADS["differences"], lines, places)
+    heads = ["data", "budget", *COLUMNS, "minus", "difference, points", "95 % interval", "ahead", "n"]
+    return markdown(heads, lines, places)
 
 
 def nearness_table(rows: list[dict], places: Places | None = None) -> list[str]:
@@ -189,20 +168,16 @@ def nearness_table(rows: list[dict], places: Places | None = None) -> list[str]:
     Raises UsageError if none did.
     """
     lines = []
-    for number, row in enumerate(rows):
-        near = row.get("near_copies") or {}
+    for number, (row, name) in enumerate(zip(rows, names_of(rows), strict=True)):
+        near_copies = row.get("near_copies") or {}
         for kind, ratio in (row.get("distance_ratio") or {}).items():
-            cells = [
-                row["data"],
-                row["label"],
-                f"{row['num_bytes']['total']:,.0f}",
-                kind,
-                plus_minus(ratio, None),
-            ]
-            lines.append(([*cells, plus_minus(near.get(kind), None), str(row["n"])], [number]))
+            cells = [row["data"], *name.cells(), f"{row['num_bytes']['total']:,.0f}", kind]
+            cells += [plus_minus(ratio, None), plus_minus(near_copies.get(kind), None), row["n"]]
+            lines.append((cells, [number]))
     if not lines:
         raise UsageError(
             "--nearness: expected runs that measured how near their images are, found none (earlier "
             "versions did not)"
         )
-    return markdown(HEADS["nearness"], lines, places)
+    heads = ["data", *COLUMNS, "kept, bytes", "images", "distance ratio", "near copies, %", "n"]
+    return markdown(heads, lines, places)

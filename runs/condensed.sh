@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Condensed images against the real ones they start from and a generator of the same bytes.
+# Condensed images against the real ones they start from and a generator of the same bytes; as a memory of
+# continual learning: python runs/run.py continual.
 #   bash runs/condensed.sh dm        check against DM (arXiv:2110.04181): CIFAR-10, IPC 10, ConvNet-3 of width 128, its recipe (best on a GPU)
 #   bash runs/condensed.sh table     IPC 10 on a narrow network, and as many images as fit into a released generator, on one core
 #   bash runs/condensed.sh match     the three distances beside each other, on held-out images
-#   bash runs/condensed.sh continual condensed images as a memory, beside real ones
 # Stopped, the same command continues. DATA=fashion for Fashion-MNIST; FLAGS are added, such as --graphs. The times are estimates, steps timed on one core without bf16 instructions.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -12,7 +12,6 @@ DATA=${DATA:-cifar10}
 DATA_DIR=${DATA_DIR:-datasets}
 RESULTS=${RESULTS:-results}
 REPEATS=${REPEATS:-3}
-SEEDS=${SEEDS:-0 1 2}
 
 score() {  # TAG FLAGS...
     $PYTHON validate.py --tag "${DATA}_$1" --data "$DATA" --data-dir "$DATA_DIR" --results-dir "$RESULTS" ${FLAGS:-} "${@:2}"
@@ -34,18 +33,6 @@ table)  # 1,000 steps of 0.6 to 1.1 s for each of three sets, and 200 epochs of 
 match)  # 300 steps of 0.6 s (mean), 0.7 s (dist) and 1.0 s (grad): about 15 minutes
     for MATCH in mean dist grad; do
         small "condensed_val" --source condensed --budget fixed --val-size 5000 --condense-match $MATCH --condense-steps "${STEPS:-300}"
-    done ;;
-continual)  # 5 x 300 steps of 0.1 to 0.2 s and the stream: about 30 minutes for three seeds
-    for SEED in $SEEDS; do
-        for NAME in condensed condensed_jpeg er er_jpeg; do
-            TAG="${DATA}_${BYTES:-600000}_${NAME}_$SEED" CODEC=raw STEPS_OF=()
-            case $NAME in *_jpeg) CODEC=jpeg ;; esac
-            case $NAME in condensed*) STEPS_OF=(--condense-steps "${STEPS:-300}") ;; esac
-            grep -q '"finished": true' "$RESULTS/$TAG/results.json" 2>/dev/null && continue
-            $PYTHON continual.py --tag "$TAG" --data "$DATA" --data-dir "$DATA_DIR" --results-dir "$RESULTS" --seed "$SEED" \
-                --method "${NAME%_jpeg}" --codec $CODEC --memory-bytes "${BYTES:-600000}" --pool convnet_w32 --epochs 1 --batch-size 32 \
-                "${STEPS_OF[@]}" ${FLAGS:-}
-        done
     done ;;
 *)
     sed -n '2,7p' "$0"; exit 2 ;;

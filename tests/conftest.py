@@ -17,6 +17,7 @@ import validate
 from benchmarks import compare, profile, speed
 from figs import draw_continual, make_figures
 from replay.methods import METHODS
+from runs import run as runner
 
 torch.set_num_threads(1)  # the tests' networks are too small to share out, and each worker has a core
 
@@ -206,4 +207,5 @@ TOOLS = {
     "benchmarks/compare": compare,
     "figs/draw_continual": draw_continual,
     "figs/make_figures": make_figures,
+    "runs/run": runner,
 }

@@ -15,7 +15,8 @@ from test_compare import fake_row, kept
 import continual
 from figs import draw_continual, make_figures
 from figs.lines import lines_of, unique
-from figs.rows import read_runs, rows_of
+from figs.names import from_flags, names_of
+from figs.rows import label_of, read_runs, rows_of
 from utils import UsageError
 
 
@@ -64,19 +65,6 @@ def test_a_generator_with_tables_of_all_classes_has_a_row_of_its_own(runs):
     assert [row["seeds"] for row in rows_of([new, *older])] == [[0, 3, 4], [1, 2]]
 
 
-def test_of_two_records_the_one_with_more_seeds_is_drawn(runs, tmp_path, monkeypatch):
-    rows = rows_of(read_runs([str(runs / f"digits_20000_{name}_0") for name in ("er", "finetune")]))
-    more = rows[0] | {"n": 5, "mean": 61.0, "std": 1.0}
-    drawn = []
-    monkeypatch.setattr(
-        draw_continual.plt.Axes, "errorbar", lambda self, places, means, *args, **kwargs: drawn.extend(means)
-    )
-    for order in ([more, *rows], [*rows, more]):
-        draw_continual.draw_bytes(order, tmp_path / "bytes.png")
-        assert drawn == [61.0]
-        drawn.clear()
-
-
 def test_an_older_generator_was_matched_for_100_steps_by_default(runs):
     (new,) = read_runs([str(runs / "digits_20000_dim_0")])
     flags = new["flags"] | OLD | {"class_tables": "task"}
@@ -115,14 +103,14 @@ def test_rows_tables_and_figures(runs, tmp_path, capsys):
     assert er["std"] == pytest.approx(abs(accs[0] - accs[1]) / 2**0.5)
     first = [single["networks"]["convnet_w32"]["class-il"]["acc"][0][0] for single in singles]
     assert er["acc"][0][0] == pytest.approx(sum(first) / 2, abs=1e-3)
-    for name in ("bytes", "matrices", "tasks", "samples"):
-        assert np.asarray(Image.open(out / f"{name}.png")).std() > 1, name
+    assert [path.name for path in out.iterdir()] == ["continual_front.png"]
+    assert np.asarray(Image.open(out / "continual_front.png")).std() > 1
     kept = json.loads(record.read_text())
     assert (kept["commands"], kept["hardware"], len(kept["rows"])) == (["a", "b"], "h", 3)
     printed = capsys.readouterr()
     assert "digits_20000_half_0: 2 of 2 tasks are done, left out" in printed.err
     table = [line for line in printed.out.splitlines() if line.startswith("| digits")]
-    assert [float(line.split("|")[5].split("±")[0]) for line in table] == sorted(
+    assert [float(line.split("|")[9].split("±")[0]) for line in table] == sorted(
         (round(row["mean"], 2) for row in rows), reverse=True
     )
 
@@ -135,24 +123,31 @@ def test_rows_tables_and_figures(runs, tmp_path, capsys):
     assert both.count(f"({other}) 0 |") == both.count(f"({record}) 1 |") == 1
     run(draw_continual, ["--from", str(record), "--nearness"])
     near = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| digits")]
-    assert [(cells[1], cells[3], cells[5]) for cells in near] == [
-        ("dim", "generated", "0.00"),
-        ("er", "stored", "100.00"),
+    assert [(cells[1], cells[7], cells[9]) for cells in near] == [
+        ("generator", "generated", "0.00"),
+        ("real images", "stored", "100.00"),
     ]
     assert again == json.loads(json.dumps(rows))
-    assert sorted(path.name for path in (tmp_path / "again").iterdir()) == [
-        "bytes.png",
-        "matrices.png",
-        "tasks.png",
-    ]
+    assert (tmp_path / "again" / "continual_front.png").read_bytes() == (
+        out / "continual_front.png"
+    ).read_bytes()
+
+
+NAME = {"memory": "real images", "loss": "ER", "stored": "JPEG scans q12", "passes": 1, "rehearsal": "none"}
+
+
+def named(row: dict, **name) -> dict:
+    """A row with these columns."""
+    return row | {"name": NAME | {"details": ""} | name, "settings": {}}
 
 
 def test_differences_are_of_the_same_seeds_at_the_same_budget(runs, tmp_path, capsys):
     """Means, and Student's interval: over two seeds -1 and 3 have a half-width of twice 12.706."""
     (er,) = rows_of(read_runs([str(runs / f"digits_20000_er_{seed}") for seed in (0, 1)]))
 
-    def row(label, accs, seeds=(0, 1, 2), budget=20000):
-        return er | {"label": label, "seeds": list(seeds[: len(accs)]), "accs": accs, "memory_bytes": budget}
+    def row(loss, accs, seeds=(0, 1, 2), budget=20000, **name):
+        more = {"seeds": list(seeds[: len(accs)]), "accs": accs, "memory_bytes": budget}
+        return named(er | more, loss=loss, **name)
 
     rows = [
         row("a", [51.0, 53.0, 60.0]),
@@ -165,22 +160,24 @@ def test_differences_are_of_the_same_seeds_at_the_same_budget(runs, tmp_path, ca
     record.write_text(json.dumps({"rows": rows}))
     run(draw_continual, ["--from", str(record), "--against", "b"])
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| digits")]
+    place, stored, link = "| digits | 20 kB | real images", "JPEG scans q12 | 1 | none", f"[record]({record})"
     assert lines == [
-        f"| digits | 20,000 | a | b | +1.00 | [-24.41, +26.41] | 1 of 2 | 2 | [record]({record}) 0, 1 |",
-        f"| digits | 20,000 | d | b | +0.50 |  | 2 of 2 | 2 | [record]({record}) 4, 1 |",
+        f"{place} | a | {stored} | b | +1.00 | [-24.41, +26.41] | 1 of 2 | 2 | {link} 0, 1 |",
+        f"{place} | d | {stored} | b | +0.50 | – | 2 of 2 | 2 | {link} 4, 1 |",
     ]
     with pytest.raises(SystemExit, match="2"):
         run(draw_continual, ["--from", str(record), "--against", "c"])
-    line = "--against c: expected the name of a row that shares budget and seeds with another, found a, b, c, d, e"
-    assert line in capsys.readouterr().err
-    copied = tmp_path / "copied.json"
-    copied.write_text(record.read_text())
+    line = "--against c: expected the name of a row that shares budget and seeds with another, found "
+    assert line + "a, b, c, d, e" in capsys.readouterr().err
+    whole = "real images, loss of b, JPEG scans q50, passes 1, rehearsal none"
+    record.write_text(json.dumps({"rows": [*rows, row("b", [50.0, 52.0], stored="JPEG scans q50")]}))
     with pytest.raises(SystemExit, match="2"):
-        run(draw_continual, ["--from", str(record), str(copied), "--against", "b"])
-    assert (
-        "--against b: expected one row of this name at a budget, found 2 rows of digits at 20,000 bytes"
-        in capsys.readouterr().err
-    )
+        run(draw_continual, ["--from", str(record), "--against", "b"])
+    error = capsys.readouterr().err
+    assert "--against b: expected one such row of digits at 20 kB, found real images, loss of b, " in error
+    assert whole in error
+    run(draw_continual, ["--from", str(record), "--against", whole])
+    assert f"| {whole} | +1.00 | [-24.41, +26.41] |" not in capsys.readouterr().out  # of other seeds
     other = tmp_path / "other.json"
     record.write_text(json.dumps({"rows": rows[:1]}))
     other.write_text(json.dumps({"rows": [rows[3], rows[1]]}))
@@ -188,81 +185,236 @@ def test_differences_are_of_the_same_seeds_at_the_same_budget(runs, tmp_path, ca
     assert f"| 2 | [record]({record}) 0; [record]({other}) 1 |" in capsys.readouterr().out
 
 
-def test_the_front_has_a_line_for_each_method_and_a_column_for_each_budget(runs, tmp_path, capsys):
-    """Qualities go with budgets, of two rows the one with more seeds counts, and rows of other networks are
-    not mixed in."""
+@pytest.fixture
+def front(runs) -> list[dict]:
+    """Rows of two memories at two budgets, in several qualities and with several seeds, and one without."""
     (er,) = rows_of(read_runs([str(runs / f"digits_20000_er_{seed}") for seed in (0, 1)]))
 
-    def row(label, mean, budget, **changes):
-        return er | {"label": label, "mean": mean, "std": 1.0, "n": 3, "memory_bytes": budget} | changes
+    def row(loss, mean, budget, n=3, **name):
+        return named(er | {"mean": mean, "std": 1.0, "n": n, "memory_bytes": budget}, loss=loss, **name)
 
-    rows = [
-        row("er_scan12_rd", 50.0, 50000),
-        row("er_scan50_rd", 60.0, 1500000, n=1, std=None),
-        row("er_scan50_rd", 61.0, 1500000),
+    return [
+        row("ER", 50.0, 50000),
+        row("ER", 62.0, 1500000, n=1, stored="JPEG scans q50"),
+        row("ER", 61.0, 1500000, stored="JPEG scans q50"),
+        row("ER", 60.0, 1500000, stored="JPEG scans q25"),
+        row("CLS-ER", 64.0, 1500000),
+        row("–", 70.0, None, memory="all tasks at once"),
+        row("distillation", 9.0, 50000, memory="generator"),
     ]
-    rows += [row("cls-er_scan50_rd", 64.0, 1500000), row("joint", 70.0, None)]
+
+
+def test_the_front_has_a_line_for_each_memory_and_a_column_for_each_budget(front, tmp_path, capsys):
+    """The best quality counts, of two rows of one name that with more seeds; networks are not mixed."""
     record = tmp_path / "record.json"
-    record.write_text(json.dumps({"rows": rows}))
+    record.write_text(json.dumps({"rows": front}))
     run(draw_continual, ["--from", str(record), "--front"])
+    columns, link = "JPEG scans | 1 | none", f"[record]({record})"
     assert capsys.readouterr().out.splitlines() == [
-        "| data | method | 50 kB | 1.5 MB | record, rows |",
-        "|---|---|---|---|---|",
-        f"| digits | cls-er_scan_rd |  | 64.00 ± 1.00 (3) | [record]({record}) 3 |",
-        f"| digits | er_scan_rd | 50.00 ± 1.00 (3) | 61.00 ± 1.00 (3) | [record]({record}) 0, 2 |",
+        "| data | memory | replay loss | stored as | passes | rehearsal | 50 kB | 1.5 MB | record, rows |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        f"| digits | real images | CLS-ER | {columns} | – | 64.00 ± 1.00 (3) | {link} 4 |",
+        f"| digits | real images | ER | {columns} | 50.00 ± 1.00 (3) | 61.00 ± 1.00 (3) | {link} 0, 2 |",
+        f"| digits | generator | distillation | {columns} | 9.00 ± 1.00 (3) | – | {link} 6 |",
     ]
-    for more, message in (
-        ([row("er", 1.0, 9, networks=["mlp_w400"])], "expected rows of one setting of digits"),
-        ([], "found none"),
+    run(draw_continual, ["--from", str(record), "--front", "--budgets", "1500000"])
+    chosen = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[2] for line in chosen] == ["replay loss", "---", "CLS-ER", "ER"]
+    assert chosen[-1].endswith(f"| 61.00 ± 1.00 (3) | {link} 2 |")
+    for rows, message in (
+        ([*front, front[0] | {"networks": ["mlp_w400"]}], "expected rows of one setting of digits"),
+        (front[5:6], "found none"),
     ):
-        record.write_text(json.dumps({"rows": (rows if more else rows[4:]) + more}))
+        record.write_text(json.dumps({"rows": rows}))
         with pytest.raises(SystemExit, match="2"):
             run(draw_continual, ["--from", str(record), "--front"])
         assert message in capsys.readouterr().err
 
 
-def test_seconds_on_a_gpu_are_hollow_and_not_joined_with_those_of_cores(runs, tmp_path, monkeypatch):
-    (er,) = rows_of(read_runs([str(runs / f"digits_20000_er_{seed}") for seed in (0, 1)]))
-    lines = []
-    draw = draw_continual.plt.Axes.plot
-    monkeypatch.setattr(
-        draw_continual.plt.Axes,
-        "plot",
-        lambda self, *args, **kwargs: lines.extend(draw(self, *args, **kwargs)),
-    )
+def test_the_figure_has_a_panel_for_each_set_and_a_curve_for_each_memory(front, monkeypatch, capsys):
+    drawn = []
+    monkeypatch.setattr(draw_continual, "save", lambda figure, path: drawn.append(figure))
+    rows = [*front, *(row | {"data": "mnist"} for row in front[:1])]
+    rows += [named(front[4] | {"mean": 1.0}, loss=loss) for loss in ("er-smooth", "GDumb", "DER++")]
+    draw_continual.draw_front(rows, None)
+    digits, mnist = drawn[0].axes
+    assert [ax.get_title() for ax in (digits, mnist)] == ["digits", "MNIST"]
+    curves = {bars.get_label(): bars.lines[0].get_xydata().tolist() for bars in digits.containers}
+    assert curves == {
+        "er-smooth": [[1500000, 1.0]],
+        "CLS-ER": [[1500000, 64.0]],
+        "ER": [[50000, 50.0], [1500000, 61.0]],
+        "generator": [[50000, 9.0]],
+        "DER++": [[1500000, 1.0]],
+    }
+    assert capsys.readouterr().err == "left out of the figure: GDumb; all tasks at once\n"
+    assert [bars.get_label() for bars in mnist.containers] == ["ER"]
+    draw_continual.draw_front(front, None)
+    (digits,) = drawn[1].axes
+    (level,) = (line for line in digits.lines if line.get_label() == "all tasks at once")
+    assert set(level.get_ydata()) == {70.0}
+    assert [text.get_text() for text in digits.texts] == ["9 ↓"]
+    assert 9 < digits.get_ylim()[0] < 49
+    assert [text.get_text() for text in digits.get_xticklabels()] == ["50 kB", "1.5 MB"]
+
+
+FLAGS = {"codec": "jpeg-scan", "quality": 12, "rehearse_steps": 300, "rehearse_decay": "linear", "epochs": 1}
+
+
+@pytest.mark.parametrize(
+    ("method", "flags", "cells", "curve"),
+    [
+        ("er-ace", FLAGS, "real images | ER-ACE | JPEG scans q12 | 1 | 300 steps, falling rate", "ER-ACE"),
+        ("er", {}, "real images | ER | raw | 5 | none", "ER, 5 passes"),
+        ("er", {"track": "online"}, "real images | ER | raw | 1 | none", "ER"),
+        (
+            "condensed",
+            {
+                "fill_real": True,
+                "replay_loss": "cls-er",
+                "condense_match": "dist",
+                "codec": "jpeg",
+                "epochs": 1,
+            },
+            "condensed images (energy distance) | CLS-ER | JPEG q75 | 1 | none",
+            "condensed images",
+        ),
+        (
+            "condensed",
+            {"retrain": True, "epochs": 3},
+            "condensed images, no real ones (mean features) | new networks | raw | 3 | none",
+            "condensed images, no real ones, new networks, 3 passes",
+        ),
+        (
+            "condensed",
+            {"condense_lr": 1e-9, "fill_real": True, "epochs": 1},
+            "real images that condensing starts from | ER | raw | 1 | none",
+            "real images that condensing starts from",
+        ),
+        ("dim", {"epochs": 1}, "generator | distillation | int8 | 1 | none", "generator"),
+        ("joint", {"epochs": 1}, "all tasks at once | – | – | 1 | none", "all tasks at once"),
+        ("er-smooth", {"epochs": 1}, "real images | er-smooth | raw | 1 | none", "er-smooth"),
+    ],
+)
+def test_a_run_is_named_by_its_flags(method, flags, cells, curve):
+    name = from_flags(method, flags, {"storage": "int8"} if method == "dim" else None)
+    assert (" | ".join(name.cells()), name.curve) == (cells, curve)
+
+
+@pytest.mark.parametrize(
+    ("method", "label", "cells"),
+    [
+        (
+            "condensed",
+            "condensed-dist-fill-cls_scan50_rd",
+            "condensed images (energy distance) | CLS-ER | JPEG scans q50 | 1 | 300 steps, falling rate",
+        ),
+        (
+            "condensed",
+            "condensed-fill-ace_scan12_3_rd",
+            "condensed images (mean features) | ER-ACE | JPEG scans q12 | 3 | 300 steps, falling rate",
+        ),
+        (
+            "condensed",
+            "condensed-dist-fill-ace-1000_scan25_rd",
+            "condensed images (energy distance, 1,000 condensing steps) | ER-ACE | JPEG scans q25 | 1 | "
+            "300 steps, falling rate",
+        ),
+        (
+            "condensed",
+            "condensed-start-fill-cls_scan50_rd",
+            "real images that condensing starts from | CLS-ER | JPEG scans q50 | 1 | 300 steps, falling rate",
+        ),
+        (
+            "condensed",
+            "condensed_jpeg50_retrain",
+            "condensed images, no real ones (mean features) | new networks | JPEG q50 | 1 | none",
+        ),
+        ("er-ace", "er-ace_jpeg50_r1500", "real images | ER-ACE | JPEG q50 | 1 | 1500 steps"),
+        ("der++", "der++_4", "real images | DER++ | raw | 4 | none"),
+        ("er", "er_webp_r", "real images | ER | WebP | 1 | 300 steps"),
+        ("er", "er_task", "real images (chosen at the end of a task) | ER | raw | 1 | none"),
+        (
+            "dim",
+            "dim-task-3000_rd",
+            "generator (with tables of its task's classes, 3,000 GAN steps) | distillation | int8 | 1 | 300 "
+            "steps, falling rate",
+        ),
+        ("dim", "dim-latents_r", "generator (latents) | distillation | int8 | 1 | 300 steps"),
+        ("dim", "dim_cls-er", "generator | CLS-ER | int8 | 1 | none"),
+        (
+            "dim",
+            "carried",
+            "generator (one, trained on the samples of its predecessor) | distillation | int8 | 1 | none",
+        ),
+        ("er", "My own 0.5!", "real images (My own 0.5!) | ER | raw | 1 | none"),
+    ],
+)
+def test_labels_of_older_records_are_read(method, label, cells):
+    generator = {"storage": "int8"} if method == "dim" else None
+    (name,) = names_of([{"method": method, "label": label, "generator": generator}])
+    assert " | ".join(name.cells()) == cells
+
+
+def test_settings_in_which_rows_of_one_name_differ_are_told(front):
     rows = [
-        er | {"memory_bytes": 20000 * i, "seconds": 10.0 * i, "device": device}
-        for i, device in enumerate(("cpu, 2 threads", "NVIDIA H200", "cpu, 1 threads"), 1)
+        named(front[0]) | {"settings": settings} for settings in ({"lr": 0.1}, {"lr": 0.1, "smooth_by": 2})
     ]
-    draw_continual.draw_bytes(rows, tmp_path / "bytes.png")
-    drawn = [(list(line.get_ydata()), line.get_linestyle(), line.get_fillstyle()) for line in lines]
-    assert drawn == [([10.0, 30.0], "-", "full"), ([20.0], "None", "none")]
+    assert [name.details for name in names_of(rows)] == ["", "smooth by 2"]
+    assert [name.details for name in names_of([rows[0], rows[1] | {"memory_bytes": 9}])] == ["", ""]
 
 
-def test_records_without_nearness_or_of_two_sets_are_told_before_anything_is_written(runs, tmp_path, capsys):
-    rows = rows_of(read_runs([str(runs / "digits_20000_er_0"), str(runs / "digits_20000_dim_0")]))
-    older, out, record = tmp_path / "older.json", tmp_path / "out", tmp_path / "record.json"
-    older.write_text(
-        json.dumps(
-            {"rows": [{k: v for k, v in rows[0].items() if k not in ("distance_ratio", "near_copies")}]}
-        )
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "benchmarks" / "results").glob("*.json")), ids=lambda path: path.stem
+)
+def test_every_committed_record_is_shown_with_plain_names(path, capsys):
+    record = json.loads(path.read_text())
+    if record.get("kind") == "continual":
+        rows = run(draw_continual, ["--from", str(path)])
+        lines = capsys.readouterr().out.splitlines()[2:]
+        assert len(lines) == len(rows)
+        assert not [
+            word for line in lines for word in ("_", "condensed-", "dim") if word in line.split("[record]")[0]
+        ]
+        names = [
+            (row["data"], row["memory_bytes"], str(name))
+            for row, name in zip(rows, names_of(rows), strict=True)
+        ]
+        if "nearness" not in path.stem:
+            assert len(set(names)) == len(names), "two rows of one name"
+    elif "kind" not in record:
+        run(make_figures, ["--from", str(path)])
+        assert capsys.readouterr().out.startswith("| data | classifier |")
+
+
+def test_the_figure_of_the_readme_is_that_of_its_records(tmp_path):
+    records = sorted(map(str, (ROOT / "benchmarks" / "results").glob("2026-11-27_split_*_[hs]*.json")))
+    records = [path for path in records if path.endswith(("_h200.json", "_scan.json"))]
+    assert len(records) == 6
+    run(draw_continual, ["--from", *records, "--out", str(tmp_path)])
+    ours, committed = (
+        np.asarray(Image.open(folder / "continual_front.png").convert("L"), float)
+        for folder in (tmp_path, ROOT / "figs")
     )
+    assert ours.shape == pytest.approx(committed.shape, rel=0.02)  # fonts may differ
+    assert abs(ours.mean() - committed.mean()) < 2
+
+
+def test_records_without_nearness_are_told(runs, tmp_path, capsys):
+    rows = rows_of(read_runs([str(runs / "digits_20000_er_0"), str(runs / "digits_20000_dim_0")]))
+    older = tmp_path / "older.json"
+    without = {k: v for k, v in rows[0].items() if k not in ("distance_ratio", "near_copies")}
+    older.write_text(json.dumps({"rows": [without]}))
     with pytest.raises(SystemExit, match="2"):
         run(draw_continual, ["--from", str(older), "--nearness"])
-    assert (
-        "--nearness: expected runs that measured how near their images are, found none"
-        in capsys.readouterr().err
-    )
+    error = capsys.readouterr().err
+    assert "--nearness: expected runs that measured how near their images are, found none" in error
     older.write_text(
         json.dumps({"rows": [rows[0] | {"distance_ratio": None}, rows[1], rows[0] | {"data": "mnist"}]})
     )
     run(draw_continual, ["--from", str(older), "--nearness"])
-    assert [line.split(" | ")[1] for line in capsys.readouterr().out.splitlines()[2:]] == ["dim", "er"]
-    with pytest.raises(SystemExit, match="2"):
-        run(draw_continual, ["--from", str(older), "--record", str(record), "--out", str(out)])
-    printed = capsys.readouterr()
-    assert (printed.out, record.exists(), out.exists()) == ("", False, False)
-    assert "a figure is of one image set, found digits, mnist" in printed.err
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert [line.split(" | ")[1] for line in lines] == ["generator", "real images"]
 
 
 @pytest.mark.parametrize(
@@ -320,7 +472,7 @@ def test_a_seed_that_stands_twice_in_a_row_is_refused(runs, tmp_path):
 
 def test_labels_are_names_without_set_bytes_and_seed():
     def label(folder, seed=0):
-        return draw_continual.label_of({"data": "mnist", "seed": seed, "folder": Path(folder)})
+        return label_of({"data": "mnist", "seed": seed, "folder": Path(folder)})
 
     assert label("results/mnist_600000_er_webp_0") == "er_webp"
     assert label("results/mnist_joint_2", 2) == "joint"
@@ -406,7 +558,7 @@ def test_validation_tables_figures_and_record(tmp_path, capsys):
     )
     assert rows == full_rows()
     names = sorted(path.stem for path in out.iterdir())
-    assert names == ["architectures", "bytes", "confusion", "curves", "neighbours", "samples"]
+    assert names == ["bytes", "curves", "neighbours", "samples"]
     for name in names:
         assert np.asarray(Image.open(out / f"{name}.png")).std() > 1, name
     printed = capsys.readouterr()
@@ -441,7 +593,7 @@ def test_validation_tables_figures_and_record(tmp_path, capsys):
     printed = capsys.readouterr()
     assert printed.out.splitlines() == table
     assert [line.split(":")[0] for line in printed.err.splitlines()] == ["samples.png", "neighbours.png"]
-    for name in ("architectures", "bytes", "confusion", "curves"):
+    for name in ("bytes", "curves"):
         assert (again / f"{name}.png").read_bytes() == (out / f"{name}.png").read_bytes(), name
 
 
@@ -453,12 +605,17 @@ def figures(monkeypatch) -> list:
     return found
 
 
+def ends(bars) -> list[tuple[float, float]]:
+    """The lower and the upper end of each error bar."""
+    return [tuple(segment[:, 1]) for segment in bars.lines[2][0].get_segments()]
+
+
 def test_curves_and_bytes_show_the_rows_numbers(figures):
     lines = lines_of([row for row in full_rows() if row["classifier"] == "convnet"])
     assert make_figures.draw_curves(lines, None)
     assert make_figures.draw_bytes(lines, None)
     (curves, *_), (points, *_) = (figure.axes for figure in figures)
-    drawn = {line.get_label(): line for line in curves.lines}
+    drawn = {bars.get_label(): bars for bars in curves.containers}
     assert list(drawn) == [
         *(
             "real",
@@ -470,16 +627,16 @@ def test_curves_and_bytes_show_the_rows_numbers(figures):
         *("generator fp16, 3 trainings, fixed", "generator int8, soft labels at 4, fixed"),
     ]
     three = drawn["generator fp16, 3 trainings, stream"]
-    assert [line.get_linestyle() for line in drawn.values()] == ["-"] * 5 + ["--"] * 2
-    assert three.get_xydata().tolist() == [[100, 63.5], [1000, 73.5]]
-    band = curves.collections[list(drawn).index(three.get_label())].get_paths()[0].vertices[:, 1]
-    assert (band.min(), band.max()) == pytest.approx((63.5 - 13**0.5, 73.5 + 13**0.5))  # of 70, 72 and 77
-    bars = {bar.get_label(): bar for bar in points.containers}
-    (segment,) = bars["generator fp16, 3 trainings, stream"].lines[2][0].get_segments()
-    assert segment[:, 1].tolist() == pytest.approx([73.5 - 13**0.5, 73.5 + 13**0.5])
-    assert segment[0, 0] == pytest.approx(0.002, rel=0.3)  # beside others of these bytes
+    assert [bars.lines[0].get_linestyle() for bars in drawn.values()] == ["-"] * 5 + ["--"] * 2
+    assert three.lines[0].get_xydata().tolist() == [[100, 63.5], [1000, 73.5]]
+    (low, high), _ = ends(three)
+    assert (low, high) == pytest.approx((63.5 - 13**0.5, 63.5 + 13**0.5))  # of 70, 72 and 77
+    bars = {bars.get_label(): bars for bars in points.containers}
+    three = bars["generator fp16, 3 trainings, stream"]
+    assert ends(three)[0] == pytest.approx((73.5 - 13**0.5, 73.5 + 13**0.5))
+    assert three.lines[0].get_xydata().tolist() == [[2000, 73.5]]
     assert not any(name.startswith("real") for name in bars)
-    (level,) = (line for line in points.lines if line.get_label() == "real, 1 MB")
+    (level,) = (line for line in points.lines if line.get_label() == "real")
     assert set(level.get_ydata()) == {90.5}
 
 
@@ -487,48 +644,42 @@ def test_a_curve_is_of_the_trainings_that_have_one(figures):
     without = {"curve_accs": None, "curve_images_seen": None}
     shown = [row | (without if row["checkpoint_sha256"] in ("a", "c") else {}) for row in full_rows()[:3]]
     make_figures.draw_curves(lines_of(shown), None)
-    (line,) = figures[0].axes[0].lines
-    assert (line.get_label(), line.get_xydata().tolist()) == (
-        "generator fp16, stream",
-        [[100, 62.5], [1000, 72.5]],
-    )
+    (bars,) = figures[0].axes[0].containers
+    assert bars.get_label() == "generator fp16, stream"
+    assert bars.lines[0].get_xydata().tolist() == [[100, 62.5], [1000, 72.5]]
 
 
-def test_heat_maps_show_the_rows_numbers(figures):
-    lines = lines_of(full_rows()[:-1])
-    assert make_figures.draw_architectures(lines, None)
-    assert make_figures.draw_confusion(lines, None)
-    heat, confusion = (figure.axes for figure in figures)
-    assert [ax.get_title() for ax in heat] == [
-        "digits, ipc 10, stream: accuracy, %",
-        "digits, ipc 10, fixed: accuracy, %",
+def test_the_readme_has_a_line_for_each_source(tmp_path, capsys):
+    sources = {
+        "random-real": 307200,
+        "condensed": 307200,
+        "condensed-jpeg-scan": 283526,
+        "random-real-jpeg-scan": 282874,
+        "real": 153600000,
+    }
+    rows = [fake_row(name, (50.0, 52.0), num_bytes=size) for name, size in sources.items()]
+    for path, acc in (("weights/x_w32.safetensors", 30.0), ("results/x_match/last.pth", 40.0)):
+        rows.append(
+            fake_row(accs=(acc, acc + 2), num_bytes=283526, path=f"/match/{path}", checkpoint_sha256=path)
+        )
+    rows = [row | {"dataset": data} for row in rows for data in ("mnist", "cifar10")]
+    rows.append(rows[0] | {"split": "val", "mean": 99.0, "val_size": 5000})
+    run(make_figures, [kept(tmp_path, rows), "--readme"])
+    heads, _, *lines = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()]
+    assert heads[:3] == ["classifier trained on", "MB stored (CIFAR-10 / Fashion / MNIST)", "CIFAR-10"]
+    assert len(lines) == 7
+    assert lines[0] == [
+        "10 random real images a class",
+        "0.307 / – / 0.307",
+        "51.00 ± 1.41",
+        "–",
+        "51.00 ± 1.41",
     ]
-    names = [
-        "real",
-        "file mine.pt",
-        "generator fp16, 3 trainings",
-        "generator int8, soft labels at 4",
-        "random-real-jpeg",
+    assert [(line[0], line[2]) for line in lines[3:5]] == [
+        ("generator, GAN alone", "31.00 ± 1.41"),
+        ("generator, matched", "41.00 ± 1.41"),
     ]
-    assert [text.get_text() for text in heat[0].get_xticklabels()] == names
-    assert [text.get_text() for text in heat[0].get_yticklabels()] == ["convnet", "vgg11"]
-    assert [text.get_text() for text in heat[0].texts][5:] == [
-        "85.50 ± 0.71",
-        "70.50 ± 0.71",
-        "68.50 ± 3.61",
-        "64.50 ± 0.71",
-        "56.00 ± 1.41",
-    ]
-    assert heat[1].texts[6].get_text() == ""  # without the last row
-    colors = heat[1].images[0].get_array()
-    assert colors[0].tolist() == [90.5, 75.5, 73.5, 69.5, 61.0]
-    assert np.isnan(colors.filled(np.nan)[1, 1])
-    three = confusion[2]
-    assert three.get_title() == "generator fp16, 3 trainings\ndigits, convnet, ipc 10, stream"
-    assert three.images[0].get_array()[3].tolist() == pytest.approx(
-        [100 * (80 if j == 3 else 3) / (80 + 9 * 3) for j in range(10)]
-    )
-    assert [text.get_text() for text in three.get_xticklabels()] == list("0123456789")
+    assert lines[6][:2] == ["the whole training set", "154 / – / 154"]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -561,10 +712,10 @@ def test_rows_older_than_the_figures_are_drawn(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["bytes.png"]
     printed = capsys.readouterr()
     assert [line.split(": left out")[0] for line in printed.err.splitlines()] == [
-        f"{name}.png" for name in ("curves", "architectures", "samples", "neighbours", "confusion")
+        f"{name}.png" for name in ("curves", "samples", "neighbours")
     ]
     assert (
-        "| fashion | convnet_w32 | generator fp32, stage 1 | 78.37 ± 0.21 | 74.43 ± 0.31 | 10 | 0.536 |  | "
+        "| fashion | convnet_w32 | generator fp32, stage 1 | 78.37 ± 0.21 | 74.43 ± 0.31 | 10 | 0.536 | – | "
         "3 |" in printed.out
     )
 
@@ -576,8 +727,8 @@ def test_a_row_of_the_least_is_drawn(tmp_path, capsys):
         least,
         one,
     ]
-    assert sorted(path.stem for path in (tmp_path / "figures").iterdir()) == ["bytes", "confusion", "curves"]
-    assert "| digits | None | generator fp32 | 71.10 |  | None |  |  | 5 |" in capsys.readouterr().out
+    assert sorted(path.stem for path in (tmp_path / "figures").iterdir()) == ["bytes", "curves"]
+    assert "| digits | None | generator fp32 | 71.10 | – | None | – | – | 5 |" in capsys.readouterr().out
 
 
 def test_lines_tell_rows_apart_by_what_differs():

@@ -20,6 +20,7 @@ ROOMS = [
     ("gen_condense", "pool_match", "validate", "continual"),
     ("benchmarks",),
     ("figs",),
+    ("runs",),
 ]
 # The loop of a stage is shown in its script and exists once: rooms that train by it import it from there.
 LOOPS = {"gen_condense": "train_gan", "pool_match": "train_match"}

@@ -1,0 +1,158 @@
+"""Plain names of continual-learning rows: what is in memory, how it is stored, and how it is replayed.
+
+A new run is named by its flags. A record older than 2026-11-28 holds one word for each row, such as
+condensed-fill-ace_scan12_rd, which from_label turns into flags.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+SETS = {"cifar10": "CIFAR-10", "fashion": "Fashion-MNIST", "mnist": "MNIST"}
+COLUMNS = ["memory", "replay loss", "stored as", "passes", "rehearsal"]
+REAL = "real images"
+MEMORIES = {
+    "condensed": "condensed images",
+    "dim": "generator",
+    "dgr": "generator (DGR)",
+    "finetune": "no memory",
+    "joint": "all tasks at once",
+    "unlimited": "every image",
+}
+LOSSES = {
+    "er": "ER",
+    "condensed": "ER",
+    "unlimited": "ER",
+    "er-ace": "ER-ACE",
+    "cls-er": "CLS-ER",
+    "der++": "DER++",
+    "gdumb": "GDumb",
+    "dim": "distillation",
+    "dgr": "distillation",
+    "finetune": "–",
+    "joint": "–",
+}
+CODECS = {"png": "PNG", "webp": "WebP", "jpeg": "JPEG", "jpeg-scan": "JPEG scans"}
+MATCHES = {"mean": "mean features", "dist": "energy distance", "grad": "gradients"}
+
+# What the words of old labels say: flags, or a detail that no column shows.
+WORDS: dict[str, dict | str] = {
+    "fill": {"fill_real": True},
+    "dist": {"condense_match": "dist"},
+    "ace": {"replay_loss": "er-ace"},
+    "cls": {"replay_loss": "cls-er"},
+    "start": {"condense_lr": 1e-9},
+    "webp": {"codec": "webp"},
+    "jpeg": {"codec": "jpeg"},
+    "r": {"rehearse_steps": 300},
+    "rd": {"rehearse_steps": 300, "rehearse_decay": "linear"},
+    "retrain": {"retrain": True},
+    "er": {"replay_loss": "er"},
+    "er-ace": {"replay_loss": "er-ace"},
+    "cls-er": {"replay_loss": "cls-er"},
+    "carried": "one, trained on the samples of its predecessor",
+    "oracle": "one, trained on all classes at once",
+    "match": "100 steps of matching",
+    "no_distill": "labels alone",
+    "buffer": "half of the bytes hold real images",
+    "task": "chosen at the end of a task",
+    "dim-task": "with tables of its task's classes",
+}
+
+
+@dataclass(frozen=True)
+class Name:
+    """The columns of a row. details: what no column shows."""
+
+    memory: str
+    loss: str
+    stored: str
+    passes: int
+    rehearsal: str
+    details: str = ""
+
+    @property
+    def curve(self) -> str:
+        """The name of a curve over budgets: the memory, or the method where real images are the memory."""
+        parts = [self.loss if self.memory == REAL else self.memory]
+        parts += ["new networks"] * (self.loss == "new networks")
+        return ", ".join(parts + [f"{self.passes} passes"] * (self.passes > 1))
+
+    def cells(self) -> list[str]:
+        details = f" ({self.details})" if self.details else ""
+        return [self.memory + details, self.loss, self.stored, str(self.passes), self.rehearsal]
+
+    def __str__(self) -> str:
+        memory, loss, stored, passes, rehearsal = self.cells()
+        return f"{memory}, loss of {loss}, {stored}, passes {passes}, rehearsal {rehearsal}"
+
+
+def from_flags(method: str, flags: dict, generator: dict | None = None) -> Name:
+    """The name of a run. generator: what results.json says of its generators."""
+    memory = MEMORIES.get(method, REAL)
+    if (flags.get("condense_lr") or 1) < 1e-6:
+        memory = "real images that condensing starts from"
+    if method == "condensed" and not flags.get("fill_real"):
+        memory += ", no real ones"
+    stored = CODECS.get(flags.get("codec"), "raw")
+    if stored.startswith("JPEG"):
+        stored += f" q{flags.get('quality') or 75}"
+    if method in ("finetune", "joint"):
+        stored = "–"
+    if generator:
+        stored = generator["storage"]
+    loss = "new networks" if flags.get("retrain") else flags.get("replay_loss") or method
+    steps = flags.get("rehearse_steps")
+    falling = ", falling rate" if flags.get("rehearse_decay") == "linear" else ""
+    return Name(
+        memory,
+        LOSSES.get(loss, loss),
+        stored,
+        flags.get("epochs") or (1 if flags.get("track") == "online" else 5),
+        f"{steps} steps{falling}" if steps else "none",
+        MATCHES[flags.get("condense_match") or "mean"] if memory.startswith("condensed") else "",
+    )
+
+
+def from_label(row: dict) -> Name:
+    """The name of a row of an older record, whose runs had one pass over each task where it says no other."""
+    flags: dict = {"epochs": 1}
+    details = []
+    for word in re.findall(r"er-ace|cls-er|no_distill|[^-_]+", row["label"].removeprefix(row["method"])):
+        flag, number = re.fullmatch(r"(.*?)(\d*)", word).groups()
+        if flag in ("jpeg", "scan") and number:
+            flags |= {"codec": "jpeg-scan" if flag == "scan" else "jpeg", "quality": int(number)}
+        elif flag == "r" and number:
+            flags["rehearse_steps"] = int(number)
+        elif not flag and row["method"] in ("dim", "condensed") and int(number) > 99:
+            details.append(f"{int(number):,} {'GAN' if row['method'] == 'dim' else 'condensing'} steps")
+        elif not flag:
+            flags["epochs"] = int(number)
+        else:
+            meaning = WORDS.get(f"{row['method']}-{word}") or WORDS.get(word, word)
+            if isinstance(meaning, dict):
+                flags |= meaning
+            else:
+                details.append(meaning)
+    name = from_flags(row["method"], flags, row["generator"])
+    return replace(name, details=", ".join([name.details] * bool(name.details) + details))
+
+
+def names_of(rows: Sequence[dict]) -> list[Name]:
+    """The name of each row. Settings in which rows of one name, set and budget differ become its details."""
+    names = [Name(**row["name"]) if "name" in row else from_label(row) for row in rows]
+    alike = defaultdict(list)
+    for number, (name, row) in enumerate(zip(names, rows, strict=True)):
+        if "settings" in row:
+            alike[name, row["data"], row["memory_bytes"]].append(number)
+    for numbers in alike.values():
+        settings = [rows[number]["settings"] for number in numbers]
+        differing = {
+            key for one in settings for key in one if any(one[key] != other.get(key) for other in settings)
+        }
+        for number, own in zip(numbers, settings, strict=True):
+            details = [names[number].details] * bool(names[number].details)
+            details += [f"{key.replace('_', ' ')} {own[key]}" for key in sorted(differing & own.keys())]
+            names[number] = replace(names[number], details=", ".join(details))
+    return names
