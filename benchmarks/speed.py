@@ -58,7 +58,7 @@ def print_table(record: dict) -> None:
         "ours, ms",
         "ours / compiled",
         "compiling, s, cold / warm",
-        "pays from, cold / warm",
+        "break-even, cold / warm",
     )
     heads += ("eager / ours", "loader / ours", "limit, ms", "share", "memory ours / eager, MB")
     print(f"| {' | '.join(heads)} |")
