@@ -40,6 +40,8 @@ PUBLISHED = re.compile(r"published: arXiv:\d{4}\.\d{5}")
 LINK = re.compile(r"!?\[([^\]]*)\]\(([^)]*)\)")
 VERSION = re.compile(r"\b(?:Python|torch|version) \d+(?:\.\d+)+")
 DECIMAL = re.compile(r"\d+\.\d+")
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+REMOVED = re.compile(r"^## What was removed\n.*?(?=^#|\Z)", re.DOTALL | re.MULTILINE)  # from stage 4
 # What a table is, by a column that only it has; each has a test below.
 KINDS = {
     "minutes": "front page",
@@ -405,5 +407,8 @@ def test_links_lead_to_files(path):
 def test_flags_that_are_named_exist():
     known = {"--" + name.replace("_", "-") for script in SCRIPTS | TOOLS for name in declared(script)}
     known |= {"--no-" + name.removeprefix("--") for name in known}
-    named = {flag for text in TEXTS.values() for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)}
+    texts = "\n".join(TEXTS.values())
+    removed = set(FLAG.findall("\n".join(REMOVED.findall(texts))))
+    assert removed & {"--" + name.replace("_", "-") for name in declared("continual")} == set()
+    named = set(FLAG.findall(REMOVED.sub("", texts)))
     assert named - known - {"--nproc-per-node", "--standalone", "--logdir", "--from", "--help"} == set()
