@@ -42,7 +42,7 @@ COLUMNS = (
     "ours, ms",
     "ours / compiled",
     "compiling, s, cold / warm",
-    "pays from, cold / warm",
+    "break-even, cold / warm",
     "eager / ours",
     "loader / ours",  # of records up to commit a21a69e: eager, with a DataLoader that is restarted each time
     "limit, ms",
