@@ -31,7 +31,7 @@ table)  # 1,000 steps of 0.6 to 1.1 s for each of three sets, and 200 epochs of 
             --pretrain-weight "weights/${DATA}_w32.safetensors" --codec $CODEC
     done ;;
 match)  # 300 steps of 0.6 s (mean), 0.7 s (dist) and 1.0 s (grad): about 15 minutes
-    for MATCH in mean dist grad; do
+    for MATCH in mean-last dist grad; do
         small "condensed_val" --source condensed --budget fixed --val-size 5000 --condense-match $MATCH --condense-steps "${STEPS:-300}"
     done ;;
 *)

@@ -61,10 +61,7 @@ ingredients)
     try resnet_restat --gan resnet ${RECIPE[resnet]} --restat 20
     try dim_decay --gan dim ${RECIPE[dim]} --lr-decay linear
     try dim_no_ema --gan dim ${RECIPE[dim]} --ema 0
-    # two generators at the bytes of one
-    train resnet_half_1 --gan resnet ${RECIPE[resnet]} --width 20
-    train resnet_half_2 --gan resnet ${RECIPE[resnet]} --width 20 --seed 1
-    score resnet_halves_val --val-size 5000 --mixture --pretrain-weight "results/${DATA}_resnet_half_1/last.pth" "results/${DATA}_resnet_half_2/last.pth" ;;
+    ;;
 long)  # with linear decay; EPOCHS of the residual pair and EPOCHS_DIM of DiM's take about as long. Seconds are in metrics.jsonl
     train resnet_long --gan resnet --lr 5e-4 --lr-d 1e-3 --batch-size 32 --lr-decay linear --epochs "${EPOCHS_RESNET:-3}"
     score resnet_long_test --pretrain-weight "results/${DATA}_resnet_long/last.pth"
