@@ -1,4 +1,4 @@
-"""What benchmarks/speed.py and benchmarks/profile.py run: one unit of work of each part of the stages."""
+"""What benchmarks/speed.py times: one unit of work of each part of the stages."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -20,7 +20,6 @@ import time
 from pathlib import Path
 
 if __name__ == "__main__":
-    # not this folder, whose profile.py would hide Python's
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends without a traceback
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from conftest import ROOT, TOOLS, run
 
-from benchmarks import parts, profile, speed, timing
+from benchmarks import parts, speed, timing
 from engine.runtime import Runtime
 
 TINY = (
@@ -114,14 +114,3 @@ def test_a_foreign_file_is_one_line(tmp_path, capsys):
         assert stop.value.code == 2
         assert "other.json: expected a result of this benchmark" in capsys.readouterr().err
         assert (tmp_path / "other.json").read_text() == '{"rows": []}'
-
-
-def test_the_profile_names_operators_and_keeps_a_trace(tmp_path):
-    flags = "--part generation --device cpu --batch-size 4 --width 2 --units 1 --rows 4 --trace".split()
-    command = [sys.executable, "benchmarks/profile.py", *flags, str(tmp_path / "trace.json")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "aten::" in done.stdout
-    assert "operators take" in done.stdout
-    assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
-    assert profile.parse_args([]).part == "stage-1 step"
