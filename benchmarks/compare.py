@@ -101,7 +101,7 @@ def pairs_of(rows_a: list[dict], rows_b: list[dict]) -> list[tuple[dict, dict]]:
 
 
 def compare(rows: list[dict], b: dict) -> dict:
-    """The difference between rows of one or several generators and one row, over the classifiers that all have.
+    """The difference between rows of one or several generators and one row, over the classifiers of all.
 
     The bootstrap draws generators and classifier seeds with replacement. It draws the same seeds for each
     generator, since B's part is common to all of them. low and high are None for one classifier.

@@ -7,14 +7,15 @@ import platform
 import statistics
 import tempfile
 import time
+import timeit
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import flop_registry
 
 from benchmarks.parts import PARTS
@@ -156,14 +157,20 @@ def product_rate(device: str, dtype: torch.dtype, seconds: float = 2.0) -> float
     grow while the time allows, since a large product takes minutes where bf16 is emulated.
     """
     best = 0.0
+    wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+
+    def run(product: Callable, a: torch.Tensor, b: torch.Tensor) -> None:
+        product(a, b)
+        wait()
+
     for n in (64, 128, 256, 512, 1024, 2048, 4096, 8192):
         a, b = torch.randn(2, n, n, device=device, dtype=dtype)
-        names = {"a": a, "b": b, "image": a.view(1, n, -1, 32), "kernel": b.view(n, n, 1, 1), "F": F}
-        usual = [
-            Timer(product, globals=names, num_threads=torch.get_num_threads()).timeit(3).mean
-            for product in ("a @ b", "F.conv2d(image, kernel)")  # a 1 x 1 convolution is the same product
-        ]
+        products = (  # a 1 x 1 convolution is the same product
+            partial(run, torch.matmul, a, b),
+            partial(run, F.conv2d, a.view(1, n, -1, 32), b.view(n, n, 1, 1)),
+        )
+        usual = [min(timeit.repeat(product, number=1, repeat=4)) for product in products]
         best = max(best, 2 * n**3 / min(usual))
-        if 10 * 8 * max(usual) > seconds:  # ten products of the next size, which has eight times the work
+        if 2 * 4 * 8 * max(usual) > seconds:  # the next size has eight times the work
             break
     return best

@@ -5,8 +5,8 @@
 
 Runs that differ only in their seed are one row. Prints a Markdown table: of the results, with --front of the
 accuracy of each memory at each budget, with --against NAME of the differences to that row at the same budget.
---out draws FOLDER/continual_front.png: accuracy against the budget, mean and sample standard deviation, a panel for each
-image set. --record keeps the rows, --from RECORD prints and draws a kept record again.
+--out draws FOLDER/continual_front.png: accuracy against the budget, mean and sample standard deviation, a
+panel for each image set. --record keeps the rows, --from RECORD prints and draws a kept record again.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def draw_front(rows: list[dict], path: Path) -> None:
                 curves.append(
                     Curve(name, budgets, [row["mean"] for row in own], [row["std"] or 0 for row in own])
                 )
-    figure, axes = draw_panels(panels, "bytes kept between tasks", "accuracy after the last task, %", False)
+    figure, axes = draw_panels(panels, "bytes kept between tasks", "accuracy after the last task, %")
     for data, curves in panels.items():
         ax = axes[data]
         budgets = sorted({budget for curve in curves for budget in curve.x})
@@ -114,12 +114,11 @@ def main(args: argparse.Namespace) -> list[dict]:
     runs = [] if args.kept else read_runs(args.runs)
     try:
         records = {path: json.loads(Path(path).read_text())["rows"] for path in args.kept or ()}
-        rows = [row for kept in records.values() for row in kept] or rows_of(runs)
-        places = [(path, number) for path, kept in records.items() for number in range(len(kept))]
-        places = [(args.record, number) for number in range(len(rows))] if args.record else places or None
-        if args.budgets:
-            chosen = [number for number, row in enumerate(rows) if row["memory_bytes"] in args.budgets]
-            rows, places = [rows[i] for i in chosen], places and [places[i] for i in chosen]
+        records = records or {args.record: rows_of(runs)}
+        kept = [(row, (path, number)) for path, own in records.items() for number, row in enumerate(own)]
+        kept = [pair for pair in kept if not args.budgets or pair[0]["memory_bytes"] in args.budgets]
+        rows = [row for row, _ in kept]
+        places = [place for _, place in kept] if args.kept or args.record else None
         if not rows:
             raise ValueError("no rows")
         if args.against is not None:

@@ -1,7 +1,6 @@
 """Rows of continual-learning runs: what runs that differ only in their seed come to, from their results.json
 alone."""
 
-import functools
 import json
 import re
 import sys
@@ -18,6 +17,8 @@ from utils import UsageError
 # Flags in which runs of one row may differ.
 OWN = set("tag seed results_dir data_dir save_interval print_freq device class_tables".split())
 SHARED = "method data split track num_tasks classes memory_bytes steps commit torch device generator".split()
+# The defaults of older runs, and what their flags need to have an effect; see the file.
+OLDER = json.loads((Path(__file__).parent / "continual_defaults.json").read_text())
 
 
 def read_runs(folders: list[str]) -> list[dict]:
@@ -33,7 +34,8 @@ def read_runs(folders: list[str]) -> list[dict]:
             continue
         try:
             run = json.loads(path.read_text()) | {"folder": folder}
-            [run[name] for name in (*SHARED, "flags", "mean", "networks", "num_bytes", "seconds")]
+            if missing := {*SHARED, "flags", "mean", "networks", "num_bytes", "seconds"} - run.keys():
+                raise KeyError(*sorted(missing))
             if run["finished"]:
                 runs.append(run)
             else:
@@ -53,7 +55,7 @@ def label_of(run: dict) -> str:
 
 
 def statistics(runs: list[dict], metric: str, prefix: str = "", setting: str = "class-il") -> dict:
-    """Mean and sample standard deviation over runs; None where a run lacks the metric, or there is one run."""
+    """Mean and sample standard deviation over runs; None where a run lacks the metric or is the only one."""
     values = [run["mean"][setting][metric] for run in runs]
     known = None not in values
     deviation = stdev(values) if known and len(values) > 1 else None
@@ -103,12 +105,6 @@ def row_of(runs: list[dict]) -> dict:
     return row
 
 
-@functools.cache
-def default_flags() -> dict:
-    """The defaults of older runs and what their flags need to have an effect; see the file."""
-    return json.loads((Path(__file__).parent / "continual_defaults.json").read_text())
-
-
 def holds(value: object, needed: str | list) -> bool:
     """Whether a flag's value is what continual_defaults.json asks for: set, not set, or one of a list."""
     return bool(value) == (needed == "set") if isinstance(needed, str) else value in needed
@@ -121,11 +117,10 @@ def settings_of(run: dict) -> dict:
     """
     given = run["flags"]
     method = run["method"]
-    frozen = default_flags()
-    defaults = frozen["defaults"] | frozen["method_defaults"].get(method, {})
+    defaults = OLDER["defaults"] | OLDER["method_defaults"].get(method, {})
     flags = defaults | given | {"method": method}
     aside = set(OWN)
-    for effect in frozen["effects"]:
+    for effect in OLDER["effects"]:
         if not any(all(holds(flags[flag], needed) for flag, needed in n.items()) for n in effect["needs"]):
             aside |= set(effect["flags"])
     settings = {

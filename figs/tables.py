@@ -1,4 +1,4 @@
-"""Markdown tables of continual-learning rows: results, accuracy at each budget, differences at equal bytes."""
+"""Markdown tables of continual-learning rows: results, accuracy at each budget, differences of two rows."""
 
 import json
 import re
