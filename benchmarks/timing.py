@@ -1,4 +1,4 @@
-"""Time variants of a part in alternation, each in a process of its own, and the arithmetic limit."""
+"""Time variants of a part in alternation, each in a process of its own."""
 
 import contextlib
 import math
@@ -7,39 +7,16 @@ import platform
 import statistics
 import tempfile
 import time
-import timeit
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from benchmarks.parts import PARTS
 from engine.environment import peak_memory
 from engine.runtime import Runtime, make_runtime
 from utils import FailedRun
-
-
-class CountFlops(TorchDispatchMode):
-    """Count the floating-point operations of products and convolutions in the block.
-
-    Gradients of gradients are included. torch's FlopCounterMode is not used: it also follows modules, and
-    refuses torch.autograd.grad within a step.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if count := flop_registry.get(func._overloadpacket):
-            self.total += count(*args, **(kwargs or {}), out_val=out)
-        return out
 
 
 def set_up(execution: dict | None, part: str, size: tuple, device: str, threads: int, cache: str) -> None:
@@ -73,13 +50,6 @@ def memory() -> int:
     return peak_memory(runtime.device)
 
 
-def flops() -> int:
-    """The operations of one unit of this process."""
-    with CountFlops() as counter:
-        unit()
-    return counter.total
-
-
 def time_row(context, variants: dict[str, dict | None], task: tuple, pairs: int, least: float) -> dict:
     """Seconds of a unit of each variant over `pairs` rounds, and the ratios of two variants in a round.
 
@@ -109,16 +79,11 @@ def time_row(context, variants: dict[str, dict | None], task: tuple, pairs: int,
             for _ in range(pairs):
                 for name, ask in started.items():
                     seconds[name].append(ask(seconds_of, units[name]) / units[name])
-            operations = started["eager"](flops)
             peaks = {name: ask(memory) for name, ask in started.items()}
         except RuntimeError as error:
             raise FailedRun(f"timing a row failed, the rows so far are kept: {error}") from None
     row = {"seconds": {name: spread(values) for name, values in seconds.items()}, "pairs": pairs}
-    row |= {
-        "ratio": {"eager": ratios(seconds["eager"], seconds["ours"])},
-        "flops": operations,
-        "memory": peaks,
-    }
+    row |= {"ratio": {"eager": ratios(seconds["eager"], seconds["ours"])}, "memory": peaks}
     if "compiled" in variants:
         usual = row["seconds"]["compiled"]["median"]
         gained = row["seconds"]["ours"]["median"] - usual
@@ -148,29 +113,3 @@ def spread(values: list[float]) -> dict[str, float]:
 
 def ratios(above: list[float], below: list[float]) -> dict[str, float]:
     return spread([a / b for a, b in zip(above, below, strict=True)])
-
-
-def product_rate(device: str, dtype: torch.dtype, seconds: float = 2.0) -> float:
-    """Best rate of matrix products, in FLOP a second, of the sizes that can be timed in about `seconds`.
-
-    Each size is timed as `@` and as a convolution, since on a CPU these use different libraries. The matrices
-    grow while the time allows, since a large product takes minutes where bf16 is emulated.
-    """
-    best = 0.0
-    wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
-
-    def run(product: Callable, a: torch.Tensor, b: torch.Tensor) -> None:
-        product(a, b)
-        wait()
-
-    for n in (64, 128, 256, 512, 1024, 2048, 4096, 8192):
-        a, b = torch.randn(2, n, n, device=device, dtype=dtype)
-        products = (  # a 1 x 1 convolution is the same product
-            partial(run, torch.matmul, a, b),
-            partial(run, F.conv2d, a.view(1, n, -1, 32), b.view(n, n, 1, 1)),
-        )
-        usual = [min(timeit.repeat(product, number=1, repeat=4)) for product in products]
-        best = max(best, 2 * n**3 / min(usual))
-        if 2 * 4 * 8 * max(usual) > seconds:  # the next size has eight times the work
-            break
-    return best

@@ -80,29 +80,42 @@ def row_of(runs: list[dict]) -> dict:
             f"{first['folder']}: seed {max(seeds, key=seeds.count)} stands more than once in its row, "
             "expected each run once"
         )
-    row = {name: first[name] for name in SHARED} | {"label": label_of(first), "lr": first["flags"]["lr"]}
-    row |= {"name": asdict(from_flags(first["method"], first["flags"], first["generator"]))}
-    row |= {"settings": settings_of(first), "commits": sorted({run["commit"] for run in runs})}
-    row |= {"networks": [name for name in first["networks"] if name != "ensemble"], "seeds": seeds}
-    row |= {"n": len(runs), "accs": [run["mean"]["class-il"]["average_accuracy"] for run in runs]}
-    row |= {"task_il_accs": [run["mean"]["task-il"]["average_accuracy"] for run in runs]}
-    row |= statistics(runs, "average_accuracy")
-    row |= statistics(runs, "average_accuracy", "task_il_", "task-il")
-    row |= statistics(runs, "forgetting", "forgetting_")
-    incremental = "average_incremental_accuracy"
-    row[incremental] = statistics(runs, incremental)["mean"]
-    ensembles = [run["networks"]["ensemble"] for run in runs if "ensemble" in run["networks"]]
-    scores = [ensemble["class-il"]["average_accuracy"] for ensemble in ensembles]
-    row["ensemble_mean"] = mean(scores) if scores else None
-    row["num_bytes"] = {k: mean(run["num_bytes"].get(k, 0) for run in runs) for k in first["num_bytes"]}
-    for name in ("buffer_images", "images_generated", "seconds"):
-        row[name] = mean(run[name] for run in runs)
-    for name in ("distance_ratio", "near_copies"):
-        row[name] = mean_by_kind(runs, name)
-    for name, setting in (("acc", "class-il"), ("acc_task_il", "task-il")):
-        acc = [run["networks"][network][setting]["acc"] for run in runs for network in row["networks"]]
-        row[name] = np.mean(acc, 0).round(3).tolist()
-    return row
+    networks = [name for name in first["networks"] if name != "ensemble"]
+    ensembles = [
+        run["networks"]["ensemble"]["class-il"]["average_accuracy"]
+        for run in runs
+        if "ensemble" in run["networks"]
+    ]
+
+    def acc(setting: str) -> list[list[float]]:
+        """The mean accuracies on each task after each task."""
+        matrices = [run["networks"][name][setting]["acc"] for run in runs for name in networks]
+        return np.mean(matrices, 0).round(3).tolist()
+
+    return {name: first[name] for name in SHARED} | {
+        "label": label_of(first),
+        "lr": first["flags"]["lr"],
+        "name": asdict(from_flags(first["method"], first["flags"], first["generator"])),
+        "settings": settings_of(first),
+        "commits": sorted({run["commit"] for run in runs}),
+        "networks": networks,
+        "seeds": seeds,
+        "n": len(runs),
+        "accs": [run["mean"]["class-il"]["average_accuracy"] for run in runs],
+        **statistics(runs, "average_accuracy"),
+        "task_il_accs": [run["mean"]["task-il"]["average_accuracy"] for run in runs],
+        **statistics(runs, "average_accuracy", "task_il_", "task-il"),
+        **statistics(runs, "forgetting", "forgetting_"),
+        "average_incremental_accuracy": statistics(runs, "average_incremental_accuracy")["mean"],
+        "ensemble_mean": mean(ensembles) if ensembles else None,
+        "num_bytes": {k: mean(run["num_bytes"].get(k, 0) for run in runs) for k in first["num_bytes"]},
+        **{
+            name: mean(run[name] for run in runs) for name in ("buffer_images", "images_generated", "seconds")
+        },
+        **{name: mean_by_kind(runs, name) for name in ("distance_ratio", "near_copies")},
+        "acc": acc("class-il"),
+        "acc_task_il": acc("task-il"),
+    }
 
 
 def holds(value: object, needed: str | list) -> bool:
