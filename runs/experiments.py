@@ -101,7 +101,10 @@ def changed(rows: tuple[Row, ...], words: str, flags: str) -> tuple[Row, ...]:
 
 SCORE = "--eval-model convnet_w32 --ipc 10 --epochs-eval 200 --no-amp"
 FILLED = "--storage fp16 --source generator --no-real --match-bytes jpeg-scan"
-CONDENSED = "--codec jpeg-scan --quality {quality} --condense-match dist --condense-lr 1 --condense-images 64"
+CONDENSED = (
+    "--codec jpeg-scan --quality {quality} --condense-match dist --condense-lr 1 --condense-images 64"
+    " --condense-steps 300"
+)
 
 
 def front(data: str, gan: str, matched: str) -> tuple[str, ...]:
@@ -129,6 +132,7 @@ README["mnist"] = (
     " --lr 1e-3 --lr-d 5e-4 --epochs 3 --eval-interval 0 --val-size 5000 --no-amp",
     "pool_match.py --tag front_mnist_match --recipe-match energy --weight {results}/front_mnist_gan/last.pth"
     " --val-size 5000 --no-amp",
+    f"validate.py --tag front_mnist_test --pretrain-weight {{results}}/front_mnist_match/last.pth {SCORE}",
     *front("mnist", "{results}/front_mnist_gan/last.pth", "{results}/front_mnist_match/last.pth"),
 )
 
