@@ -51,9 +51,9 @@ COLUMNS = (
 
 
 def print_table(record: dict) -> None:
-    """Print Markdown: medians, ratios with their spread, the cost of compilation, and peaks of memory.
+    """Print Markdown: medians, ratios with spread, the cost of compilation, and peaks of memory.
 
-    Records up to commit a21a69e have an arithmetic limit, too: the operations of a part over the rate of matrix
+    Records up to commit a21a69e have an arithmetic limit: the operations of a part over the rate of matrix
     products. The share is this limit divided by the time of the faster of ours and compiled.
     """
     print(f"| {' | '.join(COLUMNS)} |")
