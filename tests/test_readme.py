@@ -12,8 +12,11 @@ backticks, and a published figure may be the text of a link to arxiv.org; neithe
 """
 
 import json
+import os
 import re
+import shlex
 import statistics
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -22,6 +25,7 @@ from test_flags import declared
 
 from benchmarks import compare, speed
 from figs import draw_continual, make_figures
+from runs import run
 
 RECORDS = ROOT / "benchmarks" / "results"
 LOG = (ROOT / "docs" / "LOG.md").read_text()
@@ -37,6 +41,7 @@ ANNOTATED = re.compile(
 FROM_RECORD = re.compile(r"(\d{4}-\d\d-\d\d_\w+): (.+)")
 FROM_LOG = re.compile(r"docs/LOG\.md (\d{4}-\d\d-\d\d)")
 PUBLISHED = re.compile(r"published: arXiv:\d{4}\.\d{5}")
+COMMANDS = re.compile(r"<!-- commands of (.+?) -->\n```\n(.*?)```", re.DOTALL)
 LINK = re.compile(r"!?\[([^\]]*)\]\(([^)]*)\)")
 VERSION = re.compile(r"\b(?:Python|torch|version) \d+(?:\.\d+)+")
 DECIMAL = re.compile(r"\d+\.\d+")
@@ -45,7 +50,6 @@ REMOVED = re.compile(r"^## What was removed\n.*?(?=^#|\Z)", re.DOTALL | re.MULTI
 # What a table is, by a column that only it has; each has a test below.
 KINDS = {
     "classifier trained on": "README",
-    "minutes": "front page",
     "stored MB": "every source",
     "class-il": "continual",
     "generator minus": "paired differences",
@@ -102,26 +106,6 @@ def check_statistics(row: dict) -> None:
 def test_every_measured_row_is_of_a_table_that_is_tested():
     for kind, _, line, path in tables():
         assert kind or not (RECORD.search(line) or "±" in ANNOTATED.sub("", line)), f"{path.name}: {line}"
-
-
-def test_front_page_tables_equal_their_records():
-    lines = of_kind("front page")
-    assert 6 <= len(lines) <= 12
-    for cells, line, path in lines:
-        record, numbers = record_of(line, path)
-        columns = [name for name, cell in cells.items() if MEASURED.fullmatch(cell)]
-        for column, row in zip(columns, (record["rows"][number] for number in numbers), strict=True):
-            assert cells[column] == plus_minus(row["mean"], row["std"]), line
-            assert column == row.get("source", row.get("label")), line
-            assert (cells["data"], cells["n"]) == (row.get("dataset", row.get("data")), str(row["n"])), line
-            assert row["split"] == "test"
-            assert row.get("budget", "stream") == "stream"
-            assert row.get("ipc", 10) == 10
-            check_statistics(row)
-        minutes = record["minutes"]
-        assert cells["minutes"] == f"{sum(minutes.values()) if isinstance(minutes, dict) else minutes:.1f}", (
-            line
-        )
 
 
 def test_tables_equal_their_records():
@@ -304,7 +288,8 @@ def test_figures_equal_their_records(path):
     found = list(ANNOTATED.finditer(TEXTS[path]))
     for match in found:
         check_figure(match["figure"], " ".join(match["note"].split()))
-    assert len(found) == TEXTS[path].count("<!--"), "a comment that follows no figure"
+    others = len(COMMANDS.findall(TEXTS[path]))
+    assert len(found) + others == TEXTS[path].count("<!--"), "a comment that follows no figure"
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
@@ -420,3 +405,69 @@ def test_flags_that_are_named_exist():
     assert removed & {"--" + name.replace("_", "-") for name in declared("continual")} == set()
     named = set(FLAG.findall(REMOVED.sub("", texts)))
     assert named - known - {"--nproc-per-node", "--standalone", "--logdir", "--from", "--help"} == set()
+
+
+# commands that stand beside a figure
+
+
+OWN_NAMES = {
+    "tag",
+    "weight",
+    "pretrain_weight",
+    "results_dir",
+    "data_dir",
+}  # folders and files of a user's own
+
+
+def printed_commands(script: str, **environment: str) -> list[str]:
+    """What a bash script would run: `python` only prints its words."""
+    printing = "python() { printf '%q ' \"$@\"; echo; }\nexport -f python\n"
+    environment = os.environ | {"PYTHON": "python"} | environment
+    call = ["bash", "-c", printing + script]
+    done = subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    return [line for line in done.stdout.splitlines() if ".py" in line]
+
+
+def settings(command: str) -> tuple[str, dict]:
+    """The script of a command, and the values of its flags but for names of folders and files."""
+    script, *words = shlex.split(command.removeprefix("python "))
+    flags = vars(SCRIPTS[script.removesuffix(".py")].parse_args(words))
+    return script, {name: value for name, value in flags.items() if name not in OWN_NAMES}
+
+
+def commands_behind(source: str, data: str) -> list[str]:
+    """The commands that made the figures beside a block of the README."""
+    if name := source.removeprefix("the record ") if source.startswith("the record ") else None:
+        return json.loads((RECORDS / f"{name}.json").read_text())["commands"]
+    if name := source.removeprefix("the experiment ") if source.startswith("the experiment ") else None:
+        words = [name, "--data", data, "--bytes", "50000", "--seeds", "0"]
+        chains = run.runs_of(run.parse_args(words))
+        commands = (shlex.join(one.command) for chain in chains for one in chain)
+        return [command.replace("{quality}", str(run.jpeg_quality(data))) for command in commands]
+    *environment, script = source.split()
+    variables = dict(pair.split("=") for pair in environment)
+    return [
+        line
+        for verb in ("train", "match", "table")
+        for line in printed_commands(f"bash {script} {verb}", **variables)
+    ]
+
+
+def test_a_command_that_stands_beside_a_figure_is_the_command_of_the_figure():
+    blocks = COMMANDS.findall(README)
+    assert len(blocks) == 3
+    for source, block in blocks:
+        shown = [settings(line) for line in printed_commands(block)]
+        assert shown, source
+        made = [settings(command) for command in commands_behind(source, shown[0][1]["data"] or "")]
+        for command in shown:
+            assert command in made, (source, command)
+
+
+def test_the_printed_score_is_that_of_the_record():
+    rows = json.loads((RECORDS / "2026-11-28_readme.json").read_text())["rows"]
+    written = {plus_minus(row["mean"], row["std"]) for row in rows if row["dataset"] == "cifar10"}
+    (shown,) = [block for block in README.split("```")[1::2] if "images seen" in block]
+    found = [match[0] for match in MEASURED.finditer(shown)]
+    assert len(found) == 3
+    assert set(found) <= written
