@@ -13,7 +13,6 @@ import json
 import signal
 import sys
 from pathlib import Path
-from statistics import mean
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -22,7 +21,6 @@ if __name__ == "__main__":
     )  # Ctrl-C during the imports ends the process without a traceback
 
 import numpy as np
-from scipy.stats import bootstrap
 
 from scoring.results import RESULTS, TRAININGS, file_of
 from utils import Parser, UsageError, cli
@@ -77,11 +75,11 @@ def choose(path: str, flag: str, filters: list[str]) -> list[dict]:
     """The rows for which every NAME=VALUE holds. Raises UsageError if there is none."""
     rows = read_rows(path)
     for given in filters:
-        name, equals, value = given.partition("=")
-        values = ", ".join(sorted({text(row.get(name)) for row in rows})) if equals else "no NAME=VALUE"
+        name, _, value = given.partition("=")
+        values = sorted({text(row.get(name)) for row in rows})
         rows = [row for row in rows if text(row.get(name)) == value]
         if not rows:
-            raise UsageError(f"{flag} {given}: no row left of {path} has it, found {values}")
+            raise UsageError(f"{flag} {given}: no row left of {path} has it, found {', '.join(values)}")
     return rows
 
 
@@ -95,68 +93,38 @@ def pairs_of(rows_a: list[dict], rows_b: list[dict]) -> list[tuple[dict, dict]]:
         raise UsageError("A and B are one and the same row, expected two")
     apart = [[name for name in PAIRED if a.get(name) != b.get(name)] for a, b in pairs]
     if all(apart):
-        (name, *_), (a, b) = min(zip(apart, pairs, strict=True), key=lambda pair: len(pair[0]))
-        raise UsageError(
-            f"no row of A pairs with one of B: the nearest two differ in {name}, {text(a.get(name))} and "
-            f"{text(b.get(name))}"
-        )
+        nearest = min(range(len(pairs)), key=lambda i: len(apart[i]))
+        name = apart[nearest][0]
+        a, b = (text(row.get(name)) for row in pairs[nearest])
+        raise UsageError(f"no row of A pairs with one of B: the nearest two differ in {name}, {a} and {b}")
     return [pair for pair, names in zip(pairs, apart, strict=True) if not names]
 
 
-def differing(a: dict, b: dict) -> str:
-    """The settings in which A and B differ, in short: "source generator / random-real, storage int8 /
-    none"."""
-    names = [name for name in COMPARED if a.get(name) != b.get(name)]
-    return ", ".join(f"{name} {text(a.get(name)):.12} / {text(b.get(name)):.12}" for name in names)
-
-
-def compare(a: dict, b: dict) -> dict:
-    """The difference over the classifiers that both rows have, position by position; low and high are None
-    for one classifier."""
-    n = min(len(a["accs"]), len(b["accs"]))
-    differences = np.array(a["accs"][:n]) - np.array(b["accs"][:n])
-    interval = (None, None)
-    if n > 1:
-        result = bootstrap(
-            (differences,), np.mean, n_resamples=RESAMPLES, method="percentile", random_state=0
-        )
-        interval = map(float, result.confidence_interval)
-    return {
-        "place": "{dataset}, {classifier}, ipc {ipc}, {budget}".format_map(
-            {name: a.get(name) for name in PAIRED}
-        ),
-        "differs": differing(a, b) or "no setting",
-        "n": n,
-        "of": [len(a["accs"]), len(b["accs"])],
-        "mean_a": mean(a["accs"][:n]),
-        "mean_b": mean(b["accs"][:n]),
-        "difference": float(differences.mean()),
-        "accs_a": a["accs"],
-        "accs_b": b["accs"],
-        "differences": differences.tolist(),
-    } | dict(zip(("low", "high"), interval, strict=True))
-
-
-def over_generators(singles: list[dict]) -> dict:
-    """The difference between several generators in A and one row of B, over the classifiers that all of them
-    have.
+def compare(rows: list[dict], b: dict) -> dict:
+    """The difference between rows of one or several generators and one row, over the classifiers of all.
 
     The bootstrap draws generators and classifier seeds with replacement. It draws the same seeds for each
-    generator, since B's part is common to all of them.
+    generator, since B's part is common to all of them. low and high are None for one classifier.
     """
-    n = min(single["n"] for single in singles)
+    a = rows[0]
+    n = min(len(row["accs"]) for row in (*rows, b))
     rng = np.random.default_rng(0)
-    differences = np.array([single["differences"][:n] for single in singles])  # (generators, classifiers)
+    accs_a = np.array([row["accs"][:n] for row in rows])  # (generators, n)
+    accs_b = np.array(b["accs"][:n])
+    differences = accs_a - accs_b
     generators, classifiers = (rng.integers(size, size=(RESAMPLES, size)) for size in differences.shape)
     means = differences[generators[:, :, None], classifiers[:, None]].mean((1, 2))
-    low, high = np.percentile(means, (2.5, 97.5)).tolist()
-    return singles[0] | {
-        "differs": f"over {len(singles)} generators of A",
+    low, high = np.percentile(means, (2.5, 97.5)).tolist() if n > 1 else (None, None)
+    names = [name for name in COMPARED if a.get(name) != b.get(name)]
+    differs = ", ".join(f"{name} {text(a.get(name)):.12} / {text(b.get(name)):.12}" for name in names)
+    return {
+        "place": "{dataset}, {classifier}, ipc {ipc}, {budget}".format_map({k: a.get(k) for k in PAIRED}),
+        "differs": f"over {len(rows)} generators of A" if len(rows) > 1 else differs or "no setting",
         "n": n,
-        "of": [n],
-        "mean_a": mean(mean(single["accs_a"][:n]) for single in singles),
-        "mean_b": mean(mean(single["accs_b"][:n]) for single in singles),
-        "difference": mean(mean(single["differences"][:n]) for single in singles),
+        "of": [len(a["accs"]), len(b["accs"])] if len(rows) == 1 else [n],
+        "mean_a": float(accs_a.mean()),
+        "mean_b": float(accs_b.mean()),
+        "difference": float(differences.mean()),
         "low": low,
         "high": high,
     }
@@ -195,11 +163,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 @cli
 def main(args: argparse.Namespace) -> list[dict]:
     pairs = pairs_of(choose(args.results_a, "--a", args.a), choose(args.results_b, "--b", args.b))
-    results = [compare(a, b) for a, b in pairs]
-    trainings: dict[tuple, dict[str, dict]] = {}
-    for (a, b), result in zip(pairs, results, strict=True):
-        trainings.setdefault((identity(a), id(b)), {})[text(a.get("checkpoint_sha256"))] = result
-    results += [over_generators([*singles.values()]) for singles in trainings.values() if len(singles) > 1]
+    trainings: dict[tuple, dict[str, tuple]] = {}
+    for a, b in pairs:
+        trainings.setdefault((identity(a), id(b)), {})[text(a.get("checkpoint_sha256"))] = a, b
+    results = [compare([a], b) for a, b in pairs]
+    for several in trainings.values():
+        if len(several) > 1:
+            rows, others = zip(*several.values(), strict=True)
+            results.append(compare(rows, others[0]))
     print("\n".join(map(lines_of, results)))
     return results
 

@@ -4,10 +4,9 @@
     python figs/draw_continual.py --from benchmarks/results/2026-11-27_split_*_{h200,scan}.json --out figs
 
 Runs that differ only in their seed are one row. Prints a Markdown table: of the results, with --front of the
-accuracy of each memory at each budget, with --against NAME of the differences to that row at the same budget,
-with --nearness of how near the images in memory are to those that were learnt. --out draws
-FOLDER/continual_front.png: accuracy against the budget, mean and sample standard deviation, a panel for each
-image set. --record keeps the rows, --from RECORD prints and draws a kept record again.
+accuracy of each memory at each budget, with --against NAME of the differences to that row at the same budget.
+--out draws FOLDER/continual_front.png: accuracy against the budget, mean and sample standard deviation, a
+panel for each image set. --record keeps the rows, --from RECORD prints and draws a kept record again.
 """
 
 import argparse
@@ -26,7 +25,7 @@ from engine.files import make_folder
 from figs.names import SETS, names_of
 from figs.panels import Curve, add_record_flags, draw_panels, save, write_record
 from figs.rows import best_at_budgets, read_runs, rows_of
-from figs.tables import check_settings, differences_table, front_table, nearness_table, results_table, size
+from figs.tables import check_settings, differences_table, front_table, results_table, size
 from utils import Parser, UsageError, cli, positive_int
 
 CURVES = ("condensed images", "CLS-ER", "ER-ACE", "ER", "generator")
@@ -65,7 +64,7 @@ def draw_front(rows: list[dict], path: Path) -> None:
                 curves.append(
                     Curve(name, budgets, [row["mean"] for row in own], [row["std"] or 0 for row in own])
                 )
-    figure, axes = draw_panels(panels, "bytes kept between tasks", "accuracy after the last task, %", False)
+    figure, axes = draw_panels(panels, "bytes kept between tasks", "accuracy after the last task, %")
     for data, curves in panels.items():
         ax = axes[data]
         budgets = sorted({budget for curve in curves for budget in curve.x})
@@ -86,16 +85,6 @@ def draw_front(rows: list[dict], path: Path) -> None:
     save(figure, path)
 
 
-def printed_table(
-    rows: list[dict], places: list[tuple[str, int]] | None, args: argparse.Namespace
-) -> list[str]:
-    """The table that the flags ask for."""
-    if args.against is not None:
-        return differences_table(rows, args.against, places)
-    table = front_table if args.front else nearness_table if args.nearness else results_table
-    return table(rows, places)
-
-
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__.splitlines()[0])
     parser.add_argument(
@@ -114,11 +103,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--against",
         help="print each row minus this one at the same budget, seed by seed; such as ER-ACE",
     )
-    tables.add_argument(
-        "--nearness",
-        action="store_true",
-        help="print how near the images in memory are to those that were learnt",
-    )
     add_record_flags(parser)
     return parser.parse_args(argv)
 
@@ -130,15 +114,17 @@ def main(args: argparse.Namespace) -> list[dict]:
     runs = [] if args.kept else read_runs(args.runs)
     try:
         records = {path: json.loads(Path(path).read_text())["rows"] for path in args.kept or ()}
-        rows = [row for kept in records.values() for row in kept] or rows_of(runs)
-        places = [(path, number) for path, kept in records.items() for number in range(len(kept))]
-        places = [(args.record, number) for number in range(len(rows))] if args.record else places or None
-        if args.budgets:
-            chosen = [number for number, row in enumerate(rows) if row["memory_bytes"] in args.budgets]
-            rows, places = [rows[i] for i in chosen], places and [places[i] for i in chosen]
+        records = records or {args.record: rows_of(runs)}
+        kept = [(row, (path, number)) for path, own in records.items() for number, row in enumerate(own)]
+        kept = [pair for pair in kept if not args.budgets or pair[0]["memory_bytes"] in args.budgets]
+        rows = [row for row, _ in kept]
+        places = [place for _, place in kept] if args.kept or args.record else None
         if not rows:
             raise ValueError("no rows")
-        lines = printed_table(rows, places, args)
+        if args.against is not None:
+            lines = differences_table(rows, args.against, places)
+        else:
+            lines = front_table(rows, places) if args.front else results_table(rows, places)
     except UsageError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -1,13 +1,14 @@
 """Plain names of continual-learning rows: what is in memory, how it is stored, and how it is replayed.
 
 A new run is named by its flags. A record older than 2026-11-28 holds one word for each row, such as
-condensed-fill-ace_scan12_rd, which from_label turns into flags.
+condensed-fill-ace_scan12_rd; old_names.json says what these words mean.
 """
 
-import re
+import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 SETS = {"cifar10": "CIFAR-10", "fashion": "Fashion-MNIST", "mnist": "MNIST"}
 COLUMNS = ["memory", "replay loss", "stored as", "passes", "rehearsal"]
@@ -35,30 +36,8 @@ LOSSES = {
 }
 CODECS = {"png": "PNG", "webp": "WebP", "jpeg": "JPEG", "jpeg-scan": "JPEG scans"}
 MATCHES = {"mean": "mean features", "dist": "energy distance", "grad": "gradients"}
-
-# What the words of old labels say: flags, or a detail that no column shows.
-WORDS: dict[str, dict | str] = {
-    "fill": {"fill_real": True},
-    "dist": {"condense_match": "dist"},
-    "ace": {"replay_loss": "er-ace"},
-    "cls": {"replay_loss": "cls-er"},
-    "start": {"condense_lr": 1e-9},
-    "webp": {"codec": "webp"},
-    "jpeg": {"codec": "jpeg"},
-    "r": {"rehearse_steps": 300},
-    "rd": {"rehearse_steps": 300, "rehearse_decay": "linear"},
-    "retrain": {"retrain": True},
-    "er": {"replay_loss": "er"},
-    "er-ace": {"replay_loss": "er-ace"},
-    "cls-er": {"replay_loss": "cls-er"},
-    "carried": "one, trained on the samples of its predecessor",
-    "oracle": "one, trained on all classes at once",
-    "match": "100 steps of matching",
-    "no_distill": "labels alone",
-    "buffer": "half of the bytes hold real images",
-    "task": "chosen at the end of a task",
-    "dim-task": "with tables of its task's classes",
-}
+# The columns of each label in records older than 2026-11-28.
+OLD_NAMES = json.loads((Path(__file__).parent / "old_names.json").read_text())
 
 
 @dataclass(frozen=True)
@@ -116,27 +95,10 @@ def from_flags(method: str, flags: dict, generator: dict | None = None) -> Name:
 
 
 def from_label(row: dict) -> Name:
-    """The name of a row of an older record, whose runs had one pass over each task where it says no other."""
-    flags: dict = {"epochs": 1}
-    details = []
-    for word in re.findall(r"er-ace|cls-er|no_distill|[^-_]+", row["label"].removeprefix(row["method"])):
-        flag, number = re.fullmatch(r"(.*?)(\d*)", word).groups()
-        if flag in ("jpeg", "scan") and number:
-            flags |= {"codec": "jpeg-scan" if flag == "scan" else "jpeg", "quality": int(number)}
-        elif flag == "r" and number:
-            flags["rehearse_steps"] = int(number)
-        elif not flag and row["method"] in ("dim", "condensed") and int(number) > 99:
-            details.append(f"{int(number):,} {'GAN' if row['method'] == 'dim' else 'condensing'} steps")
-        elif not flag:
-            flags["epochs"] = int(number)
-        else:
-            meaning = WORDS.get(f"{row['method']}-{word}") or WORDS.get(word, word)
-            if isinstance(meaning, dict):
-                flags |= meaning
-            else:
-                details.append(meaning)
-    name = from_flags(row["method"], flags, row["generator"])
-    return replace(name, details=", ".join([name.details] * bool(name.details) + details))
+    """The name of a row of an older record, whose label is one word for all that a row is."""
+    if columns := OLD_NAMES.get(row["label"]):
+        return Name(*columns)
+    return replace(from_flags(row["method"], {"epochs": 1}, row["generator"]), details=row["label"])
 
 
 def names_of(rows: Sequence[dict]) -> list[Name]:

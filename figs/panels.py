@@ -30,7 +30,7 @@ class Curve:
         return min(y - spread for y, spread in ends), max(y + spread for y, spread in ends)
 
 
-def draw_panels(panels: dict[str, list[Curve]], xlabel: str, ylabel: str, log_ticks: bool = True) -> tuple:
+def draw_panels(panels: dict[str, list[Curve]], xlabel: str, ylabel: str) -> tuple:
     """A figure with a panel of each title, and its axes by title. A label has one color in all panels."""
     labels = list(dict.fromkeys(curve.label for curves in panels.values() for curve in curves))
     columns = min(4, len(panels))
@@ -52,9 +52,8 @@ def draw_panels(panels: dict[str, list[Curve]], xlabel: str, ylabel: str, log_ti
         ax.set(xscale="log", xlabel=xlabel)
         ax.set_title(title, fontsize=10)
         ax.grid(alpha=0.3)
-        if log_ticks:
-            formatter = mpl.ticker.EngFormatter(sep="")
-            ax.xaxis.set(major_locator=mpl.ticker.LogLocator(subs=(1, 2, 5)), major_formatter=formatter)
+        formatter = mpl.ticker.EngFormatter(sep="")
+        ax.xaxis.set(major_locator=mpl.ticker.LogLocator(subs=(1, 2, 5)), major_formatter=formatter)
         ax.minorticks_off()
     axes[0, 0].set_ylabel(ylabel)
     return figure, dict(zip(panels, axes.flat, strict=False))

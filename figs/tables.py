@@ -1,5 +1,4 @@
-"""Markdown tables of continual-learning rows: results, accuracy at each budget, differences at equal bytes,
-and how near the stored images are to real ones."""
+"""Markdown tables of continual-learning rows: results, accuracy at each budget, differences of two rows."""
 
 import json
 import re
@@ -109,20 +108,6 @@ def front_table(rows: list[dict], places: Places | None = None) -> list[str]:
     return markdown(["data", *COLUMNS, *map(size, budgets)], lines, places)
 
 
-def differences(row: dict, other: dict) -> list[float]:
-    """Points of `row` minus those of `other`, for each seed that both have."""
-    accs = dict(zip(other["seeds"], other["accs"], strict=True))
-    return [acc - accs[seed] for seed, acc in zip(row["seeds"], row["accs"], strict=True) if seed in accs]
-
-
-def interval_of(values: list[float]) -> str:
-    """Student's 95 % interval of their mean; an empty text for fewer than two, or if all are the same."""
-    if len(set(values)) < 2:
-        return ""
-    interval = ttest_1samp(values, 0).confidence_interval(0.95)
-    return f"[{interval.low:+.2f}, {interval.high:+.2f}]"
-
-
 def differences_table(rows: list[dict], other: str, places: Places | None = None) -> list[str]:
     """Each row minus the row called `other` at the same budget, on the same tasks and networks, seed by seed.
 
@@ -146,10 +131,18 @@ def differences_table(rows: list[dict], other: str, places: Places | None = None
                 f"--against {other}: expected one such row of {row['data']} at {size(row['memory_bytes'])}, "
                 f"found {'; '.join(str(names[i]) for i in partners)}"
             )
-        values = differences(row, rows[partners[0]]) if partners else []
+        accs = (
+            dict(zip(rows[partners[0]]["seeds"], rows[partners[0]]["accs"], strict=True)) if partners else {}
+        )
+        pairs = zip(row["seeds"], row["accs"], strict=True)
+        values = [acc - accs[seed] for seed, acc in pairs if seed in accs]
         if values:
+            interval = ""
+            if len(set(values)) > 1:  # Student's 95 % interval of the mean
+                low, high = ttest_1samp(values, 0).confidence_interval(0.95)
+                interval = f"[{low:+.2f}, {high:+.2f}]"
             cells = [row["data"], size(row["memory_bytes"]), *names[number].cells(), other]
-            cells += [f"{mean(values):+.2f}", interval_of(values)]
+            cells += [f"{mean(values):+.2f}", interval]
             cells += [f"{sum(value > 0 for value in values)} of {len(values)}", len(values)]
             lines.append((cells, [number, partners[0]]))
     if not lines:
@@ -158,26 +151,4 @@ def differences_table(rows: list[dict], other: str, places: Places | None = None
             f"found {', '.join(sorted({name.curve for name in names}))}"
         )
     heads = ["data", "budget", *COLUMNS, "minus", "difference, points", "95 % interval", "ahead", "n"]
-    return markdown(heads, lines, places)
-
-
-def nearness_table(rows: list[dict], places: Places | None = None) -> list[str]:
-    """How near each kind of images in memory is to the real images that were learnt; rows that did not
-    measure it are left out.
-
-    Raises UsageError if none did.
-    """
-    lines = []
-    for number, (row, name) in enumerate(zip(rows, names_of(rows), strict=True)):
-        near_copies = row.get("near_copies") or {}
-        for kind, ratio in (row.get("distance_ratio") or {}).items():
-            cells = [row["data"], *name.cells(), f"{row['num_bytes']['total']:,.0f}", kind]
-            cells += [plus_minus(ratio, None), plus_minus(near_copies.get(kind), None), row["n"]]
-            lines.append((cells, [number]))
-    if not lines:
-        raise UsageError(
-            "--nearness: expected runs that measured how near their images are, found none (earlier "
-            "versions did not)"
-        )
-    heads = ["data", *COLUMNS, "kept, bytes", "images", "distance ratio", "near copies, %", "n"]
     return markdown(heads, lines, places)

@@ -62,16 +62,16 @@ def test_a_generator_with_tables_of_all_classes_has_a_row_of_its_own(runs):
     flags = new["flags"] | OLD
     tables = ({}, {"class_tables": "all"}, {"class_tables": "task"}, {"class_tables": None})
     older = [with_flags(new, seed, flags | more) for seed, more in enumerate(tables, 1)]
-    assert [row["seeds"] for row in rows_of([new, *older])] == [[0, 3, 4], [1, 2]]
+    assert [row["seeds"] for row in rows_of([new, *older])] == [[0, 3, 4], [1], [2]]
 
 
-def test_an_older_generator_was_matched_for_100_steps_by_default(runs):
+def test_a_generator_older_than_its_defaults_of_matching_has_a_row_of_its_own(runs):
     (new,) = read_runs([str(runs / "digits_20000_dim_0")])
     flags = new["flags"] | OLD | {"class_tables": "task"}
     oldest = {name: value for name, value in flags.items() if name != "distilled_share"}
     kinds = ((oldest, None), (flags, 100), (flags, None), (flags, 0), (new["flags"], 0), (new["flags"], 100))
     cases = [with_flags(new, seed, one | {"match_steps": steps}) for seed, (one, steps) in enumerate(kinds)]
-    assert [row["seeds"] for row in rows_of(cases)] == [[0, 1, 5], [2, 3, 4]]
+    assert [row["seeds"] for row in rows_of(cases)] == [[0], [1, 5], [2, 3, 4]]
 
 
 def test_flags_without_an_effect_do_not_part_the_runs_of_a_row(runs):
@@ -121,12 +121,6 @@ def test_rows_tables_and_figures(runs, tmp_path, capsys):
     assert run(draw_continual, ["--from", str(other), str(record)]) == kept["rows"][1:] + kept["rows"]
     both = capsys.readouterr().out
     assert both.count(f"({other}) 0 |") == both.count(f"({record}) 1 |") == 1
-    run(draw_continual, ["--from", str(record), "--nearness"])
-    near = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| digits")]
-    assert [(cells[1], cells[7], cells[9]) for cells in near] == [
-        ("generator", "generated", "0.00"),
-        ("real images", "stored", "100.00"),
-    ]
     assert again == json.loads(json.dumps(rows))
     assert (tmp_path / "again" / "continual_front.png").read_bytes() == (
         out / "continual_front.png"
@@ -340,12 +334,12 @@ def test_a_run_is_named_by_its_flags(method, flags, cells, curve):
             "generator (with tables of its task's classes, 3,000 GAN steps) | distillation | int8 | 1 | 300 "
             "steps, falling rate",
         ),
-        ("dim", "dim-latents_r", "generator (latents) | distillation | int8 | 1 | 300 steps"),
+        ("dim", "my-own_r", "generator (my-own_r) | distillation | int8 | 1 | none"),
         ("dim", "dim_cls-er", "generator | CLS-ER | int8 | 1 | none"),
         (
             "dim",
             "carried",
-            "generator (one, trained on the samples of its predecessor) | distillation | int8 | 1 | none",
+            "generator (one, trained on the samples of its predecessor) | distillation | fp32 | 1 | none",
         ),
         ("er", "My own 0.5!", "real images (My own 0.5!) | ER | raw | 1 | none"),
     ],
@@ -400,23 +394,6 @@ def test_the_figure_of_the_readme_is_that_of_its_records(tmp_path):
     assert abs(ours.mean() - committed.mean()) < 2
 
 
-def test_records_without_nearness_are_told(runs, tmp_path, capsys):
-    rows = rows_of(read_runs([str(runs / "digits_20000_er_0"), str(runs / "digits_20000_dim_0")]))
-    older = tmp_path / "older.json"
-    without = {k: v for k, v in rows[0].items() if k not in ("distance_ratio", "near_copies")}
-    older.write_text(json.dumps({"rows": [without]}))
-    with pytest.raises(SystemExit, match="2"):
-        run(draw_continual, ["--from", str(older), "--nearness"])
-    error = capsys.readouterr().err
-    assert "--nearness: expected runs that measured how near their images are, found none" in error
-    older.write_text(
-        json.dumps({"rows": [rows[0] | {"distance_ratio": None}, rows[1], rows[0] | {"data": "mnist"}]})
-    )
-    run(draw_continual, ["--from", str(older), "--nearness"])
-    lines = capsys.readouterr().out.splitlines()[2:]
-    assert [line.split(" | ")[1] for line in lines] == ["generator", "real images"]
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -426,7 +403,7 @@ def test_records_without_nearness_are_told(runs, tmp_path, capsys):
         (["--from", "{0}/bad/results.json"], "expected a record of continual runs"),
         (["--from", "{0}/missing"], "expected a record of continual runs"),
         (
-            ["--from", "{0}/bad/results.json", "--against", "er", "--nearness"],
+            ["--from", "{0}/bad/results.json", "--against", "er", "--front"],
             "not allowed with argument --against",
         ),
     ],
@@ -440,28 +417,16 @@ def test_what_is_not_a_run_is_one_line(flags, message, tmp_path, capsys):
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
-DAMAGES = [
-    {"flags": None},
-    {"flags": []},
-    {"method": "nope"},
-    {"networks": {}},
-    {"num_bytes": {}},
-    {"seconds": float("nan")},
-    {"seconds": "4"},
-]
-DAMAGES += [{"finished": False, "tasks_done": None, "num_tasks": []}, {"num_tasks": 3}]
+DAMAGES = [{"a": 1}, [], {"finished": False, "num_tasks": 2}, None]
 
 
-@pytest.mark.parametrize("damage", DAMAGES, ids=str)
-def test_a_damaged_run_is_refused_by_its_own_path(damage, runs, tmp_path):
-    whole, other = runs / "digits_20000_er_0", tmp_path / "digits_20000_er_1"
-    shutil.copytree(whole, other)
-    found = json.loads((other / "results.json").read_text()) | {"seed": 1} | damage
-    if found["finished"] is False:
-        del found["tasks_done"]
-    (other / "results.json").write_text(json.dumps(found))
-    with pytest.raises(UsageError, match=f"{other}/results.json: expected the results of continual.py"):
-        read_runs([str(whole), str(other)])
+@pytest.mark.parametrize("other", DAMAGES, ids=str)
+def test_another_file_is_refused_by_its_own_path(other, runs, tmp_path):
+    folder = tmp_path / "digits_20000_er_1"
+    folder.mkdir()
+    (folder / "results.json").write_text(json.dumps(other))
+    with pytest.raises(UsageError, match=f"{folder}/results.json: expected the results of continual.py"):
+        read_runs([str(runs / "digits_20000_er_0"), str(folder)])
 
 
 def test_a_seed_that_stands_twice_in_a_row_is_refused(runs, tmp_path):
@@ -558,7 +523,7 @@ def test_validation_tables_figures_and_record(tmp_path, capsys):
     )
     assert rows == full_rows()
     names = sorted(path.stem for path in out.iterdir())
-    assert names == ["bytes", "curves", "neighbours", "samples"]
+    assert names == ["bytes", "samples"]
     for name in names:
         assert np.asarray(Image.open(out / f"{name}.png")).std() > 1, name
     printed = capsys.readouterr()
@@ -592,9 +557,8 @@ def test_validation_tables_figures_and_record(tmp_path, capsys):
     assert run(make_figures, ["--from", str(record), "--out", str(again)]) == found["rows"]
     printed = capsys.readouterr()
     assert printed.out.splitlines() == table
-    assert [line.split(":")[0] for line in printed.err.splitlines()] == ["samples.png", "neighbours.png"]
-    for name in ("bytes", "curves"):
-        assert (again / f"{name}.png").read_bytes() == (out / f"{name}.png").read_bytes(), name
+    assert [line.split(":")[0] for line in printed.err.splitlines()] == ["samples.png"]
+    assert (again / "bytes.png").read_bytes() == (out / "bytes.png").read_bytes()
 
 
 @pytest.fixture
@@ -610,43 +574,25 @@ def ends(bars) -> list[tuple[float, float]]:
     return [tuple(segment[:, 1]) for segment in bars.lines[2][0].get_segments()]
 
 
-def test_curves_and_bytes_show_the_rows_numbers(figures):
+def test_bytes_show_the_rows_numbers(figures):
     lines = lines_of([row for row in full_rows() if row["classifier"] == "convnet"])
-    assert make_figures.draw_curves(lines, None)
     assert make_figures.draw_bytes(lines, None)
-    (curves, *_), (points, *_) = (figure.axes for figure in figures)
-    drawn = {bars.get_label(): bars for bars in curves.containers}
-    assert list(drawn) == [
-        *(
-            "real",
-            "file mine.pt",
-            "generator fp16, 3 trainings, stream",
-            "generator int8, soft labels at 4, stream",
-            "random-real-jpeg",
-        ),
-        *("generator fp16, 3 trainings, fixed", "generator int8, soft labels at 4, fixed"),
-    ]
-    three = drawn["generator fp16, 3 trainings, stream"]
-    assert [bars.lines[0].get_linestyle() for bars in drawn.values()] == ["-"] * 5 + ["--"] * 2
-    assert three.lines[0].get_xydata().tolist() == [[100, 63.5], [1000, 73.5]]
-    (low, high), _ = ends(three)
-    assert (low, high) == pytest.approx((63.5 - 13**0.5, 63.5 + 13**0.5))  # of 70, 72 and 77
+    (points, *_) = figures[0].axes
     bars = {bars.get_label(): bars for bars in points.containers}
+    assert list(bars) == [
+        "file mine.pt",
+        "generator fp16, 3 trainings, stream",
+        "generator int8, soft labels at 4, stream",
+        "random-real-jpeg",
+        "generator fp16, 3 trainings, fixed",
+        "generator int8, soft labels at 4, fixed",
+    ]
+    assert [one.lines[0].get_linestyle() for one in bars.values()] == ["-"] * 4 + ["--"] * 2
     three = bars["generator fp16, 3 trainings, stream"]
-    assert ends(three)[0] == pytest.approx((73.5 - 13**0.5, 73.5 + 13**0.5))
+    assert ends(three)[0] == pytest.approx((73.5 - 13**0.5, 73.5 + 13**0.5))  # of 70.5, 72.5 and 77.5
     assert three.lines[0].get_xydata().tolist() == [[2000, 73.5]]
-    assert not any(name.startswith("real") for name in bars)
     (level,) = (line for line in points.lines if line.get_label() == "real")
     assert set(level.get_ydata()) == {90.5}
-
-
-def test_a_curve_is_of_the_trainings_that_have_one(figures):
-    without = {"curve_accs": None, "curve_images_seen": None}
-    shown = [row | (without if row["checkpoint_sha256"] in ("a", "c") else {}) for row in full_rows()[:3]]
-    make_figures.draw_curves(lines_of(shown), None)
-    (bars,) = figures[0].axes[0].containers
-    assert bars.get_label() == "generator fp16, stream"
-    assert bars.lines[0].get_xydata().tolist() == [[100, 62.5], [1000, 72.5]]
 
 
 def test_the_readme_has_a_line_for_each_source(tmp_path, capsys):
@@ -691,17 +637,13 @@ def test_images_stand_where_their_class_is(channels, figures):
     ]
     lines = lines_of(rows)
     assert make_figures.draw_samples(lines, None)
-    assert make_figures.draw_neighbours(lines, None)
-    (real, generator, chosen), (neighbours,) = (figure.axes for figure in figures)
-    titles = [ax.get_title() for ax in (real, generator, chosen)]
-    assert titles == ["digits, real", "generator fp32", "random-real"]
+    real, generator, nearest, chosen = figures[0].axes
+    titles = [ax.get_title().replace("\n", " ") for ax in (real, generator, nearest, chosen)]
+    near = "real, nearest to generator fp32, distance ratio 0.5"
+    assert titles == ["digits, real", "generator fp32", near, "random-real"]
     assert [text.get_text() for text in real.get_yticklabels()] == list("abcdefghij")
-    assert real.images[0].get_array()[4 * 7, :, 0].tolist() == [170] * 4 + [171] * 4
-    assert generator.images[0].get_array()[4 * 7, :, 0].tolist() == [70] * 4 + [71] * 4
-    assert neighbours.images[0].get_array()[4 * 7, :, 0].tolist() == [70] * 4 + [120] * 4 + [255] + [
-        71
-    ] * 4 + [121] * 4 + [255]
-    assert "distance ratio 0.50" in neighbours.get_title().replace("\n", " ")
+    for ax, first in ((real, 170), (generator, 70), (nearest, 120)):
+        assert ax.images[0].get_array()[4 * 7, :, 0].tolist() == [first] * 4 + [first + 1] * 4
 
 
 def test_rows_older_than_the_figures_are_drawn(tmp_path, capsys):
@@ -711,9 +653,7 @@ def test_rows_older_than_the_figures_are_drawn(tmp_path, capsys):
     )
     assert [path.name for path in tmp_path.iterdir()] == ["bytes.png"]
     printed = capsys.readouterr()
-    assert [line.split(": left out")[0] for line in printed.err.splitlines()] == [
-        f"{name}.png" for name in ("curves", "samples", "neighbours")
-    ]
+    assert [line.split(": left out")[0] for line in printed.err.splitlines()] == ["samples.png"]
     assert (
         "| fashion | convnet_w32 | generator fp32, stage 1 | 78.37 ± 0.21 | 74.43 ± 0.31 | 10 | 0.536 | – | "
         "3 |" in printed.out
@@ -727,7 +667,7 @@ def test_a_row_of_the_least_is_drawn(tmp_path, capsys):
         least,
         one,
     ]
-    assert sorted(path.stem for path in (tmp_path / "figures").iterdir()) == ["bytes", "curves"]
+    assert [path.stem for path in (tmp_path / "figures").iterdir()] == ["bytes"]
     assert "| digits | None | generator fp32 | 71.10 | – | None | – | – | 5 |" in capsys.readouterr().out
 
 
@@ -756,25 +696,27 @@ def test_lines_tell_rows_apart_by_what_differs():
         "generator fp32, recipe dim, 2 trainings",
         "generator fp32, recipe strong",
     ]
-    both = ["a", "b"], {"filter": 0.5}
-    assert labels({"checkpoint_sha256": both[0], "storage": ["int8", "fp16"]} | both[1]) == [
-        "generator fp16/int8, mixture of 2, filter 0.5"
-    ]
+    assert labels({"filter": 0.5}) == ["generator fp32, filter 0.5"]
     sizes = [fake_row("random-real-jpeg", match_bytes=size, num_bytes=size) for size in (1000, 2000)]
     assert [line.label for line in lines_of(sizes)] == [
         "random-real-jpeg, match_bytes 1000",
         "random-real-jpeg, match_bytes 2000",
     ]
-    assert {line.series for line in lines_of(sizes)} == {"random-real-jpeg"}
 
 
-def test_a_row_that_stands_twice_is_used_once(tmp_path, capsys):
+def test_sizes_of_one_source_are_one_curve_over_bytes(figures):
+    sizes = [fake_row("random-real-jpeg", match_bytes=size, num_bytes=size) for size in (2000, 1000)]
+    make_figures.draw_bytes(lines_of(sizes), None)
+    (curve,) = figures[0].axes[0].containers
+    assert curve.get_label() == "random-real-jpeg"
+    assert curve.lines[0].get_xdata().tolist() == [1000, 2000]
+
+
+def test_a_row_that_stands_twice_is_used_once(tmp_path):
     few, many = fake_row("real", (80.0,)), fake_row("real", (80.0, 81.0), commit="other")
-    folders = [kept(tmp_path / "a", [few, fake_row()]), f"stage 2={kept(tmp_path / 'b', [many, fake_row()])}"]
+    folders = [kept(tmp_path / "a", [few, fake_row()]), kept(tmp_path / "b", [many, fake_row()])]
     rows = run(make_figures, folders)
-    assert [row["n"] for row in rows] == [2, 5, 5]
-    assert "rows that stand again: 1;" in capsys.readouterr().err
-    assert [row.get("trained") for row in rows] == [None, None, "stage 2"]
+    assert [row["n"] for row in rows] == [2, 5]
     assert unique([few, many]) == unique([many, few]) == [many]
 
 
@@ -785,10 +727,6 @@ def test_a_row_that_stands_twice_is_used_once(tmp_path, capsys):
         (["{0}", "--from", "{0}"], "expected either folders of results or --from RECORD"),
         (
             ["{0}/missing"],
-            "{0}/missing: expected the results.json of validate.py, found No such file or directory",
-        ),
-        (
-            ["a={0}/missing"],
             "{0}/missing: expected the results.json of validate.py, found No such file or directory",
         ),
         (

@@ -55,7 +55,6 @@ KINDS = {
     "generator minus": "paired differences",
     "minus": "differences",
     "600 kB": "front",
-    "distance ratio": "nearness",
     "stream": "stage 3",
     "fixed": "stage 3",
     "break-even, cold / warm": "speed",
@@ -148,12 +147,12 @@ def test_paired_differences_equal_their_records():
         rows = record["rows"]
         assert {rows[i]["source"] for i in generators} == {"generator"}
         assert (cells["data"], cells["generator minus"]) == (rows[other]["dataset"], rows[other]["source"])
-        found = compare.over_generators([compare.compare(rows[i], rows[other]) for i in generators])
+        found = compare.compare([rows[i] for i in generators], rows[other])
         assert cells["difference, points"] == f"{found['difference']:+.2f}", line
         assert cells["95 % interval"] == f"[{found['low']:+.2f}, {found['high']:+.2f}]", line
 
 
-@pytest.mark.parametrize(("kind", "least"), [("continual", 0), ("differences", 3), ("nearness", 0)])
+@pytest.mark.parametrize(("kind", "least"), [("continual", 0), ("differences", 3)])
 def test_tables_of_continual_runs_are_what_their_records_print(kind, least, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     lines = [(cells, line.replace("](../", "](")) for cells, line, _ in of_kind(kind)]
@@ -162,7 +161,6 @@ def test_tables_of_continual_runs_are_what_their_records_print(kind, least, monk
         flags = {
             "continual": [],
             "differences": ["--against", cells.get("minus")],
-            "nearness": ["--nearness"],
         }
         paths = re.findall(r"\]\(([^)]*)\)", line)
         draw_continual.main(draw_continual.parse_args(["--from", *paths, *flags[kind]]))
