@@ -1,4 +1,4 @@
-"""What benchmarks/speed.py times: one unit of work of each part of the stages."""
+"""What benchmarks/speed.py and benchmarks/profile.py run: one unit of work of each part of the stages."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,6 +27,7 @@ from scoring.sources import Generated, generate
 from scoring.trainer import train_steps
 
 INFO = DATASETS["cifar10"].info
+POOL = ["convnet", "resnet10", "resnet18_w32", "resnet10_ap", "resnet18_ap"]
 FOREVER = 10**9
 CONFIG = {"num_classes": 10, "channels": 3, "image_size": 32, "z_dim": 100}
 

@@ -1,4 +1,4 @@
-"""Time the parts of the four stages against plain loops, in alternating runs.
+"""Time the parts of the four stages against plain loops and the arithmetic limit, in alternating runs.
 
     python benchmarks/speed.py --device cpu --out benchmarks/results/DATE_speed_cpu.json
 
@@ -20,13 +20,14 @@ import time
 from pathlib import Path
 
 if __name__ == "__main__":
+    # not this folder, whose profile.py would hide Python's
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends without a traceback
 
 import torch
 
-from benchmarks.parts import NOTHING_TO_COMPILE, PARTS
-from benchmarks.timing import hardware, time_row
+from benchmarks.parts import NOTHING_TO_COMPILE, PARTS, POOL
+from benchmarks.timing import hardware, product_rate, time_row
 from engine.environment import environment
 from engine.files import write_json
 from engine.precision import multiplies_bf16
@@ -51,10 +52,9 @@ COLUMNS = (
 
 
 def print_table(record: dict) -> None:
-    """Print Markdown: medians, ratios with spread, the cost of compilation, and peaks of memory.
+    """Print Markdown: medians, ratios with their spread, the cost of compilation, and the arithmetic limit.
 
-    Records up to commit a21a69e have an arithmetic limit: the operations of a part over the rate of matrix
-    products. The share is this limit divided by the time of the faster of ours and compiled.
+    The share is the limit, in time, divided by the time of the faster of ours and compiled.
     """
     print(f"| {' | '.join(COLUMNS)} |")
     print(f"|{'---|' * len(COLUMNS)}")
@@ -65,7 +65,7 @@ def print_table(record: dict) -> None:
         }
         ms = {name: values["median"] * 1000 for name, values in row["seconds"].items()}
         limit = share = ""
-        if rate := row.get("product_flops_per_second"):
+        if rate := row["product_flops_per_second"]:  # None in a record whose machine was measured wrongly
             limit = row["flops"] / rate * 1000
             share = f"{limit / min(ms['ours'], ms.get('compiled', ms['ours'])):.0%}"
             limit = f"{limit:.3g}"
@@ -108,8 +108,8 @@ def plan(args: argparse.Namespace) -> list[tuple[str, int, int, str]]:
     rows += [("stage-1 step, resnet", *size, "") for size in sizes]
     rows += [("stage-2 step", *size, network) for size in sizes]
     rows += [("matching step", 16, width, network) for width in args.width]
-    rows += [("pool update", 64, 0, network), ("classifier epoch", 128, 0, network)]
-    rows += [("validation, n = 5", 128, args.width[0], network)]
+    rows += [("pool update", 64, 0, name) for name in dict.fromkeys([network, *POOL])]
+    rows += [("classifier epoch", 128, 0, network), ("validation, n = 5", 128, args.width[0], network)]
     rows += [("generation", 500, width, "") for width in args.width]
     rows += [("ten stage-4 steps", 32, 0, network)]
     return [row for row in rows if row[0] in args.parts]
@@ -147,6 +147,7 @@ def main(args: argparse.Namespace) -> dict:
     name = str(device)
     amp = multiplies_bf16(device) if args.amp is None else args.amp
     ours = {"amp": amp, "channels_last": args.channels_last, "graphs": args.graphs}
+    precision = torch.bfloat16 if amp else torch.float32
     threads = args.threads or torch.get_num_threads()
     torch.set_num_threads(threads)
     context = multiprocessing.get_context("forkserver")
@@ -157,7 +158,8 @@ def main(args: argparse.Namespace) -> dict:
         "execution": ours,
         "threads": threads,
         "least_seconds": args.seconds,
-        "precision": "torch.bfloat16" if amp else "torch.float32",
+        "precision": str(precision),
+        "product_flops_per_second": product_rate(name, precision, 4 * args.seconds),
     }
     record = {"kind": "speed", "date": str(datetime.date.today()), "hardware": hardware(name), "rows": []}
     if args.out:

@@ -14,7 +14,7 @@ import continual
 import gen_condense
 import pool_match
 import validate
-from benchmarks import compare, speed
+from benchmarks import compare, profile, speed
 from figs import draw_continual, make_figures
 from replay.methods import METHODS
 from runs import run as runner
@@ -203,6 +203,7 @@ SCRIPTS = {
 }
 TOOLS = {
     "benchmarks/speed": speed,
+    "benchmarks/profile": profile,
     "benchmarks/compare": compare,
     "figs/draw_continual": draw_continual,
     "figs/make_figures": make_figures,

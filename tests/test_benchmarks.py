@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import ROOT, TOOLS, run
 
-from benchmarks import parts, speed
+from benchmarks import parts, profile, speed, timing
 from engine.runtime import Runtime
 
 TINY = (
@@ -25,6 +27,37 @@ def test_a_tool_runs_as_a_command(tool, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("usage: ")
+
+
+def test_operations_are_counted():
+    a = torch.ones(3, 4)
+    x = torch.ones(2, 5, 8, 8, requires_grad=True)
+    w = torch.ones(7, 5, 3, 3, requires_grad=True)
+    with timing.CountFlops() as counter:
+        a @ torch.ones(4, 6)
+    assert counter.total == 2 * 3 * 4 * 6
+    one = 2 * (2 * 7 * 6 * 6) * (5 * 3 * 3)
+    with timing.CountFlops() as counter:
+        (gradient,) = torch.autograd.grad(F.conv2d(x, w).square().sum(), x, create_graph=True)
+    assert counter.total == 2 * one
+    with timing.CountFlops() as counter:
+        gradient.sum().backward()  # a gradient of a gradient
+    assert counter.total >= 3 * one
+
+
+def test_the_rate_of_products_is_found_although_the_first_product_takes_long(monkeypatch):
+    """On CUDA the first one loads its libraries."""
+    convolve, sizes = F.conv2d, []
+
+    def slow_at_first(picture, kernel):
+        if not sizes:
+            time.sleep(1.0)
+        sizes.append(len(kernel))
+        return convolve(picture, kernel)
+
+    monkeypatch.setattr(F, "conv2d", slow_at_first)
+    assert timing.product_rate("cpu", torch.float32, 0.5) > 0
+    assert len(set(sizes)) > 1
 
 
 @pytest.mark.parametrize("part", parts.PARTS)
@@ -48,6 +81,7 @@ def test_a_table_is_kept_and_gone_on_with(tmp_path, capsys):
     assert set(first["seconds"]) == set(second["seconds"]) == {"ours", "eager"}
     for row in record["rows"]:
         assert row["ratio"]["eager"]["min"] <= row["ratio"]["eager"]["median"] <= row["ratio"]["eager"]["max"]
+        assert row["flops"] > 0
         assert row["memory"]["ours"] > 10**7
     assert "| stage-1 step | 4 | 2 |" in capsys.readouterr().out
     again = run(speed, [*flags, "--batch-size", "4", "8"])
@@ -59,13 +93,17 @@ def test_a_table_is_kept_and_gone_on_with(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_compiling_is_timed_apart():
+def test_compiling_is_timed_apart(capsys):
     generation, step = run(speed, [*TINY, "--compile", "--parts", "generation", "ten stage-4 steps"])["rows"]
     assert "compiled" not in generation["seconds"]
     assert set(step["seconds"]) == {"ours", "compiled", "eager"}
     assert step["ratio"]["compiled"]["min"] > 0
     assert step["compile_seconds"]["cold"] > step["compile_seconds"]["warm"] > 0
     assert set(step["pays_from_units"]) == {"cold", "warm"}
+    (line,) = [
+        line for line in capsys.readouterr().out.splitlines() if line.startswith("| ten stage-4 steps")
+    ]
+    assert "%" in line
 
 
 def test_a_foreign_file_is_one_line(tmp_path, capsys):
@@ -76,3 +114,14 @@ def test_a_foreign_file_is_one_line(tmp_path, capsys):
         assert stop.value.code == 2
         assert "other.json: expected a result of this benchmark" in capsys.readouterr().err
         assert (tmp_path / "other.json").read_text() == '{"rows": []}'
+
+
+def test_the_profile_names_operators_and_keeps_a_trace(tmp_path):
+    flags = "--part generation --device cpu --batch-size 4 --width 2 --units 1 --rows 4 --trace".split()
+    command = [sys.executable, "benchmarks/profile.py", *flags, str(tmp_path / "trace.json")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "aten::" in done.stdout
+    assert "operators take" in done.stdout
+    assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert profile.parse_args([]).part == "stage-1 step"
