@@ -1,15 +1,11 @@
 """What a continual learner keeps between tasks, and its size in bytes: a buffer of images, or generators."""
 
-import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-
-from torch import Tensor
 
 from engine.seeds import derive_seed
 from engine.tensors import to_host
 from replay.buffer import Buffer
-from replay.condensed_buffer import CondensedBuffer
+from replay.condensing import CondensedBuffer
 from replay.learner import Learner
 from replay.plan import Plan
 from replay.stored_generators import GeneratorMemory, make_generators
@@ -30,7 +26,10 @@ class Memory:
         generators: GeneratorMemory | None,
         copies: int = 0,
     ):
-        self.max_bytes, self.buffer, self.generators, self.copies = max_bytes, buffer, generators, copies
+        self.max_bytes = max_bytes
+        self.buffer = buffer
+        self.generators = generators
+        self.copies = copies
         parts = {"buffer": buffer, "generators": generators}
         self.parts = {name: part for name, part in parts.items() if part is not None}
 
@@ -42,8 +41,9 @@ class Memory:
             parts.append(f"{generators.layout} generators of width {width} in {generators.storage}")
         if (buffer := self.buffer) is not None:
             limit = "" if buffer.max_images is None else f"at most {buffer.max_images:,} "
-            kind = "condensed" if buffer.planned else "real"
-            kind += " and real" if buffer.planned and buffer.filler is not None else ""
+            kind = "real"
+            if isinstance(buffer, CondensedBuffer):
+                kind = "condensed" if buffer.filler is None else "condensed and real"
             parts.append(f"a buffer of {limit}{kind} images")
         budget = f"; at most {self.max_bytes:,} bytes" if self.max_bytes else ""
         return f"memory: {', '.join(parts) or 'none'}{budget}"
@@ -64,114 +64,53 @@ class Memory:
             )
 
     def state_dict(self) -> dict:
-        """Return what is kept, under the key "memory", with a digest."""
-        parts = to_host({name: part.state_dict() for name, part in self.parts.items()})
-        return {"memory": parts | {"sha256": digest(parts)}}
+        """What is kept, under the key "memory"."""
+        return {"memory": to_host({name: part.state_dict() for name, part in self.parts.items()})}
 
     def load_state_dict(self, state: dict) -> None:
-        """Restore what state_dict() returned. Raises UsageError if it was altered or exceeds the budget."""
-        parts = {name: part for name, part in state["memory"].items() if name != "sha256"}
-        if digest(parts) != state["memory"]["sha256"]:
-            raise UsageError("the memory was altered: its digest is not the one stored with it")
+        """Restore what state_dict() returned. Raises UsageError if it exceeds the budget."""
         for name, part in self.parts.items():
-            part.load_state_dict(parts[name])
+            part.load_state_dict(state["memory"][name])
         self.check()
 
 
-def digest(state) -> str:
-    """SHA-256 of nested plain values and tensors."""
-    sha256 = hashlib.sha256()
+def make_memory(plan: Plan, learners: Sequence[Learner], classes: Sequence[Sequence[int]]) -> Memory:
+    """Make the memory of the plan's method, with its parts sized to --memory-bytes.
 
-    def add(value) -> None:
-        if isinstance(value, Tensor):
-            sha256.update(
-                f"{value.dtype}{tuple(value.shape)}".encode()
-                + value.detach().cpu().contiguous().numpy().tobytes()
-            )
-        elif isinstance(value, dict):
-            for name, inner in value.items():
-                sha256.update(repr(name).encode())
-                add(inner)
-        elif isinstance(value, list | tuple):
-            sha256.update(f"[{len(value)}]".encode())
-            for inner in value:
-                add(inner)
-        else:
-            sha256.update(repr(value).encode())
-
-    add(state)
-    return sha256.hexdigest()
-
-
-@dataclass(frozen=True)
-class MemorySettings:
-    """Size of the memory, and how a buffer stores images: the flags of continual.py of these names.
-
-    A method without one of the flags has its default.
+    classes: those of each task. Raises UsageError if a part does not fit.
     """
-
-    memory_bytes: int | None = None
-    buffer_size: int | None = None
-    codec: str = "raw"
-    quality: int = 75
-    fill_real: bool = False
-
-
-def make_memory(
-    name: str,
-    settings: MemorySettings,
-    plan: Plan,
-    learners: Sequence[Learner],
-    classes: Sequence[Sequence[int]],
-) -> Memory:
-    """Make the memory of the method called `name`, with its parts sized to --memory-bytes. Raises UsageError
-    if one does not fit.
-
-    classes: those of each task.
-    """
-    method, generation, info = plan.method, plan.generation, plan.info
-    max_bytes, buffer_size = settings.memory_bytes, settings.buffer_size
+    args = plan.args
+    method = plan.method
+    max_bytes = args.memory_bytes
     copies = sum(num_bytes(average) for learner in learners for average in learner.averages)
     left = None if max_bytes is None else max_bytes - copies
     if left is not None and left <= 0:
         raise UsageError(
-            f"--memory-bytes {max_bytes}: the averaged copies of {name} take {copies}, expected more than "
-            "that"
+            f"--memory-bytes {max_bytes}: the averaged copies of {args.method} take {copies}, expected more "
+            "than that"
         )
     every_class = [label for labels in classes for label in labels]
-    if method.balanced and buffer_size is not None and buffer_size < len(every_class):
+    if method.balanced and args.buffer_size is not None and args.buffer_size < len(every_class):
         raise UsageError(
-            f"--buffer-size {buffer_size}: expected room for one image of each of the {len(every_class)} "
-            "classes"
+            f"--buffer-size {args.buffer_size}: expected room for one image of each of the "
+            f"{len(every_class)} classes"
         )
+
+    def new_buffer(stream: str, **kind) -> Buffer:
+        limits = {"max_bytes": left, "max_images": args.buffer_size}
+        storage = {"codec": args.codec, "quality": args.quality, "seed": derive_seed(args.seed, stream)}
+        return Buffer(plan.info, plan.runtime.device, **limits, **storage, **kind)
+
     buffer = generators = None
     try:
-        if generation is not None:
-            generators = make_generators(info, classes, left, generation, method.carries)
+        if method.memory == "generator":
+            generators = make_generators(plan.info, classes, left, args, method.carries)
         if method.memory == "buffer":
-            shared = {
-                "max_bytes": left,
-                "max_images": buffer_size,
-                "codec": settings.codec,
-                "quality": settings.quality,
-            }
-            buffer = Buffer(
-                info,
-                plan.runtime.device,
-                **shared,
-                balanced=method.balanced,
-                classes=every_class,
-                planned=method.condenses,
-                networks=len(learners) if method.keeps_logits else 0,
-                seed=derive_seed(plan.seed, "buffer"),
-            )
-            if method.condenses:
-                filler = None
-                if settings.fill_real:
-                    filler = Buffer(
-                        info, plan.runtime.device, **shared, seed=derive_seed(plan.seed, "filler")
-                    )
-                buffer = CondensedBuffer(buffer, filler)
+            networks = len(learners) if method.keeps_logits else 0
+            kind = {"balanced": method.balanced, "classes": every_class, "networks": networks}
+            buffer = new_buffer("buffer", planned=method.condenses, **kind)
+        if method.condenses:
+            buffer = CondensedBuffer(buffer, new_buffer("filler") if args.fill_real else None)
     except UsageError as error:
         raise UsageError(f"--memory-bytes {max_bytes}: {error}" if max_bytes else str(error)) from None
     return Memory(max_bytes, buffer, generators, copies)

@@ -1,6 +1,7 @@
 """The generators of a continual learner as they are stored between tasks, and their size in bytes."""
 
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,6 @@ from data import DataInfo
 from engine.seeds import seeded
 from models import GANS, build_gan, build_generator, decode
 from models.deploy import ByClass, OwnClasses
-from replay.plan import Generation
 from scoring.storage import encode, num_bytes
 from utils import UsageError
 
@@ -103,36 +103,35 @@ def make_generators(
     info: DataInfo,
     classes: Sequence[Sequence[int]],
     max_bytes: int | None,
-    settings: Generation,
+    args: SimpleNamespace,
     carries: bool,
 ) -> GeneratorMemory:
     """Make an empty memory of generators that fit into max_bytes, None = no limit. Raises UsageError if they
     do not fit.
 
     They are of --width, else as wide as fits, or as is the default of --gan without a limit. classes: those
-    of each task. carries: keep one generator with tables of all classes of the set, instead of one for each
-    task with tables of its classes.
+    of each task. args: the flags. carries: keep one generator with tables of all classes of the set, instead
+    of one for each task with tables of its classes.
     """
-    gan, width, storage = settings.gan, settings.width, settings.storage
     config = {
-        "gan": gan,
+        "gan": args.gan,
         "num_classes": info.num_classes if carries else max(map(len, classes)),
         "channels": info.channels,
         "image_size": info.image_size,
-        "z_dim": settings.z_dim or max(100, 2 * info.num_classes),
+        "z_dim": args.z_dim or max(100, 2 * info.num_classes),
     }
-    generator_bytes(config | {"width": 1}, storage)  # raises UsageError for sizes that make no generator
 
     def size(width: int) -> int:
-        return (1 if carries else len(classes)) * generator_bytes(config | {"width": width}, storage)
+        return (1 if carries else len(classes)) * generator_bytes(config | {"width": width}, args.storage)
 
+    size(1)  # raises UsageError for sizes that make no generator
     if max_bytes is None:
-        width = width or GANS[gan].width
+        width = args.width or GANS[args.gan].width
     else:
-        width = width or widest(size, max_bytes)
+        width = args.width or widest(size, max_bytes)
         if size(width) > max_bytes:
             raise UsageError(
                 f"--width {width}: its generators take {size(width)} bytes, expected at most {max_bytes}"
             )
     layout = "carried" if carries else "per-task"
-    return GeneratorMemory(config | {"width": width}, storage, layout, info.num_classes)
+    return GeneratorMemory(config | {"width": width}, args.storage, layout, info.num_classes)
