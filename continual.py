@@ -71,12 +71,11 @@ def train_tasks(continual: Continual, start: Position = START) -> Iterator[Step]
         done = start.step if task == start.epoch else 0
         if done == 0:
             continual.begin(task)
+        continual.replay.prepare(task)
         first = 0
         for phase, length in continual.plan.lengths(task).items():
             if length and done < first + length:
                 already = max(0, done - first)
-                if phase != "retrain":
-                    continual.replay.prepare(task)
                 steps = itertools.islice(continual.steps(phase, task, already), length - already)
                 for number, losses in enumerate(steps, first + already + 1):
                     yield Step(task, number, losses)

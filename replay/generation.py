@@ -35,14 +35,11 @@ class Replay:
     def __init__(self, plan: Plan, memory: Memory):
         self.plan, self.memory = plan, memory
         self.images: ImageSet | None = None  # generated images of the classes before this task
-        self.made_for = -1  # the task they were made for
 
     def prepare(self, task: int) -> None:
         """Generate images of earlier classes for this task; they are the same at whichever step of the task
         this is called."""
-        if self.made_for == task:
-            return
-        self.made_for, self.images = task, None
+        self.images = None
         if task and self.plan.method.memory == "generator":
             self.images = self.generate(self.plan.seen(task - 1), task, "replay", task)
 

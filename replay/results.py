@@ -33,19 +33,16 @@ def results_of(continual: Continual, settings: dict, seconds: float) -> dict:
     over networks.
     """
     finished = continual.finished == len(continual.plan.tasks)
-    networks = {}
+    networks = {name: {} for name in continual.acc}
     for name, matrices in continual.acc.items():
-        networks[name] = {}
         for setting, (initial, *acc) in matrices.items():
             metrics = summary(acc, initial)
             if not finished:  # tasks that are not learnt yet would count as failures
                 metrics = dict.fromkeys(metrics)
             networks[name][setting] = {"acc": acc, "initial": initial, **metrics}
-    singles = [learner.name for learner in continual.learners]
-    names = [name for name, value in networks[singles[0]]["class-il"].items() if not isinstance(value, list)]
 
     def over_networks(setting: str, metric: str) -> float | None:
-        values = [networks[name][setting][metric] for name in singles]
+        values = [networks[learner.name][setting][metric] for learner in continual.learners]
         return None if None in values else mean(values)
 
     buffer, generators = continual.memory.buffer, continual.memory.generators
@@ -60,62 +57,51 @@ def results_of(continual: Continual, settings: dict, seconds: float) -> dict:
         "seconds": round(seconds, 1),
         "networks": networks,
         "mean": {
-            setting: {metric: over_networks(setting, metric) for metric in names} for setting in SETTINGS
+            setting: {metric: over_networks(setting, metric) for metric in metrics} for setting in SETTINGS
         },
     }
 
 
 def print_results(results: dict) -> None:
     """Print a line for each network, for their mean and for their ensemble."""
-    heads = ("network", "average accuracy", "incremental", "forgetting", "task-il accuracy")
-    lines = [heads]
+    print("network         average accuracy  incremental  forgetting  task-il accuracy")
     networks = results["networks"] | ({"mean": results["mean"]} if len(results["networks"]) > 1 else {})
     for name, row in networks.items():
         by_class, by_task = (row[setting] for setting in SETTINGS)
-        values = [
-            by_class[metric] for metric in ("average_accuracy", "average_incremental_accuracy", "forgetting")
-        ]
-        values += [by_task["average_accuracy"]]
-        lines.append((name, *("" if value is None else f"{value:.2f}" for value in values)))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for name, *values in lines:
-        print("  ".join([name.ljust(widths[0]), *map(str.rjust, values, widths[1:])]))
+        values = [by_class[x] for x in ("average_accuracy", "average_incremental_accuracy", "forgetting")]
+        shown = ["" if x is None else f"{x:.2f}" for x in (*values, by_task["average_accuracy"])]
+        print("{:14}  {:>16}  {:>11}  {:>10}  {:>16}".format(name, *shown))
     kept = ", ".join(f"{size:,} of {what}" for what, size in results["num_bytes"].items() if what != "total")
     split = "held-out training images" if results["split"] == "val" else "test set"
     print(f"{results['data']}, {results['method']}, {results['track']}, {split}: percent")
     print(f"kept between tasks: {results['num_bytes']['total']:,} bytes" + (f" ({kept})" if kept else ""))
 
 
-def held_images(continual: Continual, per_class: int) -> dict[int, Tensor]:
-    """At most `per_class` images (N, C, H, W) in [-1, 1] of each class in memory, by class.
-
-    They are images that the generators make, or the first ones of the buffer, as they are decoded.
-    """
-    generators, buffer = continual.memory.generators, continual.memory.buffer
-    if generators is not None and generators.stored:
-        classes = [label for labels in generators.classes for label in labels]
-        rng = torch.Generator().manual_seed(derive_seed(continual.plan.args.seed, "pictures"))
-        with torch.no_grad():
-            images = generators.build().sample(torch.tensor(classes).repeat(per_class), rng)
-        return dict(zip(classes, images.unflatten(0, (per_class, -1)).transpose(0, 1), strict=True))
-    if not buffer:
-        return {}
-    images, labels = buffer.images, buffer.labels
-    return {label: to_float(images[labels == label][:per_class]).cpu() for label in labels.unique().tolist()}
-
-
 def picture(continual: Continual, rows: int = 10) -> Tensor | None:
     """Draw a picture (C, H, W) in [-1, 1] of the images in memory: a column for each class, black if there
     are none.
 
-    If the image set has more than ten classes, the columns are the first ten that the memory holds. Returns
-    None if it holds no images.
+    They are images that the generators make, or the first ones of the buffer, as they are decoded. If the
+    image set has more than ten classes, the columns are the first ten that the memory holds. Returns None if
+    it holds no images.
     """
-    info, held = continual.plan.info, held_images(continual, rows)
-    if not held:
+    plan = continual.plan
+    info = plan.info
+    memory = continual.memory
+    if memory.buffer:
+        stored = memory.buffer.contents()
+        classes = stored.labels.unique().tolist()
+        images = [to_float(stored.images[stored.labels == label][:rows]).cpu() for label in classes]
+    elif memory.generators is not None and memory.generators.stored:
+        classes = [label for labels in memory.generators.classes for label in labels]
+        rng = torch.Generator().manual_seed(derive_seed(plan.args.seed, "pictures"))
+        with torch.no_grad():
+            made = memory.generators.build().sample(torch.tensor(classes).repeat(rows), rng)
+        images = made.unflatten(0, (rows, -1)).transpose(0, 1)
+    else:
         return None
     columns = min(info.num_classes, 10)
-    images = torch.full((rows, columns, info.channels, info.image_size, info.image_size), -1.0)
-    for place, (label, some) in enumerate(list(held.items())[:columns]):
-        images[: len(some), label if info.num_classes <= columns else place] = some
-    return image_grid(images.flatten(0, 1), columns)
+    grid = torch.full((rows, columns, info.channels, info.image_size, info.image_size), -1.0)
+    for place, (label, some) in enumerate(list(zip(classes, images, strict=True))[:columns]):
+        grid[: len(some), label if info.num_classes <= columns else place] = some
+    return image_grid(grid.flatten(0, 1), columns)

@@ -118,7 +118,7 @@ CASES = [
     "'blur'"),
     ("pool_match", ["--pool-strategy", "zoom"], "--pool-strategy zoom: unknown operation 'zoom'"),
     ("validate", ["--dsa-strategy", "zoom"], "--dsa-strategy zoom: unknown operation 'zoom'"),
-    ("validate", ["--dsa-composition", "zoom"], "argument --dsa-composition: invalid choice"),
+    ("validate", ["--dsa-composition", "zoom"], "unrecognized arguments: --dsa-composition zoom"),
     ("validate", ["--source", "fake"], "argument --source: invalid choice: 'fake'"),
     ("validate", ["--ipc", "200"], "--ipc 200: class 8, the smallest of digits, has 146 training images for "
     "random-real"),
@@ -270,6 +270,7 @@ def test_a_results_folder_of_something_else(script, trained, tmp_path, capsys):
 
 def test_a_results_json_that_is_not_one(trained, tmp_path, capsys):
     (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / ".lock").touch()  # the lock's file stays in the folder
     for text in ("{half", '{"a": 1}', "[1]", "7"):
         (tmp_path / "bad" / "results.json").write_text(text)
         line = refused("validate", [], tmp_path, capsys, trained / "gan" / "last.pth")

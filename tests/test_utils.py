@@ -238,7 +238,7 @@ def test_a_lack_of_memory_names_the_flag_that_asked_for_it(kind, flag, capsys, m
         ),
         ("validate", "scoring.trainer.classifier_loss", ["--source", "real"], "--batch-size"),
         ("gen_condense", "gen_condense.build_gan", [], "--width"),
-        ("continual", "replay.stored_generators.build_gan", [], "--width or --memory-bytes"),
+        ("continual", "replay.memory.build_gan", [], "--width or --memory-bytes"),
         ("continual", "replay.generation.generate", [], "--replay-images"),
         (
             "continual",

@@ -13,8 +13,7 @@ from data import DATASETS, load_data, to_uint8
 from models import build_gan
 from replay.buffer import Buffer
 from replay.condensing import CondensedBuffer
-from replay.memory import Memory
-from replay.stored_generators import GeneratorMemory, generator_bytes, widest
+from replay.memory import GeneratorMemory, Memory, generator_bytes, widest
 from scoring.storage import BYTES, CODECS, LOSSY, decode_images, encode_images, make_codec, num_bytes
 from utils import UsageError
 
