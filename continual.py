@@ -6,8 +6,7 @@ as memory.
 The first word is the method; `python continual.py METHOD --help` lists its flags. Prints the accuracy over
 the tasks so far after each one. Writes results/TAG/: results.json with the matrix of accuracies, its metrics,
 bytes and seconds; args.json, metrics.jsonl, TensorBoard events, samples of every class after every task in
-outputs/, nearest.png with the real images nearest to those in memory, and last.pth. Stopped anywhere, the
-same command continues.
+outputs/, and last.pth. Stopped anywhere, the same command continues.
 """
 
 import argparse
@@ -29,23 +28,21 @@ from tqdm import tqdm
 import data as datasets
 from augment import parse_strategy
 from data import Data, add_folder_flags, load_data
+from engine.args_file import FREE_FLAGS
 from engine.environment import environment
-from engine.files import run_path, save_picture, write_json
-from engine.run_folder import RunFolder
+from engine.files import run_path, write_json
+from engine.run_folder import RunFolder, add_run_flags
 from engine.runtime import Runtime, add_execution_flags, make_runtime
 from engine.steps import START, Position, Step
-from losses import LOSSES
 from models import GANS, describe_networks, network_name
 from models.condense import Condensing, add_condense_flags
-from models.matching import MATCH_RECIPES
 from replay.continual import Continual
 from replay.learner import Learner
-from replay.memory import MemorySettings, make_memory
+from replay.memory import make_memory
 from replay.methods import METHODS, Method, replay_losses
 from replay.metrics import SETTINGS
-from replay.plan import TRACKS, Generation, Plan, Training, from_flags
-from replay.results import evaluate, neighbours, picture, print_results, results_of
-from replay.tasks import check_sizes, describe_tasks, listed_classes, split_classes, split_tasks
+from replay.plan import TRACKS, Plan, describe_tasks, listed_classes, split_classes, split_tasks
+from replay.results import evaluate, picture, print_results, results_of
 from scoring.storage import BYTES, CODECS, LOSSY
 from utils import (
     Effect,
@@ -61,40 +58,24 @@ from utils import (
     two_or_more,
 )
 
-# Flags that may differ when a run is continued.
-FREE_FLAGS = {
-    "tag",
-    "results_dir",
-    "data_dir",
-    "device",
-    "amp",
-    "channels_last",
-    "graphs",
-    "compile",
-    "save_interval",
-    "print_freq",
-}
-
 
 def train_tasks(continual: Continual, start: Position = START) -> Iterator[Step]:
     """Learn task after task, one yield a step; `start` is where an earlier run stopped.
 
-    Of each task: the generator as a GAN, the generator by matching, or the condensed images; then the
-    networks, either on the task beside what the memory of the earlier tasks gives, or from scratch on the
-    memory of all tasks so far. With --recipe-match energy the networks teach the generator, which is
-    therefore matched after them. --rehearse-steps end a task on the memory of all tasks. Phases without steps
-    are left out.
+    Of each task: the generator as a GAN, or the condensed images; then the networks, on the task beside what
+    the memory of the earlier tasks gives; then the generator by matching, with the networks as its teachers;
+    last the networks on the memory of all tasks so far, from scratch or for --rehearse-steps. Phases without
+    steps are left out.
     """
     for task in range(start.epoch, len(continual.plan.tasks)):
         done = start.step if task == start.epoch else 0
         if done == 0:
             continual.begin(task)
+        continual.replay.prepare(task)
         first = 0
         for phase, length in continual.plan.lengths(task).items():
             if length and done < first + length:
                 already = max(0, done - first)
-                if phase != "retrain":
-                    continual.replay.prepare(task)
                 steps = itertools.islice(continual.steps(phase, task, already), length - already)
                 for number, losses in enumerate(steps, first + already + 1):
                     yield Step(task, number, losses)
@@ -125,12 +106,7 @@ def effects() -> list[Effect]:
             ("distill_weight",), lambda args: not getattr(args, "replay_loss", None), "with --replay-loss"
         ),
         Effect(("gan_lr", "ema"), lambda args: args.gan_steps, "without a GAN, with --gan-steps 0"),
-        Effect(
-            ("match",),
-            lambda args: args.match_steps and args.recipe_match == "paper",
-            "without --match-steps, or with --recipe-match energy, which sets it",
-        ),
-        Effect(("match_batch",), lambda args: args.recipe_match == "energy", "without --recipe-match energy"),
+        Effect(("match_batch",), lambda args: args.match_steps, "without --match-steps"),
         Effect(("rehearse_decay",), lambda args: args.rehearse_steps, "without --rehearse-steps"),
         Effect(("quality",), lambda args: args.codec in LOSSY, "without --codec jpeg or jpeg-scan"),
         Effect(("replay_batch_size",), lambda args: not getattr(args, "retrain", False), "with --retrain"),
@@ -251,22 +227,12 @@ def add_flags(parser: Parser, method: Method) -> None:
             help="steps from scratch (default: those of all passes over the tasks so far)",
         )
     # run
-    parser.add_argument("--tag", default="continual", help="name of the folder under --results-dir")
-    parser.add_argument("--results-dir", default="results", help="where results go")
-    parser.add_argument(
-        "--save-interval",
-        type=count,
-        default=250,
-        help="steps between checkpoints inside a task; 0 = only at its end",
-    )
-    parser.add_argument(
-        "--print-freq", type=positive_int, default=50, help="steps between readings of the losses"
-    )
+    add_run_flags(parser, "continual")
     add_execution_flags(parser)
 
 
 def add_generator_flags(parser: Parser) -> None:
-    """Declare the flags of Generation, for the methods with a generator."""
+    """Declare the flags of the methods with a generator."""
     parser.add_argument(
         "--memory-bytes", type=positive_int, help="bytes of all generators; they are as wide as it allows"
     )
@@ -308,68 +274,68 @@ def add_generator_flags(parser: Parser) -> None:
         help="batches for estimating BatchNorm's statistics at a task's end; 0 = off",
     )
     # stage 2
-    parser.add_argument("--match-steps", type=count, default=0, help="steps of stage 2 on a task")
     parser.add_argument(
-        "--match",
-        choices=[*(name for name, loss in LOSSES.items() if "classes" not in loss.needs), "none"],
-        default="logit",
-        help="what is matched; none: GAN training alone, as a control",
+        "--match-steps",
+        type=count,
+        default=0,
+        help="steps of matching alone on a task, as by pool_match.py --recipe-match energy",
     )
     parser.add_argument(
-        "--recipe-match",
-        choices=MATCH_RECIPES,
-        default="paper",
-        help="energy: matching alone, as in pool_match.py; needs --match-steps",
+        "--match-batch", type=two_or_more, default=32, help="images of each class in a step of matching"
     )
-    parser.add_argument(
-        "--match-batch",
-        type=two_or_more,
-        default=32,
-        help="images of each class in a step of --recipe-match energy",
-    )
+
+
+# Of the flags that only some methods have, the values for the others.
+NO_FLAGS = {
+    **dict.fromkeys(("memory_bytes", "buffer_size", "replay_batch_size", "replay_loss", "retrain_steps")),
+    **dict.fromkeys(("gan_steps", "match_steps", "rehearse_steps"), 0),
+    **{"track": "offline", "rehearse_decay": "none", "retrain": False, "codec": "raw", "quality": 75},
+}
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of Plan that the flags set. Raises UsageError if flags contradict each other."""
-    flags, method = vars(args), METHODS[args.method]
-    training = from_flags(Training, flags)
-    if training.retrain_steps and not (training.retrain or method.retrains):
-        raise UsageError(f"--retrain-steps {training.retrain_steps}: expected it beside --retrain")
-    if training.replay_loss:
-        other = METHODS[training.replay_loss]
-        method = dataclasses.replace(
-            method, loss=other.loss, averaged=other.averaged, distils=other.distils, flags=other.flags
+    method = METHODS[args.method]
+    args = SimpleNamespace(**NO_FLAGS | vars(args))
+    if args.track == "online" and args.epochs not in (None, 1):
+        raise UsageError(
+            f"--epochs {args.epochs}: --track online sees each image once, expected 1 or --track offline"
         )
-    return {
-        "method": method,
-        "method_flags": SimpleNamespace(**{name: flags[name] for name in method.flags}),
-        "training": training,
-        "generation": from_flags(Generation, flags) if method.memory == "generator" else None,
-        "condensing": Condensing.of(flags) if method.condenses else None,
-    }
+    if args.retrain_steps and not (args.retrain or method.retrains):
+        raise UsageError(f"--retrain-steps {args.retrain_steps}: expected it beside --retrain")
+    if args.retrain and (args.replay_loss or args.rehearse_steps):
+        other = f"--rehearse-steps {args.rehearse_steps}"
+        if args.replay_loss:
+            other = f"--replay-loss {args.replay_loss}"
+        raise UsageError(
+            f"{other}: --retrain learns from memory alone, nothing is replayed beside a task; expected one "
+            "of the two"
+        )
+    if method.memory == "generator" and not (args.gan_steps or args.match_steps):
+        raise UsageError("--gan-steps 0: without a GAN the generator needs --match-steps, found 0")
+    if args.replay_loss:
+        other = METHODS[args.replay_loss]
+        method = dataclasses.replace(method, loss=other.loss, averaged=other.averaged, distils=other.distils)
+    condensing = Condensing.of(vars(args)) if method.condenses else None
+    return {"args": args, "method": method, "condensing": condensing}
 
 
 def make_continual(
-    args: argparse.Namespace,
-    names: list[str],
-    settings: dict[str, Any],
-    data: Data,
-    classes: list[list[int]],
-    runtime: Runtime,
+    names: list[str], settings: dict[str, Any], data: Data, classes: list[list[int]], runtime: Runtime
 ) -> Continual:
     """The learner that the flags describe, with networks of the kinds `names` and an empty memory, before the
     first task of `data`."""
     learned = [list(itertools.chain(*classes))] if settings["method"].at_once else classes
     tasks = split_tasks(data.train, learned)
-    plan = Plan(**settings, tasks=tasks, classes=learned, info=data.info, seed=args.seed, runtime=runtime)
-    check_sizes(tasks, args.batch_size, plan.generation, data.info.class_names)
-    average_decay = plan.method_flags.average_decay if plan.method.averaged else None
+    plan = Plan(**settings, tasks=tasks, classes=learned, info=data.info, runtime=runtime)
+    plan.check_sizes()
+    args = plan.args
+    average_decay = args.average_decay if plan.method.averaged else None
     learners = [
         Learner(number, name, data.info, args.lr, average_decay, args.seed, runtime)
         for number, name in enumerate(names)
     ]
-    memory_settings = from_flags(MemorySettings, vars(args))
-    return Continual(plan, learners, make_memory(args.method, memory_settings, plan, learners, classes))
+    return Continual(plan, learners, make_memory(plan, learners, classes))
 
 
 @cli
@@ -394,7 +360,7 @@ def main(args: argparse.Namespace) -> dict:
         classes = split_classes(info.num_classes, args.num_tasks, args.class_order)
     data = data.to(runtime.device)
     data_lines = [data.describe(), describe_tasks(classes, info.class_names)]
-    continual = make_continual(args, names, settings, data, classes, runtime)
+    continual = make_continual(names, settings, data, classes, runtime)
     data = Data(info, None, data.val, data.test)  # what is learnt comes from the tasks alone
     torch.manual_seed(runtime.own_seed(args.seed, "continual"))
 
@@ -404,7 +370,8 @@ def main(args: argparse.Namespace) -> dict:
     plan = continual.plan
     lengths = [sum(plan.lengths(task).values()) for task in range(len(plan.tasks))]
     inputs = {"image set": info.to_dict()}
-    run = RunFolder(folder, vars(args), inputs, [continual], header, runtime, lengths, "task", FREE_FLAGS)
+    free = FREE_FLAGS - {"epochs"}
+    run = RunFolder(folder, vars(args), inputs, [continual], header, runtime, lengths, "task", free)
     if (folder / "results.json").exists() and not (folder / "last.pth").exists():
         raise UsageError(
             f"--tag {args.tag}: {folder / 'results.json'} is of another run, expected a folder of its own"
@@ -413,13 +380,14 @@ def main(args: argparse.Namespace) -> dict:
         "method": args.method,
         "data": info.name,
         "split": split,
-        "track": plan.training.track,
+        "track": plan.args.track,
         "num_tasks": len(classes),
         "classes": classes,
         "seed": args.seed,
         "memory_bytes": continual.memory.max_bytes,
         "steps": lengths,
-        "flags": vars(args),
+        # in older runs the default of this flag was another way of matching
+        "flags": vars(args) | ({"recipe_match": "energy"} if plan.args.match_steps else {}),
         "class_names": info.class_names,
         "chosen": runtime.chosen(),
         **environment(runtime.device),
@@ -440,16 +408,14 @@ def main(args: argparse.Namespace) -> dict:
             mean(mean(continual.acc[name][setting][-1][:learnt]) for name in names) for setting in SETTINGS
         )
         run.close_epoch(task, values | {"class_il": class_il, "task_il": task_il}, picture(continual), None)
-        results = results_of(continual, run_settings, run.seconds, images)
+        results = results_of(continual, run_settings, run.seconds)
         write_json(folder / "results.json", results)
         tqdm.write(
             f"Accuracy for {learnt} task(s): \t [Class-IL]: {class_il:.2f} % \t [Task-IL]: {task_il:.2f} %"
         )
-    results = results or results_of(continual, run_settings, run.seconds, images)
+    results = results or results_of(continual, run_settings, run.seconds)
     if not (folder / "results.json").exists():  # a kill came between the last checkpoint and it
         write_json(folder / "results.json", results)
-    if not (folder / "nearest.png").exists() and (pairs := neighbours(continual)) is not None:
-        save_picture(folder / "nearest.png", pairs)
     print_results(results)
     print(folder / "results.json")
     return results

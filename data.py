@@ -28,30 +28,6 @@ from imagesets.pictures import (
 from imagesets.sets import DATASETS, NAMES, Layout, Row
 from utils import UsageError
 
-__all__ = [
-    "DATASETS",
-    "NAMES",
-    "SPLITS",
-    "Data",
-    "DataInfo",
-    "ImageSet",
-    "add_folder_flags",
-    "balanced_epochs",
-    "check_data_dir",
-    "check_different",
-    "class_batches",
-    "epoch_order",
-    "fingerprint",
-    "list_pictures",
-    "load_data",
-    "match_classes",
-    "read_pictures",
-    "split_held_out",
-    "steps_per_epoch",
-    "to_float",
-    "to_uint8",
-]
-
 
 def add_folder_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of --data folder."""

@@ -141,7 +141,6 @@ def continual_steps(runtime: Runtime, batch_size: int, width: int, network: str)
         tasks=[noise(runtime, 5000)],
         classes=[list(range(10))],
         info=INFO,
-        seed=0,
         runtime=runtime,
     )
     memory = Memory(None, Buffer(INFO, runtime.device, max_images=500), None)

@@ -63,6 +63,15 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
 
 
 @torch.no_grad()
+def move(average: nn.Module, module: nn.Module, share: float | Tensor) -> None:
+    """Move the weights of `average` by a share of the way to those of `module`; buffers are copied."""
+    for target, source in zip(average.parameters(), module.parameters(), strict=True):
+        target.lerp_(source, share)
+    for target, source in zip(average.buffers(), module.buffers(), strict=True):
+        target.copy_(source)
+
+
+@torch.no_grad()
 def follow(average: nn.Module, module: nn.Module, steps: Tensor, ema: float) -> None:
     """Update the exponential moving average of a module's weights by one step; buffers are copied.
 
@@ -71,7 +80,4 @@ def follow(average: nn.Module, module: nn.Module, steps: Tensor, ema: float) -> 
     """
     share = 1 - ((1 + steps) / (10 + steps)).clamp(max=ema)
     steps += 1
-    for target, source in zip(average.parameters(), module.parameters(), strict=True):
-        target.lerp_(source, share)
-    for target, source in zip(average.buffers(), module.buffers(), strict=True):
-        target.copy_(source)
+    move(average, module, share)

@@ -1,14 +1,12 @@
-"""bf16 and TF32: what the device multiplies in hardware, and how slow emulation is."""
+"""bf16 and TF32: what the device multiplies in hardware."""
 
 import contextlib
 import functools
 import subprocess
 import sys
-import time
 import warnings
 
 import torch
-import torch.nn.functional as F
 
 
 def multiplies_bf16(device: torch.device) -> bool:
@@ -36,26 +34,6 @@ def cpu_features() -> frozenset[str]:
             if name.strip() in ("flags", "Features"):
                 return frozenset(value.split())
     return frozenset()
-
-
-def emulation_factor(device: torch.device) -> float:
-    """Time of a small 3x3 convolution with its gradients in bf16, divided by the time in float32.
-
-    It is measured and therefore varies: use it for a warning, never to choose the precision.
-    """
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        images = torch.ones(8, 32, 16, 16, device=device, dtype=dtype, requires_grad=True)
-        kernel = torch.ones(32, 32, 3, 3, device=device, dtype=dtype, requires_grad=True)
-        times = []
-        for _ in range(4):  # the first allocates and chooses kernels
-            start = time.perf_counter()
-            torch.autograd.grad(F.conv2d(images, kernel, padding=1).sum(), (images, kernel))
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            times.append(time.perf_counter() - start)
-        seconds[dtype] = min(times[1:])
-    return seconds[torch.bfloat16] / seconds[torch.float32]
 
 
 def allow_tf32(on: bool) -> None:

@@ -5,6 +5,7 @@ The training loop is a generator function in the stage script; `RunFolder.epochs
 
 import argparse
 import contextlib
+import json
 import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -15,8 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from engine.args_file import EVALUATION_FLAGS, FREE_FLAGS, ArgsFile
-from engine.files import locked, make_folder, read_checkpoint, write_atomic
-from engine.metric_log import MetricLog
+from engine.files import locked, make_folder, read_checkpoint, save_picture, write_atomic
 from engine.progress import Progress
 from engine.runtime import Runtime
 from engine.seeds import rng_state, set_rng_state
@@ -54,7 +54,8 @@ class RunFolder:
         self.header = header
         self.runtime = runtime
         self.args = ArgsFile(folder, header["stage"], flags, inputs, free)
-        self.log = MetricLog(folder, unit)
+        self.lines: list[dict] = []  # the metrics of each epoch so far, as in metrics.jsonl
+        self._tensorboard = None
         self.evaluation = {name: flags[name] for name in EVALUATION_FLAGS if name in flags}
         self.unit = unit
         self.lengths = (
@@ -73,11 +74,6 @@ class RunFolder:
         if (folder / "last.pth").exists():
             self._load(read_checkpoint(folder / "last.pth"))
 
-    @property
-    def lines(self) -> list[dict]:
-        """The metrics of each epoch so far, as in metrics.jsonl."""
-        return self.log.lines
-
     def _load(self, state: dict) -> None:
         try:
             for part in self.parts:
@@ -94,7 +90,9 @@ class RunFolder:
             raise UsageError(
                 f"{self.folder / 'last.pth'}: not a checkpoint of this run ({reason}); use another --tag"
             ) from None
-        self.log.read(self.position.epoch)
+        path = self.folder / "metrics.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        self.lines = [line for line in lines if line[self.unit] <= self.position.epoch]
 
     @property
     def best_path(self) -> Path:
@@ -189,7 +187,7 @@ class RunFolder:
             self.best = {"epoch": epoch, "name": choose_by, "value": score, "evaluation": self.evaluation}
         self.lines.append(line)
         if self.runtime.is_main:
-            self.log.write(pictures)
+            self._write_log(line, pictures)
         self.position = Position(epoch, 0)
         self.meter.reset()
         if better:
@@ -199,6 +197,23 @@ class RunFolder:
             f"{self.unit} {epoch}/{self.num_epochs}  " + "  ".join(f"{k} {v:.4f}" for k, v in values.items())
         )
         sys.stdout.flush()  # so that a pipe shows it at once too
+
+    def _write_log(self, line: dict, pictures: Tensor | None) -> None:
+        """Write metrics.jsonl, and the picture and TensorBoard events of the last `line`."""
+        number = line[self.unit]
+        text = "".join(json.dumps(row) + "\n" for row in self.lines)
+        write_atomic(self.folder / "metrics.jsonl", lambda path: path.write_text(text))
+        if self._tensorboard is None:
+            from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+
+            self._tensorboard = SummaryWriter(str(self.folder), purge_step=number)
+        for name, value in line.items():
+            if name not in (self.unit, "step", "seconds"):
+                self._tensorboard.add_scalar(name.replace("_", "/", 1), value, number)
+        if pictures is not None:
+            save_picture(self.folder / "outputs" / f"img_{number:04d}.png", pictures)
+            self._tensorboard.add_image("samples", (pictures.clamp(-1, 1) + 1) / 2, number)
+        self._tensorboard.flush()
 
     def save(self, name: str = "last.pth") -> None:
         """Write a checkpoint of the current step. Raises FailedRun if a loss or weight is not finite or the
@@ -297,7 +312,7 @@ def add_run_flags(parser: argparse.ArgumentParser, tag: str) -> None:
         "--save-interval",
         type=count,
         default=250,
-        help="steps between checkpoints inside an epoch; 0 = only at its end",
+        help="steps between checkpoints inside an epoch (stage 4: task); 0 = only at its end",
     )
     add("--print-freq", type=positive_int, default=50, help="steps between readings of the losses")
 

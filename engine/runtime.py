@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from engine.compilation import compile_forward, finds_compiler
 from engine.environment import describe_device, keep_freed_memory
 from engine.graphs import Graphed, Losses, record_graph
-from engine.precision import allow_tf32, emulation_factor, multiplies_bf16
+from engine.precision import allow_tf32, multiplies_bf16
 from engine.ranks import join_job
 from engine.seeds import derive_seed
 from utils import FailedRun, UsageError, device_name, own_rank, tell
@@ -254,9 +254,9 @@ def make_runtime(
         raise UsageError("--graphs: CUDA graphs need a CUDA device, found cpu")
     has_bf16 = multiplies_bf16(place)
     if amp and not has_bf16:
-        reason = f"{place} has no bf16 instructions, so that bf16 is emulated"
-        cost = f"a 3x3 convolution takes {emulation_factor(place):.0f} times as long as in float32"
-        tell(f"warning: --amp: {reason}: {cost}; --no-amp is faster")
+        tell(
+            f"warning: --amp: {place} has no bf16 instructions, so that bf16 is emulated; --no-amp is faster"
+        )
     amp = has_bf16 if amp is None else amp
     if on_cuda:
         allow_tf32(amp)  # for the float32 work beside bf16; without --amp, float32 is exact

@@ -22,7 +22,23 @@ class MemoryBatch(NamedTuple):
     logits: Tensor
 
 
-class Buffer:
+class Images:
+    """Stored images that are drawn in batches; a subclass has images, labels, logits and device."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def sample(self, n: int) -> MemoryBatch:
+        """Draw n different images, or all if there are fewer, with random numbers of the device."""
+        index = torch.randperm(len(self), device=self.device)[:n]
+        return MemoryBatch(to_float(self.images[index]), self.labels[index], self.logits[index])
+
+    def contents(self) -> ImageSet:
+        """All images and labels."""
+        return ImageSet(self.images, self.labels)
+
+
+class Buffer(Images):
     """A uniform sample of all images offered so far: reservoir sampling (Vitter 1985, doi:10.1145/3147.3165).
 
     Each offered image gets a random key. The images with the smallest keys are kept, as many as fit. If all
@@ -50,8 +66,11 @@ class Buffer:
         networks: int = 0,
         seed: int = 0,
     ):
-        self.info, self.device, self.max_bytes, self.max_images = info, device, max_bytes, max_images
-        self.balanced, self.planned = balanced, planned
+        self.info = info
+        self.device = device
+        self.max_bytes = max_bytes
+        self.max_images = max_images
+        self.balanced = balanced
         self.classes = sorted(range(info.num_classes) if classes is None else classes)
         self.codec = make_codec(codec, quality, info)
         self.rng = torch.Generator().manual_seed(seed)
@@ -66,10 +85,9 @@ class Buffer:
         )
         self.labels = torch.empty(0, dtype=torch.long, device=device)
         self.logits = torch.empty(0, networks, info.num_classes, device=device)
-        # On the host, for the same images: random keys, groups, sizes in bytes, and codes (None if raw).
+        # On the host, for the same images: random keys, groups, and codes (None if raw).
         self.keys = np.empty(0)
         self.groups = np.empty(0, np.int64)
-        self.sizes = np.empty(0, np.int64)
         self.codes = []
         self.bars: dict[int, float] = {}  # group -> the smallest key that was rejected
         self.known = list(self.classes) if planned else []  # groups in the order of their first image
@@ -82,9 +100,6 @@ class Buffer:
                     f"{max_bytes} bytes are left for images, expected room for {wanted}, {least} bytes or "
                     "more"
                 )
-
-    def __len__(self) -> int:
-        return len(self.keys)
 
     def offer(self, images: Tensor, labels: Tensor, logits: Tensor | None = None) -> None:
         """Offer uint8 images (B, C, H, W), labels (B,) on the host, and logits (B, N, K); the buffer keeps
@@ -103,19 +118,13 @@ class Buffer:
             images = self._decode(codes)
         self.keys = np.concatenate([self.keys, keys[wanted]])
         self.groups = np.concatenate([self.groups, groups[wanted]])
-        self.sizes = np.concatenate([self.sizes, self._sizes(codes)])
         self.codes = self.codes + codes
         self.images = torch.cat([self.images, images])
         self.labels = torch.cat([self.labels, to_device(labels[wanted], self.device)])
         self.logits = torch.cat([self.logits, logits])
-        self._keep_what_fits(before=len(self) - len(wanted))
+        self.keep_what_fits(before=len(self) - len(wanted))
 
-    def resize(self, max_bytes: int | None = None, max_images: int | None = None) -> None:
-        """Give the buffer a smaller budget, in bytes or in images; images leave until it fits."""
-        self.max_bytes, self.max_images = max_bytes, max_images
-        self._keep_what_fits(before=len(self))
-
-    def _keep_what_fits(self, before: int) -> None:
+    def keep_what_fits(self, before: int) -> None:
         """Let the images leave that the sample has no room for. before: how many images are not new.
 
         If the number of images stays the same, a new image takes the place of one that leaves.
@@ -128,19 +137,13 @@ class Buffer:
         if len(kept) == before:
             order = np.arange(before)
             order[np.setdiff1d(order, staying)] = joining
-        self.keys, self.groups, self.sizes = self.keys[order], self.groups[order], self.sizes[order]
+        self.keys = self.keys[order]
+        self.groups = self.groups[order]
         self.codes = [self.codes[place] for place in order]
         index = to_device(torch.from_numpy(order), self.device)
-        self.images, self.labels, self.logits = self.images[index], self.labels[index], self.logits[index]
-
-    def sample(self, n: int) -> MemoryBatch:
-        """Draw n different images, or all if there are fewer, with random numbers of the device."""
-        index = torch.randperm(len(self), device=self.device)[:n]
-        return MemoryBatch(to_float(self.images[index]), self.labels[index], self.logits[index])
-
-    def contents(self) -> ImageSet:
-        """Return all images and labels."""
-        return ImageSet(self.images, self.labels)
+        self.images = self.images[index]
+        self.labels = self.labels[index]
+        self.logits = self.logits[index]
 
     def room_for_class(self, images: ImageSet, sample: int = 200) -> int:
         """The number of images that fit into the share of one class, at the mean size of `images`.
@@ -163,7 +166,7 @@ class Buffer:
     def num_bytes(self) -> dict[str, int]:
         """Return the bytes kept, by kind: images, labels and logits."""
         parts = {name: len(self) * size for name, size in self.item_bytes.items() if size}
-        return {"images": int(self.sizes.sum()) - sum(parts.values()) + self.shared} | parts
+        return {"images": int(self._sizes(self.codes).sum()) - sum(parts.values()) + self.shared} | parts
 
     def state_dict(self) -> dict:
         """Return the pixels or the codes, the labels and logits, and the state of the sampling."""
@@ -180,7 +183,8 @@ class Buffer:
 
     def load_state_dict(self, state: dict) -> None:
         """Restore what state_dict() returned."""
-        self.labels, self.logits = state["labels"].to(self.device), state["logits"].to(self.device)
+        self.labels = state["labels"].to(self.device)
+        self.logits = state["logits"].to(self.device)
         self.keys = state["keys"].numpy()
         if self.codec:
             self.codes = [code.numpy().tobytes() for code in state["codes"]]
@@ -189,8 +193,8 @@ class Buffer:
             self.codes = [None] * len(self.keys)
             self.images = state["images"].to(self.device)
         self.groups = state["labels"].cpu().numpy() if self.balanced else np.zeros(len(self.keys), np.int64)
-        self.sizes = self._sizes(self.codes)
-        self.bars, self.known = dict(state["bars"]), list(state["known"])
+        self.bars = dict(state["bars"])
+        self.known = list(state["known"])
         self.rng.set_state(state["rng"])
 
     def _sizes(self, codes: list[bytes | None]) -> np.ndarray:
@@ -208,6 +212,7 @@ class Buffer:
         if limit is None:
             return np.ones(len(self), bool)
         kept = np.zeros(len(self), bool)
+        sizes = self._sizes(self.codes)
         self.known += [group for group in dict.fromkeys(self.groups.tolist()) if group not in self.known]
         for place, group in enumerate(self.known):
             (places,) = np.nonzero(self.groups == group)
@@ -216,7 +221,7 @@ class Buffer:
             if self.max_bytes is None:
                 fitting = room + (place < rest)
             else:
-                fitting = int(np.searchsorted(np.cumsum(self.sizes[places]), room, side="right"))
+                fitting = int(np.searchsorted(np.cumsum(sizes[places]), room, side="right"))
             kept[places[:fitting]] = True
             if fitting < len(places):
                 self.bars[group] = float(self.keys[places[fitting]])

@@ -14,13 +14,11 @@ from data import epoch_order, to_float
 from engine.graphs import Losses
 from engine.seeds import derive_seed
 from engine.tensors import eval_mode, to_device
-from replay.clock import Clock
 from replay.condensing import TaskCondenser
-from replay.generation import TaskGenerator
+from replay.generation import Replay, TaskGenerator
 from replay.learner import Batch, Learner, TaskInfo
 from replay.memory import Memory
 from replay.plan import Plan
-from replay.replaying import Replay
 from utils import UsageError
 
 
@@ -31,13 +29,13 @@ class Continual:
     """
 
     def __init__(self, plan: Plan, learners: Sequence[Learner], memory: Memory):
-        self.plan, self.learners, self.memory = plan, learners, memory
+        self.plan = plan
+        self.learners = learners
+        self.memory = memory
         self.replay = Replay(plan, memory)
         self.generator = TaskGenerator(plan, memory, self.replay, learners)
-        self.condenser = TaskCondenser(plan, memory)
+        self.condenser = TaskCondenser(plan, memory.buffer)
         self.finished = 0  # number of tasks that the memory holds
-        self.images_generated = 0
-        self.clock = Clock([0.0] * len(learners), plan.runtime)  # seconds of training each network
         # network -> setting -> rows of the matrix, first the untrained network's
         self.acc: dict[str, dict[str, list[list[float]]]] = {}
 
@@ -54,7 +52,9 @@ class Continual:
         """
         if self.finished > task:
             return
-        method, memory, images = self.plan.method, self.memory, self.plan.tasks[task]
+        method = self.plan.method
+        memory = self.memory
+        images = self.plan.tasks[task]
         self.generator.keep(task)
         if method.condenses:
             self.condenser.keep()
@@ -75,7 +75,6 @@ class Continual:
             raise UsageError(
                 f"--memory-bytes {memory.max_bytes}: no image of task {task + 1} fits into the buffer"
             )
-        self.images_generated += self.replay.count(task)
         self.finished = task + 1
 
     @torch.no_grad()
@@ -104,15 +103,19 @@ class Continual:
         """Train the networks on the images of the task, batch by batch, together with batches from memory."""
         for learner in self.learners:
             learner.set_rate(1.0)
-        plan, buffer, keeps_logits = self.plan, self.memory.buffer, self.plan.method.keeps_logits
-        train, batch_size = plan.tasks[task], plan.training.batch_size
+        plan = self.plan
+        buffer = self.memory.buffer
+        keeps_logits = plan.method.keeps_logits
+        train = plan.tasks[task]
+        batch_size = plan.args.batch_size
         labels = train.labels.cpu()
-        step, num_steps = self._step(task), -(-len(train) // batch_size)
+        step = self._step(task)
+        num_steps = -(-len(train) // batch_size)
         before = sum(plan.lengths(earlier)["stream"] for earlier in range(task))
-        for i in range(done, plan.training.passes * num_steps):
+        for i in range(done, plan.passes * num_steps):
             epoch, place = divmod(i, num_steps)
             if i == done or place == 0:
-                order = epoch_order(len(train), torch.device("cpu"), plan.seed, "stream", task, epoch)
+                order = epoch_order(len(train), torch.device("cpu"), plan.args.seed, "stream", task, epoch)
                 order_there = to_device(order, plan.runtime.device)
             part = slice(place * batch_size, (place + 1) * batch_size)
             index = order_there[part]
@@ -139,16 +142,18 @@ class Continual:
             self.finish(task)
             for learner in self.learners if plan.retrains else ():
                 learner.restart(task)
-        step, number = self._step(task), 0
+        step = self._step(task)
+        number = 0
         before = sum(plan.lengths(earlier)["stream"] for earlier in range(task + 1))
         for epoch in itertools.count():
             train = self.replay.memory_set(task, epoch)
-            order = epoch_order(len(train), plan.runtime.device, plan.seed, "retrain", task, epoch)
-            for index in order.split(plan.training.batch_size):
+            order = epoch_order(len(train), plan.runtime.device, plan.args.seed, "retrain", task, epoch)
+            for index in order.split(plan.args.batch_size):
                 number += 1
                 if number > done:
+                    falls = plan.args.rehearse_decay == "linear" and plan.args.rehearse_steps
                     for learner in self.learners:
-                        learner.set_rate(plan.rate_factor(number - 1))
+                        learner.set_rate(1 - (number - 1) / plan.args.rehearse_steps if falls else 1.0)
                     losses = step(*train.batch(index), operations=self._operations("retrain", task, number))
                     losses.pop("logits")
                     self._update_averages(before + number)
@@ -159,8 +164,8 @@ class Continual:
             learner.update_averages(step)
 
     def _operations(self, *seed: int | str) -> tuple[str, ...]:
-        rng = torch.Generator().manual_seed(derive_seed(self.plan.seed, *seed))
-        return choose_operations(self.plan.training.dsa_strategy, "dim", rng)
+        rng = torch.Generator().manual_seed(derive_seed(self.plan.args.seed, *seed))
+        return choose_operations(self.plan.args.dsa_strategy, "dim", rng)
 
     def _step(self, task: int):
         """Return the training step of a task: step(images, y, *replayed, operations=...) updates all
@@ -169,35 +174,31 @@ class Continual:
         replayed: images, y and stored logits of each batch from memory, one after another. The step returns
         the loss of each network, and "logits": those of the networks for `images`, (B, N, K).
         """
-        plan, device, side = self.plan, self.plan.runtime.device, self.plan.info.image_size
+        plan = self.plan
+        device = plan.runtime.device
+        side = plan.info.image_size
         seen = plan.seen(task)
         unseen = torch.ones(plan.info.num_classes, dtype=torch.bool, device=device)
         unseen[seen] = False
-        info = TaskInfo(plan.method_flags, len(plan.classes[task]) / len(seen), unseen)
+        info = TaskInfo(plan.args, len(plan.classes[task]) / len(seen), unseen)
 
         def step(images: Tensor, y: Tensor, *replayed: Tensor, operations: tuple[str, ...]) -> Losses:
             tensors = [(images, y, None), *(replayed[i : i + 3] for i in range(0, len(replayed), 3))]
             current, *replays = (
                 Batch(*batch, draw_operations(operations, len(batch[1]), side, device)) for batch in tensors
             )
-            losses, logits = {}, []
+            losses = {}
+            logits = []
             for learner in self.learners:
-                with self.clock.network(learner.number):
-                    loss, own_logits = plan.method.loss(learner, current, replays, info)
-                    learner.optim.zero_grad()
-                    loss.backward()
-                    learner.optim.step()
+                loss, own_logits = plan.method.loss(learner, current, replays, info)
+                learner.optim.zero_grad()
+                loss.backward()
+                learner.optim.step()
                 losses[f"loss_{learner.name}"] = loss.detach()
                 logits.append(own_logits.detach())
             return losses | {"logits": torch.stack(logits, 1)}
 
-        step = self.plan.runtime.graphed(step)
-
-        def timed(*tensors: Tensor, operations: tuple[str, ...]) -> Losses:
-            with self.clock.step():
-                return step(*tensors, operations=operations)
-
-        return timed
+        return plan.runtime.graphed(step)
 
     # a checkpoint
 
@@ -207,11 +208,7 @@ class Continual:
             "learners": {learner.name: learner.state_dict() for learner in self.learners},
             **self.generator.state_dict(),
             **self.condenser.state_dict(),
-            "counters": {
-                "finished": self.finished,
-                "images_generated": self.images_generated,
-                "seconds": self.clock.seconds,
-            },
+            "counters": {"finished": self.finished},
             "acc": self.acc,
             **self.memory.state_dict(),
         }
@@ -223,8 +220,5 @@ class Continual:
             learner.load_state_dict(state["learners"][learner.name])
         self.generator.load_state_dict(state)
         self.condenser.load_state_dict(state)
-        counters = state["counters"]
-        self.finished = counters["finished"]
-        self.images_generated = counters["images_generated"]
-        self.clock = Clock(counters["seconds"], self.plan.runtime)
+        self.finished = state["counters"]["finished"]
         self.acc = state["acc"]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from augment import Augmentation
 from data import DataInfo
-from engine.optim import make_sgd, set_rate
+from engine.optim import make_sgd, move, set_rate
 from engine.runtime import Runtime
 from engine.seeds import derive_seed, seeded
 from models import Classifier, build_classifier
@@ -87,7 +87,6 @@ class Learner:
         """Keep a frozen copy of the network as it is now in `previous`."""
         self.previous = frozen_copy(self.model)
 
-    @torch.no_grad()
     def update_averages(self, step: int) -> None:
         """Move the plastic and the stable copy, if there are any, towards the network, each with its own
         probability.
@@ -103,10 +102,7 @@ class Learner:
         )
         for average, number, probability in zip(self.averages, numbers.tolist(), (0.9, 0.7), strict=False):
             if number < probability:
-                for target, source in zip(average.parameters(), self.model.parameters(), strict=True):
-                    target.lerp_(source, 1 - decay)
-                for target, source in zip(average.buffers(), self.model.buffers(), strict=True):
-                    target.copy_(source)
+                move(average, self.model, 1 - decay)
 
     def state_dict(self) -> dict:
         """Return the states of the network and of its copies."""

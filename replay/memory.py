@@ -1,20 +1,146 @@
 """What a continual learner keeps between tasks, and its size in bytes: a buffer of images, or generators."""
 
-import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+import bisect
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from engine.seeds import derive_seed
+from data import DataInfo
+from engine.seeds import derive_seed, seeded
 from engine.tensors import to_host
+from models import GANS, build_gan, build_generator, decode
+from models.deploy import ByClass, OwnClasses
 from replay.buffer import Buffer
-from replay.condensed_buffer import CondensedBuffer
+from replay.condensing import CondensedBuffer
 from replay.learner import Learner
 from replay.plan import Plan
-from replay.stored_generators import GeneratorMemory, make_generators
-from scoring.storage import num_bytes
+from scoring.storage import encode, num_bytes
 from utils import UsageError
+
+MAX_WIDTH = 4096  # of generators whose width a budget sets
+
+
+class GeneratorMemory:
+    """Stored generators: one that is carried on from task to task, or one for each task (`layout`).
+
+    config: constructor values of a generator. num_classes: of the set; if the generator has tables for fewer,
+    they are of the classes that it is made for.
+    """
+
+    def __init__(self, config: dict, storage: str, layout: str, num_classes: int):
+        self.config = config
+        self.storage = storage
+        self.layout = layout
+        self.num_classes = num_classes
+        self.stored: list[dict[str, Tensor]] = []
+        self.classes: list[list[int]] = []  # of each generator
+
+    def keep(self, generator: nn.Module, classes: Sequence[int]) -> None:
+        """Store the generator of `classes`: it replaces the one that was carried on, or joins those of
+        earlier tasks."""
+        if self.layout == "carried":
+            self.stored = []
+            self.classes = []
+        self.stored.append(encode(generator, self.storage))
+        self.classes.append(list(classes))
+
+    def players(self, classes: Sequence[int]) -> tuple[nn.Module, nn.Module]:
+        """A freshly initialised generator of `classes`, and a discriminator for all classes of the set."""
+        generator, discriminator = build_gan(self.config, self.num_classes)
+        return self._own(generator, classes), discriminator
+
+    def _own(self, generator: nn.Module, classes: Sequence[int]) -> nn.Module:
+        if self.config["num_classes"] == self.num_classes:
+            return generator
+        return OwnClasses(generator, classes, self.num_classes)
+
+    def build(self) -> nn.Module | None:
+        """Build a generator from what is stored, on the CPU; it samples all classes so far. Returns None
+        before the first task."""
+        generators = []
+        for tensors, classes in zip(self.stored, self.classes, strict=True):
+            # These weights are overwritten at once: do not advance the random state.
+            with seeded(torch.device("cpu"), "any"):
+                generator = self._own(build_generator(self.config), classes)
+            # What is not stored are the counters of BatchNorm, which nothing reads.
+            generator.load_state_dict(decode(tensors), strict=False)
+            generators.append(generator.eval().requires_grad_(False))
+        if self.layout == "carried" or not generators:
+            return generators[0] if generators else None
+        return ByClass(generators, self.classes)
+
+    def num_bytes(self) -> dict[str, int]:
+        """Return the bytes kept, by kind: weights, if there are any."""
+        tensors = [tensor for generator in self.stored for tensor in generator.values()]
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return {"weights": size} if size else {}
+
+    def state_dict(self) -> dict:
+        """Return what is stored."""
+        return {"stored": self.stored, "classes": self.classes}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore what state_dict() returned."""
+        self.stored = state["stored"]
+        self.classes = state["classes"]
+
+
+def generator_bytes(config: dict, storage: str) -> int:
+    """Size in bytes of a generator with these constructor values. Raises UsageError if they make no
+    generator."""
+    with torch.device("meta"):
+        return num_bytes(build_generator(config), storage)
+
+
+def widest(size: Callable[[int], int], max_bytes: int) -> int:
+    """The largest width whose size(width), in bytes, is at most `max_bytes`. Raises UsageError if there
+    is none."""
+    width = bisect.bisect_right(range(1, MAX_WIDTH + 1), max_bytes, key=size)
+    if width == 0:
+        raise UsageError(
+            f"{max_bytes} bytes are left for generators, expected at least the {size(1)} of width 1"
+        )
+    return width
+
+
+def make_generators(
+    info: DataInfo,
+    classes: Sequence[Sequence[int]],
+    max_bytes: int | None,
+    args: SimpleNamespace,
+    carries: bool,
+) -> GeneratorMemory:
+    """Make an empty memory of generators that fit into max_bytes, None = no limit. Raises UsageError if they
+    do not fit.
+
+    They are of --width, else as wide as fits, or as is the default of --gan without a limit. classes: those
+    of each task. args: the flags. carries: keep one generator with tables of all classes of the set, instead
+    of one for each task with tables of its classes.
+    """
+    config = {
+        "gan": args.gan,
+        "num_classes": info.num_classes if carries else max(map(len, classes)),
+        "channels": info.channels,
+        "image_size": info.image_size,
+        "z_dim": args.z_dim or max(100, 2 * info.num_classes),
+    }
+
+    def size(width: int) -> int:
+        return (1 if carries else len(classes)) * generator_bytes(config | {"width": width}, args.storage)
+
+    size(1)  # raises UsageError for sizes that make no generator
+    if max_bytes is None:
+        width = args.width or GANS[args.gan].width
+    else:
+        width = args.width or widest(size, max_bytes)
+        if size(width) > max_bytes:
+            raise UsageError(
+                f"--width {width}: its generators take {size(width)} bytes, expected at most {max_bytes}"
+            )
+    layout = "carried" if carries else "per-task"
+    return GeneratorMemory(config | {"width": width}, args.storage, layout, info.num_classes)
 
 
 class Memory:
@@ -30,7 +156,10 @@ class Memory:
         generators: GeneratorMemory | None,
         copies: int = 0,
     ):
-        self.max_bytes, self.buffer, self.generators, self.copies = max_bytes, buffer, generators, copies
+        self.max_bytes = max_bytes
+        self.buffer = buffer
+        self.generators = generators
+        self.copies = copies
         parts = {"buffer": buffer, "generators": generators}
         self.parts = {name: part for name, part in parts.items() if part is not None}
 
@@ -42,8 +171,9 @@ class Memory:
             parts.append(f"{generators.layout} generators of width {width} in {generators.storage}")
         if (buffer := self.buffer) is not None:
             limit = "" if buffer.max_images is None else f"at most {buffer.max_images:,} "
-            kind = "condensed" if buffer.planned else "real"
-            kind += " and real" if buffer.planned and buffer.filler is not None else ""
+            kind = "real"
+            if isinstance(buffer, CondensedBuffer):
+                kind = "condensed" if buffer.filler is None else "condensed and real"
             parts.append(f"a buffer of {limit}{kind} images")
         budget = f"; at most {self.max_bytes:,} bytes" if self.max_bytes else ""
         return f"memory: {', '.join(parts) or 'none'}{budget}"
@@ -64,114 +194,53 @@ class Memory:
             )
 
     def state_dict(self) -> dict:
-        """Return what is kept, under the key "memory", with a digest."""
-        parts = to_host({name: part.state_dict() for name, part in self.parts.items()})
-        return {"memory": parts | {"sha256": digest(parts)}}
+        """What is kept, under the key "memory"."""
+        return {"memory": to_host({name: part.state_dict() for name, part in self.parts.items()})}
 
     def load_state_dict(self, state: dict) -> None:
-        """Restore what state_dict() returned. Raises UsageError if it was altered or exceeds the budget."""
-        parts = {name: part for name, part in state["memory"].items() if name != "sha256"}
-        if digest(parts) != state["memory"]["sha256"]:
-            raise UsageError("the memory was altered: its digest is not the one stored with it")
+        """Restore what state_dict() returned. Raises UsageError if it exceeds the budget."""
         for name, part in self.parts.items():
-            part.load_state_dict(parts[name])
+            part.load_state_dict(state["memory"][name])
         self.check()
 
 
-def digest(state) -> str:
-    """SHA-256 of nested plain values and tensors."""
-    sha256 = hashlib.sha256()
+def make_memory(plan: Plan, learners: Sequence[Learner], classes: Sequence[Sequence[int]]) -> Memory:
+    """Make the memory of the plan's method, with its parts sized to --memory-bytes.
 
-    def add(value) -> None:
-        if isinstance(value, Tensor):
-            sha256.update(
-                f"{value.dtype}{tuple(value.shape)}".encode()
-                + value.detach().cpu().contiguous().numpy().tobytes()
-            )
-        elif isinstance(value, dict):
-            for name, inner in value.items():
-                sha256.update(repr(name).encode())
-                add(inner)
-        elif isinstance(value, list | tuple):
-            sha256.update(f"[{len(value)}]".encode())
-            for inner in value:
-                add(inner)
-        else:
-            sha256.update(repr(value).encode())
-
-    add(state)
-    return sha256.hexdigest()
-
-
-@dataclass(frozen=True)
-class MemorySettings:
-    """Size of the memory, and how a buffer stores images: the flags of continual.py of these names.
-
-    A method without one of the flags has its default.
+    classes: those of each task. Raises UsageError if a part does not fit.
     """
-
-    memory_bytes: int | None = None
-    buffer_size: int | None = None
-    codec: str = "raw"
-    quality: int = 75
-    fill_real: bool = False
-
-
-def make_memory(
-    name: str,
-    settings: MemorySettings,
-    plan: Plan,
-    learners: Sequence[Learner],
-    classes: Sequence[Sequence[int]],
-) -> Memory:
-    """Make the memory of the method called `name`, with its parts sized to --memory-bytes. Raises UsageError
-    if one does not fit.
-
-    classes: those of each task.
-    """
-    method, generation, info = plan.method, plan.generation, plan.info
-    max_bytes, buffer_size = settings.memory_bytes, settings.buffer_size
+    args = plan.args
+    method = plan.method
+    max_bytes = args.memory_bytes
     copies = sum(num_bytes(average) for learner in learners for average in learner.averages)
     left = None if max_bytes is None else max_bytes - copies
     if left is not None and left <= 0:
         raise UsageError(
-            f"--memory-bytes {max_bytes}: the averaged copies of {name} take {copies}, expected more than "
-            "that"
+            f"--memory-bytes {max_bytes}: the averaged copies of {args.method} take {copies}, expected more "
+            "than that"
         )
     every_class = [label for labels in classes for label in labels]
-    if method.balanced and buffer_size is not None and buffer_size < len(every_class):
+    if method.balanced and args.buffer_size is not None and args.buffer_size < len(every_class):
         raise UsageError(
-            f"--buffer-size {buffer_size}: expected room for one image of each of the {len(every_class)} "
-            "classes"
+            f"--buffer-size {args.buffer_size}: expected room for one image of each of the "
+            f"{len(every_class)} classes"
         )
+
+    def new_buffer(stream: str, **kind) -> Buffer:
+        limits = {"max_bytes": left, "max_images": args.buffer_size}
+        storage = {"codec": args.codec, "quality": args.quality, "seed": derive_seed(args.seed, stream)}
+        return Buffer(plan.info, plan.runtime.device, **limits, **storage, **kind)
+
     buffer = generators = None
     try:
-        if generation is not None:
-            generators = make_generators(info, classes, left, generation, method.carries)
+        if method.memory == "generator":
+            generators = make_generators(plan.info, classes, left, args, method.carries)
         if method.memory == "buffer":
-            shared = {
-                "max_bytes": left,
-                "max_images": buffer_size,
-                "codec": settings.codec,
-                "quality": settings.quality,
-            }
-            buffer = Buffer(
-                info,
-                plan.runtime.device,
-                **shared,
-                balanced=method.balanced,
-                classes=every_class,
-                planned=method.condenses,
-                networks=len(learners) if method.keeps_logits else 0,
-                seed=derive_seed(plan.seed, "buffer"),
-            )
-            if method.condenses:
-                filler = None
-                if settings.fill_real:
-                    filler = Buffer(
-                        info, plan.runtime.device, **shared, seed=derive_seed(plan.seed, "filler")
-                    )
-                buffer = CondensedBuffer(buffer, filler)
+            networks = len(learners) if method.keeps_logits else 0
+            kind = {"balanced": method.balanced, "classes": every_class, "networks": networks}
+            buffer = new_buffer("buffer", planned=method.condenses, **kind)
+        if method.condenses:
+            buffer = CondensedBuffer(buffer, new_buffer("filler") if args.fill_real else None)
     except UsageError as error:
         raise UsageError(f"--memory-bytes {max_bytes}: {error}" if max_bytes else str(error)) from None
     return Memory(max_bytes, buffer, generators, copies)

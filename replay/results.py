@@ -12,7 +12,6 @@ from models.gan import image_grid
 from replay.continual import Continual
 from replay.learner import Ensemble
 from replay.metrics import SETTINGS, accuracies, summary
-from scoring.samples import distance_ratio, judges, nearest
 
 
 def evaluate(continual: Continual, images: ImageSet, classes: Sequence[Sequence[int]]) -> None:
@@ -27,28 +26,23 @@ def evaluate(continual: Continual, images: ImageSet, classes: Sequence[Sequence[
             rows[setting].append(row)
 
 
-def results_of(continual: Continual, settings: dict, seconds: float, unseen: ImageSet) -> dict:
-    """Return the contents of results.json: `settings`, bytes, cost and results. unseen: see closeness.
+def results_of(continual: Continual, settings: dict, seconds: float) -> dict:
+    """Return the contents of results.json: `settings`, bytes, cost and results.
 
     The results are the matrices and metrics of each network and of their ensemble, and the metrics' means
     over networks.
     """
     finished = continual.finished == len(continual.plan.tasks)
-    networks = {}
+    networks = {name: {} for name in continual.acc}
     for name, matrices in continual.acc.items():
-        networks[name] = {}
         for setting, (initial, *acc) in matrices.items():
             metrics = summary(acc, initial)
             if not finished:  # tasks that are not learnt yet would count as failures
                 metrics = dict.fromkeys(metrics)
             networks[name][setting] = {"acc": acc, "initial": initial, **metrics}
-    singles = [learner.name for learner in continual.learners]
-    for name, spent in zip(singles, continual.clock.seconds, strict=True):
-        networks[name]["seconds"] = round(spent, 2)
-    names = [name for name, value in networks[singles[0]]["class-il"].items() if not isinstance(value, list)]
 
     def over_networks(setting: str, metric: str) -> float | None:
-        values = [networks[name][setting][metric] for name in singles]
+        values = [networks[learner.name][setting][metric] for learner in continual.learners]
         return None if None in values else mean(values)
 
     buffer, generators = continual.memory.buffer, continual.memory.generators
@@ -59,132 +53,55 @@ def results_of(continual: Continual, settings: dict, seconds: float, unseen: Ima
         "buffer_images": len(buffer) if buffer is not None else 0,
         "generator": generators
         and {**generators.config, "storage": generators.storage, "layout": generators.layout},
-        "images_generated": continual.images_generated,
-        **(closeness(continual, unseen) if finished else {"distance_ratio": {}, "near_copies": {}}),
+        "images_generated": sum(map(continual.plan.images_generated, range(continual.finished))),
         "seconds": round(seconds, 1),
         "networks": networks,
         "mean": {
-            setting: {metric: over_networks(setting, metric) for metric in names} for setting in SETTINGS
+            setting: {metric: over_networks(setting, metric) for metric in metrics} for setting in SETTINGS
         },
     }
 
 
 def print_results(results: dict) -> None:
     """Print a line for each network, for their mean and for their ensemble."""
-    heads = ("network", "average accuracy", "incremental", "forgetting", "task-il accuracy", "seconds")
-    lines = [heads]
+    print("network         average accuracy  incremental  forgetting  task-il accuracy")
     networks = results["networks"] | ({"mean": results["mean"]} if len(results["networks"]) > 1 else {})
     for name, row in networks.items():
         by_class, by_task = (row[setting] for setting in SETTINGS)
-        values = [
-            by_class[metric] for metric in ("average_accuracy", "average_incremental_accuracy", "forgetting")
-        ]
-        values += [by_task["average_accuracy"], row.get("seconds")]
-        lines.append((name, *("" if value is None else f"{value:.2f}" for value in values)))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for name, *values in lines:
-        print("  ".join([name.ljust(widths[0]), *map(str.rjust, values, widths[1:])]))
+        values = [by_class[x] for x in ("average_accuracy", "average_incremental_accuracy", "forgetting")]
+        shown = ["" if x is None else f"{x:.2f}" for x in (*values, by_task["average_accuracy"])]
+        print("{:14}  {:>16}  {:>11}  {:>10}  {:>16}".format(name, *shown))
     kept = ", ".join(f"{size:,} of {what}" for what, size in results["num_bytes"].items() if what != "total")
     split = "held-out training images" if results["split"] == "val" else "test set"
     print(f"{results['data']}, {results['method']}, {results['track']}, {split}: percent")
     print(f"kept between tasks: {results['num_bytes']['total']:,} bytes" + (f" ({kept})" if kept else ""))
-    for kind, ratio in results["distance_ratio"].items():
-        distance = "not measured, as unseen images are among them"
-        if ratio is not None:
-            distance = f"{ratio:.2f} of that of unseen images"
-        near = results["near_copies"][kind]
-        near = "" if near is None else f"; nearer than 99 % of these: {near:.0f} %"
-        print(f"distance of {kind} images to the nearest image learnt from: {distance}{near}")
-
-
-def held_images(continual: Continual, per_class: int) -> dict[int, Tensor]:
-    """At most `per_class` images (N, C, H, W) in [-1, 1] of each class in memory, by class.
-
-    They are images that the generators make, or the first ones of the buffer, as they are decoded.
-    """
-    generators, buffer = continual.memory.generators, continual.memory.buffer
-    if generators is not None and generators.stored:
-        classes = [label for labels in generators.classes for label in labels]
-        rng = torch.Generator().manual_seed(derive_seed(continual.plan.seed, "pictures"))
-        with torch.no_grad():
-            images = generators.build().sample(torch.tensor(classes).repeat(per_class), rng)
-        return dict(zip(classes, images.unflatten(0, (per_class, -1)).transpose(0, 1), strict=True))
-    if not buffer:
-        return {}
-    images, labels = buffer.images, buffer.labels
-    return {label: to_float(images[labels == label][:per_class]).cpu() for label in labels.unique().tolist()}
-
-
-def nearest_learnt(continual: Continual, queries: Tensor) -> tuple[Tensor, Tensor]:
-    """The real image that was learnt nearest to each query (M, C, H, W) in [-1, 1]: its distance (M,), and
-    itself as uint8."""
-    distances, images = [], []
-    for task in continual.plan.tasks:
-        distance, index = nearest(queries.to(task.images.device), task)
-        distances.append(distance)
-        images.append(task.images[index])
-    best, task_number = torch.stack(distances).min(0)
-    return best, torch.stack(images)[task_number, torch.arange(len(best), device=best.device)]
-
-
-def closeness(
-    continual: Continual, unseen: ImageSet, per_class: int = 50
-) -> dict[str, dict[str, float | None]]:
-    """For the images in memory, if there are any: how near they are to the real images that were learnt.
-
-    Both values are under the name of their kind, "generated" or "stored". "distance_ratio": the median
-    distance from an image to the nearest one, divided by the same median of `unseen` real images. 0: real
-    images are stored as they are. About 1: the memory is as far from them as unseen images are.
-    "near_copies": percent of the images that are nearer to one than 99 of 100 unseen images are. None: most
-    unseen images, or for the second one of 100, are among the learnt ones.
-    """
-    held = held_images(continual, per_class)
-    if not held:
-        return {"distance_ratio": {}, "near_copies": {}}
-    kind = "stored" if continual.memory.generators is None else "generated"
-    usual = nearest_learnt(continual, judges(unseen))[0]
-    bound = usual.sort().values[len(usual) // 100].item()
-    distance = nearest_learnt(continual, torch.cat(list(held.values())))[0]
-    near = round(100 * (distance < bound).float().mean().item(), 2)
-    return {
-        "distance_ratio": {kind: distance_ratio(distance, usual)},
-        "near_copies": {kind: near if bound else None},
-    }
-
-
-def neighbours(continual: Continual, per_class: int = 5) -> Tensor | None:
-    """Draw images in memory, each with the real image that was learnt nearest to it on its right: (C, H, W)
-    in [-1, 1].
-
-    A line has at most `per_class` pairs of a class. Returns None if memory holds no images.
-    """
-    held = list(held_images(continual, per_class).values())
-    if not held:
-        return None
-    together, lines = torch.cat(held), []
-    learnt = to_float(nearest_learnt(continual, together)[1]).cpu()
-    for pairs in torch.stack([together, learnt], 1).split([len(images) for images in held]):
-        shown = pairs.flatten(0, 1)
-        lines.append(
-            torch.cat(
-                [shown, torch.full_like(shown[:1], -1).expand(2 * (per_class - len(pairs)), -1, -1, -1)]
-            )
-        )
-    return image_grid(torch.cat(lines), 2 * per_class)
 
 
 def picture(continual: Continual, rows: int = 10) -> Tensor | None:
     """Draw a picture (C, H, W) in [-1, 1] of the images in memory: a column for each class, black if there
     are none.
 
-    If the image set has more than ten classes, the columns are the first ten that the memory holds. Returns
-    None if it holds no images.
+    They are images that the generators make, or the first ones of the buffer, as they are decoded. If the
+    image set has more than ten classes, the columns are the first ten that the memory holds. Returns None if
+    it holds no images.
     """
-    info, held = continual.plan.info, held_images(continual, rows)
-    if not held:
+    plan = continual.plan
+    info = plan.info
+    memory = continual.memory
+    if memory.buffer:
+        stored = memory.buffer.contents()
+        classes = stored.labels.unique().tolist()
+        images = [to_float(stored.images[stored.labels == label][:rows]).cpu() for label in classes]
+    elif memory.generators is not None and memory.generators.stored:
+        classes = [label for labels in memory.generators.classes for label in labels]
+        rng = torch.Generator().manual_seed(derive_seed(plan.args.seed, "pictures"))
+        with torch.no_grad():
+            made = memory.generators.build().sample(torch.tensor(classes).repeat(rows), rng)
+        images = made.unflatten(0, (rows, -1)).transpose(0, 1)
+    else:
         return None
     columns = min(info.num_classes, 10)
-    images = torch.full((rows, columns, info.channels, info.image_size, info.image_size), -1.0)
-    for place, (label, some) in enumerate(list(held.items())[:columns]):
-        images[: len(some), label if info.num_classes <= columns else place] = some
-    return image_grid(images.flatten(0, 1), columns)
+    grid = torch.full((rows, columns, info.channels, info.image_size, info.image_size), -1.0)
+    for place, (label, some) in enumerate(list(zip(classes, images, strict=True))[:columns]):
+        grid[: len(some), label if info.num_classes <= columns else place] = some
+    return image_grid(grid.flatten(0, 1), columns)

@@ -46,11 +46,12 @@ def match_flags(results: Path, weight: Path, *extra: str) -> list[str]:
 
 def validate_flags(results: Path, *extra: str) -> list[str]:
     """A stage-3 command of four epochs for each classifier."""
-    flags = f"--tag test --results-dir {results} --eval-model convnet_w32 --ipc 3 --epochs-eval 4 --repeats 2 --device cpu --no-real"
-    return [*flags.split(), *PRECISION, *extra]
+    flags = f"--tag test --results-dir {results} --eval-model convnet_w32 --ipc 3 --epochs-eval 4"
+    return [*flags.split(), *"--repeats 2 --device cpu --no-real".split(), *PRECISION, *extra]
 
 
-GENERATES = "--gan dim --width 4 --gan-steps 3 --match-steps 2 --replay-images 12 --gan-batch-size 16 --restat 2".split()
+GENERATES = "--gan dim --width 4 --gan-steps 3 --match-steps 2 --match-batch 4".split()
+GENERATES += "--replay-images 12 --gan-batch-size 16 --restat 2".split()
 
 
 CONDENSES = "--condense-steps 3 --condense-batch 4".split()

@@ -24,11 +24,10 @@ from models.condense import Condensed
 from models.convnet import ConvNet
 from replay import results as replay_results
 from replay.continual import Continual
+from replay.generation import Replay
 from replay.learner import joined
-from replay.memory import digest
 from replay.methods import METHODS, Flag, Method
-from replay.replaying import Replay
-from replay.tasks import listed_classes, split_classes
+from replay.plan import listed_classes, split_classes
 from scoring.storage import CODECS, LOSSY, make_codec
 from utils import UsageError
 
@@ -37,8 +36,7 @@ VARIANTS = {
     **{name: (name,) for name in METHODS},
     "fp16": ("dim", "--memory-bytes", "120000", "--storage", "fp16", "--gan", "resnet"),
     "matched": (
-        *("dim", "--recipe-match", "energy", "--gan-steps", "0", "--match-batch", "4", "--match-steps", "3"),
-        *("--rehearse-steps", "4"),
+        *("dim", "--gan-steps", "0", "--match-batch", "4", "--match-steps", "3", "--rehearse-steps", "4"),
     ),
     "no average": ("dgr", "--restat", "0", "--ema", "0", "--storage", "fp32", "--match-steps", "0"),
     "as er-ace": ("dim", "--replay-loss", "er-ace"),
@@ -67,7 +65,6 @@ def flags(results, variant, *extra):
 def state_of(folder) -> dict:
     """What of a finished run must be equal, bit for bit."""
     state = torch.load(folder / "last.pth", weights_only=True)
-    state["counters"].pop("seconds")
     return {name: state[name] for name in ("learners", "memory", "acc", "counters", "position", "rng")}
 
 
@@ -196,7 +193,10 @@ def test_a_class_without_a_condensed_image_is_told(budget, codec, line, tmp_path
 def test_a_memory_of_permuted_labels_gives_chance(tmp_path, monkeypatch):
     """Networks that learn from condensed images alone, with their own labels and with permuted ones."""
     monkeypatch.setattr(sys.modules[__name__], "FEW", 300)
-    long = "--val-size 900 --retrain --retrain-steps 150 --lr 0.1 --buffer-size 60 --condense-batch 16 --num-tasks 1".split()
+    long = (
+        "--val-size 900 --retrain --retrain-steps 150 --lr 0.1 --buffer-size 60 --condense-batch 16".split()
+    )
+    long += ["--num-tasks", "1"]
     right = run(continual, flags(tmp_path / "right", "condensed", *long))
     contents = Condensed.contents
 
@@ -220,10 +220,10 @@ def test_rehearsal_learns_from_memory_after_the_stream(method, tmp_path):
         run(continual, flags(tmp_path / steps, method, "--rehearse-steps", steps, "--num-tasks", "2"))
         states[steps] = torch.load(tmp_path / steps / method / "last.pth", weights_only=True)
     plain, rehearsed = states["0"], states["5"]
-    assert digest(plain["memory"]) == digest(rehearsed["memory"])  # no image is offered in it
+    assert same(plain["memory"], rehearsed["memory"])  # no image is offered in it
     for part in ("model", *(["averages"] if method == "cls-er" else [])):
         of = [state["learners"]["convnet_w32"][part] for state in (plain, rehearsed)]
-        assert digest(of[0]) != digest(of[1])
+        assert not same(*of)
 
 
 def test_the_rate_of_rehearsal_falls_to_zero_and_that_of_the_stream_does_not(tmp_path, monkeypatch):
@@ -251,43 +251,6 @@ def test_images_are_counted(finished):
         passes = [-(-steps // -(-per_class * classes // 8)) for classes in seen]
         rehearsed = per_class * sum(n * classes for n, classes in zip(passes, seen, strict=True))
         assert finished(variant)[0]["images_generated"] == per_class * earlier + rehearsed
-
-
-def test_how_near_the_memory_is_to_the_images_learnt_from(finished):
-    """Stored images are such images; condensed ones have left them by a few steps; generated ones are of
-    their own."""
-    names = ("er", "condensed", "dim", "finetune")
-    found, near = (
-        {name: finished(name)[0][metric] for name in names} for metric in ("distance_ratio", "near_copies")
-    )
-    assert found["finetune"] == near["finetune"] == {}
-    assert near["er"] == {"stored": 100}
-    assert near["dim"] == {"generated": 0}
-    assert found["er"] == {"stored": pytest.approx(0, abs=1e-2)}
-    assert found["er"]["stored"] + 0.02 < found["condensed"]["stored"] < found["dim"]["generated"]
-
-
-def test_images_in_memory_stand_beside_the_nearest_that_were_learnt(finished):
-    """Of a raw buffer each is its own neighbour; a line of five pairs for each class, black where there are
-    fewer."""
-    side = 28 + 2
-    picture = np.asarray(Image.open(finished("er")[1] / "nearest.png"))
-    assert picture.shape == (side * len(set(buffer_labels(finished("er")[1]))), 10 * side)
-    pairs = picture.reshape(picture.shape[0], 5, 2, side)
-    assert (pairs[:, :, 0] == pairs[:, :, 1]).all()
-    assert pairs[:, 0].any()
-    generated = np.asarray(Image.open(finished("dim")[1] / "nearest.png"))
-    assert generated.shape == (10 * side, 10 * side)
-    own, learnt = generated.reshape(10 * side, 5, 2, side).transpose(2, 0, 1, 3)
-    assert (own != learnt).any()
-    real = {image.numpy().tobytes() for image in load_data("digits", "", val_size=1380).train.images}
-    shown = learnt.reshape(10, side, 5, side).transpose(0, 2, 1, 3).reshape(50, side, side)[:, 1:-1, 1:-1]
-    assert all(np.ascontiguousarray(image).tobytes() in real for image in shown)
-    assert not (finished("finetune")[1] / "nearest.png").exists()
-
-
-def buffer_labels(folder) -> list[int]:
-    return torch.load(folder / "last.pth", weights_only=True)["memory"]["buffer"]["labels"].tolist()
 
 
 def test_a_run_that_an_older_version_stopped_is_refused_in_one_line(finished, tmp_path, capsys):
@@ -344,7 +307,7 @@ def test_a_method_is_a_loss_and_a_row(finished, tmp_path, monkeypatch, capsys):
             continual.parse_args(command)
     text = capsys.readouterr().out
     assert "er-smooth     replay with smooth labels" in text
-    assert "--smoothing N                 of the labels (default: 0.1)" in text
+    assert re.search(r"--smoothing N +of the labels \(default: 0.1\)", text)
     assert "er-smooth: of the labels" in text
 
 
@@ -486,7 +449,6 @@ def test_each_network_of_a_pool_learns_as_it_would_alone(finished, tmp_path, cap
     assert list(results["networks"]) == ["mlp_w100", "convnet_w32", "ensemble"]
     means = [results["networks"][name]["task-il"]["average_accuracy"] for name in ("mlp_w100", "convnet_w32")]
     assert results["mean"]["task-il"]["average_accuracy"] == pytest.approx(sum(means) / 2)
-    assert results["networks"]["mlp_w100"]["seconds"] > 0
     lines = capsys.readouterr().out.splitlines()
     heads = min(number for number, line in enumerate(lines) if line.startswith("network "))
     assert [line.split()[0] for line in lines[heads + 1 : heads + 5]] == [
@@ -495,10 +457,6 @@ def test_each_network_of_a_pool_learns_as_it_would_alone(finished, tmp_path, cap
         "ensemble",
         "mean",
     ]
-    assert (
-        "distance of stored images to the nearest image learnt from: 0.00 of that of unseen images; nearer "
-        "than 99 % of these: 100 %" in lines
-    )
 
 
 def test_a_pool_that_stores_logits_and_copies_pays_for_each(tmp_path):
@@ -602,7 +560,8 @@ def test_a_random_order_and_uneven_tasks(tmp_path):
 def test_a_budget_sizes_the_generator(storage, method, tmp_path):
     budget = 60_000
     sized = ["--memory-bytes", str(budget), "--storage", storage, "--num-tasks", "2"]
-    command = [flag for flag in flags(tmp_path, method, *sized) if flag not in ("--width", "4")]
+    command = flags(tmp_path, method, *sized)
+    del command[command.index("--width") : command.index("--width") + 2]
     results = run(continual, command)
     width = results["generator"]["width"]
     assert 0.75 * budget < results["num_bytes"]["total"] <= budget
@@ -610,29 +569,19 @@ def test_a_budget_sizes_the_generator(storage, method, tmp_path):
         run(continual, [*command, "--tag", "wider", "--width", str(width + 1)])
 
 
-@pytest.mark.parametrize("damage", ["altered", "too large"])
-def test_a_memory_that_does_not_fit_its_digest_or_budget_is_refused(damage, tmp_path, capsys):
+def test_a_memory_over_its_budget_is_refused(tmp_path, capsys):
     budget = ["--memory-bytes", "120000"]
     run(continual, flags(tmp_path, "dim", *budget))
     last = tmp_path / "dim" / "last.pth"
     state = torch.load(last, weights_only=True)
-    if damage == "altered":
-        next(iter(state["memory"]["generators"]["stored"][0].values())).view(-1)[0] += 1
-    else:
-        memory = state["memory"]
-        memory["generators"]["stored"][0]["more"] = torch.zeros(30000)
-        memory["sha256"] = digest({name: part for name, part in memory.items() if name != "sha256"})
+    state["memory"]["generators"]["stored"][0]["more"] = torch.zeros(30000)
     torch.save(state, last)
     before = last.read_bytes()
     capsys.readouterr()
     with pytest.raises(SystemExit) as error:
         run(continual, flags(tmp_path, "dim", *budget))
     assert error.value.code == 2
-    expected = {
-        "altered": "the memory was altered",
-        "too large": "bytes, expected at most the 120000 of --memory-bytes",
-    }[damage]
-    assert expected in capsys.readouterr().err
+    assert "bytes, expected at most the 120000 of --memory-bytes" in capsys.readouterr().err
     assert last.read_bytes() == before
 
 

@@ -10,9 +10,7 @@ from conftest import ROOT, SCRIPTS, TOOLS
 
 from engine.args_file import FREE_FLAGS
 from models.condense import Condensing
-from replay.memory import MemorySettings
 from replay.methods import METHODS
-from replay.plan import Generation, Training
 from utils import Parser
 
 # A flag that means the same in two scripts, with a reason for another default.
@@ -32,13 +30,13 @@ OWN_DEFAULTS = {
     "pool": "in stage 4 the networks that are trained",
     "dsa_strategy": "the recipe's in stage 3",
     "storage": "int8 in stage 4, the file's in stage 3",
-    "match_batch": "in stage 4 that of --recipe-match energy, which has classes of its own",
+    "match_batch": "in stage 4 that of matching alone",
 }
 
 
 OWN_TYPES = {
     "batch_size": "BatchNorm needs two",
-    "match_batch": "0 is none in stage 2; stage 4 has it for --recipe-match energy alone",
+    "match_batch": "0 is none in stage 2; stage 4 has it for matching alone",
 }
 
 
@@ -74,7 +72,7 @@ def read(path, name: str = "args") -> set[str]:
     return {
         n.attr
         for n in ast.walk(tree)
-        if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id == name
+        if isinstance(n, ast.Attribute) and name in (getattr(n.value, "id", ""), getattr(n.value, "attr", ""))
     }
 
 
@@ -84,7 +82,7 @@ def read_elsewhere(script: str) -> set[str]:
     if script == "validate":
         return condensing | read(ROOT / "scoring" / "inputs.py")
     if script == "continual":
-        settings = {field.name for kind in (Training, Generation, MemorySettings) for field in fields(kind)}
+        settings = set().union(*(read(path) for path in (ROOT / "replay").glob("*.py")))
         return settings | condensing | {flag for method in METHODS.values() for flag in method.flags}
     return set()
 

@@ -182,7 +182,7 @@ CHOICES = {
         "--ema": ["0", "0.9"],
         "--restat": ["0", "2"],
         "--match-steps": ["0", "2"],
-        "--match": [*LOSSES, "none"],
+        "--match-batch": ["2", "8", "500"],
         "--replay-batch-size": ["1", "8"],
         "--replay-images": ["1", "5"],
         "--distill-weight": SHARES,

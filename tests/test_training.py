@@ -19,7 +19,7 @@ import pool_match
 import utils
 from augment import draw_operations
 from data import DATASETS, ImageSet, load_data
-from engine import environment, metric_log
+from engine import environment, run_folder
 from engine.files import file_hash
 from engine.runtime import Runtime
 from engine.steps import LossMeter, Position, Step
@@ -627,7 +627,7 @@ def test_a_full_disk_elsewhere_is_one_line_too(tmp_path, monkeypatch, capsys):
     def full(path, image):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(metric_log, "save_picture", full)
+    monkeypatch.setattr(run_folder, "save_picture", full)
     with pytest.raises(SystemExit) as stop:
         run(gen_condense, gan_flags(tmp_path))
     assert stop.value.code == 1

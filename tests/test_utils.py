@@ -142,9 +142,8 @@ def test_flags_of_effects_are_declared(script, effects):
         ("validate", "--temperature 4", "--temperature: no effect without --labels soft"),
         ("validate", "--labels soft --temperature 4 --teacher x", ""),
         ("validate", "--quality 50", "--quality: no effect without --match-bytes or a lossy --codec"),
-        ("continual", "dgr --match logit", "--match: no effect without --match-steps"),
-        ("continual", "dim --match-steps 3 --match logit", ""),
-        ("continual", "dim --match-batch 3", "--match-batch: no effect without --recipe-match energy"),
+        ("continual", "dim --match-batch 3", "--match-batch: no effect without --match-steps"),
+        ("continual", "dim --match-steps 3 --match-batch 3", ""),
         ("continual", "dim --gan-steps 0 --ema 0", "--ema: no effect without a GAN"),
         ("continual", "dim --replay-loss cls-er --consistency 1", ""),
         (
@@ -239,8 +238,8 @@ def test_a_lack_of_memory_names_the_flag_that_asked_for_it(kind, flag, capsys, m
         ),
         ("validate", "scoring.trainer.classifier_loss", ["--source", "real"], "--batch-size"),
         ("gen_condense", "gen_condense.build_gan", [], "--width"),
-        ("continual", "replay.stored_generators.build_gan", [], "--width or --memory-bytes"),
-        ("continual", "replay.replaying.generate", [], "--replay-images"),
+        ("continual", "replay.memory.build_gan", [], "--width or --memory-bytes"),
+        ("continual", "replay.generation.generate", [], "--replay-images"),
         (
             "continual",
             "replay.methods.joined",
