@@ -41,7 +41,6 @@ def add_evaluation_flags(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of the evaluations in training."""
     add = parser.add_argument
     add("--eval-interval", type=count, default=10, help="epochs between evaluations; 0 = never")
-    add("--eval-model", nargs="+", default=["convnet"], help="networks to train on generated images")
     add(
         "--budget",
         choices=BUDGETS,
@@ -49,14 +48,23 @@ def add_evaluation_flags(parser: argparse.ArgumentParser) -> None:
         help="fixed: ipc images per class, drawn once; stream: drawn anew at each epoch",
     )
     add("--ipc", type=positive_int, default=50, help="images per class in an epoch of a classifier")
-    add("--repeats", type=positive_int, default=1, help="number of classifiers at each evaluation")
-    add("--recipe", choices=RECIPES, default="dim", help="how a classifier is trained")
-    add("--epochs-eval", type=positive_int, default=1000, help="epochs of a classifier")
+    add_classifier_flags(parser, repeats=1)
+    parser.set_defaults(epochs_eval=1000)
+
+
+def add_classifier_flags(parser: argparse.ArgumentParser, repeats: int) -> None:
+    """Declare the flags of the classifiers that are trained and tested. repeats: default of --repeats."""
+    add = parser.add_argument
+    add("--eval-model", nargs="+", default=["convnet"], help="networks to train on the images")
+    add("--repeats", type=positive_int, default=repeats, help="classifiers of a row, or of an evaluation")
     add(
-        "--mix-p",
-        type=probability_or_off,
-        help="probability of CutMix for a batch; -1 = never (default: the recipe's)",
+        "--recipe",
+        choices=RECIPES,
+        default="dim",
+        help="training as in DiM, as for distilled sets, or today's",
     )
+    add("--epochs-eval", type=positive_int, help="epochs of a classifier (default: the recipe's, 1000)")
+    add("--mix-p", type=probability_or_off, help="probability of CutMix; -1 = never (default: the recipe's)")
 
 
 @torch.no_grad()

@@ -419,7 +419,7 @@ def test_every_source_of_the_referee(tmp_path, trained, graphs):
     )
     assert len(rows) == 2 * 2 * 9
     assert all(row["n"] == 2 and len(row["curve_accs"][0]) == 2 for row in rows)
-    assert rows[0]["samples"]["distance_ratio"] > 0
+    assert rows[0]["samples"]["images"] != rows[0]["samples"]["real"]
     flags = [
         "--source",
         "file",

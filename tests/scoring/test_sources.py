@@ -23,7 +23,7 @@ from scoring.evaluation import curve_epochs, validate_group
 from scoring.herding import herding_order
 from scoring.recipes import RECIPES, Recipe, make_recipe
 from scoring.results import over_trainings
-from scoring.samples import make_samples, nearest
+from scoring.samples import make_samples
 from scoring.sources import Fixed, Generated, Labelled, Real, Teacher, WithinBytes, draw_fixed
 from scoring.storage import encode_images, make_codec, num_bytes
 from utils import UsageError
@@ -422,21 +422,9 @@ def test_confusions_add_up(tmp_path):
     assert 100 * confusion.trace() / confusion.sum() == pytest.approx(row["mean"], abs=1e-3)
 
 
-def test_nearest_neighbours(digits):
-    queries = to_float(digits.train.images[[7, 3]]) * 0.99
-    distance, index = nearest(queries, digits.train, batch_size=4)
-    assert index.tolist() == [7, 3]
-    every = torch.cdist(queries.flatten(1), to_float(digits.train.images).flatten(1))
-    assert torch.allclose(distance, every.min(1)[0], atol=5e-3)
-
-
-def test_samples_tell_copies_from_new_images(digits, generator):
-    copies, labels = digits.train.batch(torch.arange(200))
-    copied = make_samples(copies, labels, digits, 3)
+def test_samples_are_a_picture_beside_real_images(digits):
     fresh = make_samples(*digits.test.batch(torch.arange(200)), digits, 3)
-    assert copied["distance_ratio"] < 0.05
-    assert 0.5 < fresh["distance_ratio"] < 2
-    assert copied["images"] == copied["nearest"] != copied["real"] or copied["images"] == copied["real"]
+    assert fresh["images"] != fresh["real"]
     picture = Image.open(io.BytesIO(base64.b64decode(fresh["images"])))
     assert picture.size == (3 * 28, 10 * 28)
     first = (digits.test.labels[:200] == 0).nonzero()[0]
@@ -464,7 +452,7 @@ def test_samples_are_kept_once_for_each_generator(trained, tmp_path):
 # trainings
 
 
-def test_both_spreads_over_several_trainings(trained, tmp_path, capsys):
+def test_the_spread_over_several_trainings(trained, tmp_path, capsys):
     weights = [
         "--pretrain-weight",
         str(trained / "gan" / "last.pth"),
@@ -475,16 +463,10 @@ def test_both_spreads_over_several_trainings(trained, tmp_path, capsys):
     rows = run(validate, validate_flags(tmp_path, *weights))
     assert len(rows) == 2
     assert rows[0]["checkpoint_sha256"] != rows[1]["checkpoint_sha256"]
-    (summary,) = over_trainings(rows)
+    assert over_trainings(rows) == [rows]
     means = [row["mean"] for row in rows]
-    assert (summary["n"], summary["classifiers"]) == (2, 2)
-    assert summary["mean"] == pytest.approx(statistics.mean(means))
-    assert summary["std"] == pytest.approx(statistics.stdev(means))
-    assert summary["classifier_std"] == pytest.approx(statistics.mean(row["std"] for row in rows))
-    out = capsys.readouterr().out
-    assert (
-        f"{summary['mean']:.2f} ± {summary['std']:.2f} over 2 trainings (over 2 classifiers each: ± " in out
-    )
+    spread = f"{statistics.mean(means):.2f} ± {statistics.stdev(means):.2f}"
+    assert f"convnet_w32, generator, stream, ipc 3: {spread} over 2 trainings" in capsys.readouterr().out
     assert over_trainings(rows[:1]) == []
 
 
