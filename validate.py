@@ -41,6 +41,7 @@ from scoring.results import SOURCES, Outcome, ResultsFile, print_table, row_hash
 from scoring.sources import Teacher
 from scoring.storage import BYTES, CODECS
 from scoring.table import FILLERS, LABELS, Deployed, Listed, Table, keep_samples
+from scoring.teachers import TrainedClassifier
 from scoring.values import RANGES
 from utils import (
     Parser,
@@ -338,13 +339,16 @@ def main(args: argparse.Namespace) -> list[dict]:
         args.group,
         CondensedSets(data, condensing, args.codec, args.quality, folder, args.seed, trained, runtime),
         HerdedSets(
-            networks[0],
-            replace(recipe, epochs=args.herding_epochs),
-            data,
-            folder,
-            args.val_size,
-            derive_seed(args.seed, "herding"),
-            runtime,
+            TrainedClassifier(
+                "herding",
+                networks[0],
+                replace(recipe, epochs=args.herding_epochs),
+                data,
+                folder,
+                args.val_size,
+                derive_seed(args.seed, "herding"),
+                runtime,
+            )
         ),
     )
     with contextlib.ExitStack() as held:
