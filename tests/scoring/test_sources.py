@@ -340,20 +340,15 @@ def test_the_averaged_weights_are_those_that_are_tested(digits):
 
     states = []
 
-    def record(epoch, classifier, cost):
-        states.append({name: value.clone() for name, value in classifier.state_dict().items()})
-
     plain, averaged = trained(0.0), trained(0.5)
     recipe = Recipe(6, 20, 0.01, "none", "none", "dim", -1.0)
     with seeded(CPU.device, 3, "init"):
         classifier = build_classifier("convnet_w32", digits.info)
     expected = {name: value.clone() for name, value in classifier.state_dict().items()}
     streams = RandomStreams.seeded(3, CPU.device)
-    list(
-        trainer.train_steps(
-            classifier, Real(digits.train, 2, 10).open(3, streams).epochs, recipe, streams, CPU, record
-        )
-    )
+    epochs = Real(digits.train, 2, 10).open(3, streams).epochs
+    for _ in trainer.train_steps(classifier, epochs, recipe, streams, CPU):
+        states.append({name: value.clone() for name, value in classifier.state_dict().items()})
     for t, state in enumerate(states):
         decay = min(0.5, (1 + t) / (10 + t))
         expected = {name: decay * value + (1 - decay) * state[name] for name, value in expected.items()}
