@@ -25,9 +25,8 @@ if __name__ == "__main__":
 import torch
 from tqdm import tqdm
 
-import data as datasets
 from augment import parse_strategy
-from data import Data, add_folder_flags, load_data
+from data import Data, add_data_flags, load_data
 from engine.args_file import FREE_FLAGS
 from engine.environment import environment
 from engine.files import run_path, write_json
@@ -118,19 +117,7 @@ def add_flags(parser: Parser, method: Method) -> None:
     """Declare the flags of a method."""
     streams = method.memory is not None and not method.retrains  # it replays beside a task
     # data and scenario
-    parser.add_argument("--data", choices=datasets.NAMES, default="cifar10", help="image set")
-    parser.add_argument(
-        "--data-dir",
-        default="datasets",
-        help="where the set lies or is downloaded to (--data folder: train/ and test/)",
-    )
-    add_folder_flags(parser)
-    parser.add_argument(
-        "--val-size",
-        type=count,
-        default=0,
-        help="test on this many held-out training images instead of the test set",
-    )
+    add_data_flags(parser, "cifar10")
     split = parser.add_mutually_exclusive_group()
     split.add_argument(
         "--num-tasks", type=positive_int, default=5, help="number of tasks that the classes are split into"

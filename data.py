@@ -26,11 +26,17 @@ from imagesets.pictures import (
     read_pictures,
 )
 from imagesets.sets import DATASETS, NAMES, Layout, Row
-from utils import UsageError
+from utils import UsageError, count
 
 
-def add_folder_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of --data folder."""
+def add_data_flags(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """Add the flags that name an image set and its splits. default: None = the set of the checkpoint."""
+    name = "image set" if default else "image set (default: the checkpoint's, or cifar10)"
+    parser.add_argument("--data", choices=NAMES, default=default, help=name)
+    data_dir = "folder of the set, which is downloaded if missing"
+    parser.add_argument("--data-dir", default="datasets", help=data_dir)
+    val_size = "hold out N training images, to choose best.pth (stages 1, 2) or to test on (3, 4)"
+    parser.add_argument("--val-size", type=count, default=0, help=val_size)
     size = "side of the images of --data folder in pixels (default 32)"
     parser.add_argument("--image-size", type=int, choices=(28, 32), help=size)
     background = "color behind transparent pictures in folders (default black)"
@@ -54,7 +60,7 @@ def load_data(
 
     splits: the splits to read; files of the others need not exist. val_size: number of images held out of
     `train`, class-balanced. image_size, background, test_folder: of a "folder" set, its flags (see
-    add_folder_flags). info: the info in a checkpoint, which a "folder" set must match and whose normalisation
+    add_data_flags). info: the info in a checkpoint, which a "folder" set must match and whose normalisation
     it takes. Raises UsageError for an unknown name, a wrong image size, missing or altered files, or an
     impossible val_size.
     """

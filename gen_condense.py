@@ -18,9 +18,8 @@ if __name__ == "__main__":
 import torch
 from torch import Tensor
 
-import data as datasets
 from augment import parse_strategy
-from data import ImageSet, add_folder_flags, epoch_order, load_data, steps_per_epoch
+from data import ImageSet, add_data_flags, epoch_order, load_data, steps_per_epoch
 from engine.files import run_path
 from engine.graphs import Losses
 from engine.run_folder import RunFolder, add_run_flags
@@ -42,7 +41,7 @@ from models.gan import (
 )
 from scoring.evaluation import EVALUATIONS, add_evaluation_flags, evaluate_generator
 from scoring.recipes import make_recipe
-from utils import Effect, Parser, cli, count, out_of_memory_hint, positive_int
+from utils import Effect, Parser, cli, out_of_memory_hint, positive_int
 
 
 def train_gan(
@@ -109,10 +108,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__.splitlines()[0], [of_dim, *EVALUATIONS])
     add = parser.add_argument
     # data
-    add("--data", choices=datasets.NAMES, default="cifar10", help="image set")
-    add("--data-dir", default="datasets", help="folder of the set, which is downloaded if missing")
-    add_folder_flags(parser)
-    add("--val-size", type=count, default=0, help="held-out training images, which choose best.pth")
+    add_data_flags(parser, "cifar10")
     # networks
     add("--gan", choices=GANS, default="dim", help="dim: DiM's networks; resnet: residual, with projection")
     add("--width", type=positive_int, help="channels of both (default: 196 for dim, 224 for resnet)")

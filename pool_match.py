@@ -18,9 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import data as datasets
 from augment import COMPOSITIONS, Augmentation, draw_operations, parse_strategy
-from data import ImageSet, add_folder_flags, epoch_order, load_data
+from data import ImageSet, add_data_flags, epoch_order, load_data
 from engine.files import file_hash, run_path
 from engine.graphs import Losses
 from engine.optim import ADAM_BETAS
@@ -177,10 +176,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="defaults of the flags below; energy: matching alone, in minutes",
     )
     # data
-    add("--data", choices=datasets.NAMES, help="image set (default: the checkpoint's, or cifar10)")
-    add("--data-dir", default="datasets", help="folder of the set, which is downloaded if missing")
-    add_folder_flags(parser)
-    add("--val-size", type=count, default=0, help="held-out training images, which choose best.pth")
+    add_data_flags(parser)
     # training
     add_gan_flags(parser, epochs=100, batch_size=64, lr=5e-6)
     add("--betas", type=decay, nargs=2, default=ADAM_BETAS, help="betas of the generator's Adam")

@@ -22,8 +22,7 @@ if __name__ == "__main__":
     # Ctrl-C during the imports ends the process at once, without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-import data as datasets
-from data import Data, add_folder_flags, fingerprint
+from data import Data, add_data_flags, fingerprint
 from engine.environment import environment
 from engine.files import locked, make_folder, run_path
 from engine.runtime import Runtime, add_execution_flags, make_runtime
@@ -32,16 +31,17 @@ from models import Classifier, describe_networks, network_name, save_classifier
 from models.condense import Condensing, add_condense_flags
 from scoring.condensed import CondensedSets
 from scoring.drawing import DRAWS, MatchedSets
-from scoring.evaluation import BUDGETS, seed_groups, validate_group
+from scoring.evaluation import BUDGETS, add_classifier_flags, seed_groups, validate_group
 from scoring.exporting import export
 from scoring.herding import HerdedSets
 from scoring.inputs import EFFECTS, fillers_of, load_inputs, sources_of
 from scoring.labels import LABEL_KINDS
-from scoring.recipes import RECIPES, Recipe, make_recipe
+from scoring.recipes import Recipe, make_recipe
 from scoring.results import SOURCES, Outcome, ResultsFile, print_table, row_hash
 from scoring.sources import Teacher
 from scoring.storage import BYTES, CODECS
 from scoring.table import FILLERS, LABELS, Deployed, Listed, Table, keep_samples
+from scoring.teachers import TrainedClassifier
 from scoring.values import RANGES
 from utils import (
     Parser,
@@ -52,7 +52,6 @@ from utils import (
     positive,
     positive_int,
     probability,
-    probability_or_off,
     seed_number,
     tell,
 )
@@ -163,47 +162,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="redraw images whose class gets a lower probability from --teacher",
     )
     # data
-    add(
-        "--data",
-        choices=datasets.NAMES,
-        metavar="SET",
-        help=f"{', '.join(datasets.NAMES)} (default: the checkpoint's, or cifar10)",
-    )
-    add(
-        "--data-dir",
-        default="datasets",
-        help="where the set lies, or is downloaded to",
-    )
-    add_folder_flags(parser)
-    add(
-        "--val-size", type=count, default=0, help="test on N held-out training images instead of the test set"
-    )
+    add_data_flags(parser)
     # classifiers
-    add(
-        "--eval-model",
-        nargs="+",
-        default=["convnet"],
-        help="networks to train (default: convnet, the ConvNet-3 of the papers)",
-    )
-    add("--repeats", type=positive_int, default=5, help="classifiers of each row")
+    add_classifier_flags(parser, repeats=5)
     add(
         "--together",
         type=positive_int,
         help="classifiers trained side by side (default: all of a row with --graphs, else 1)",
     )
-    add(
-        "--recipe",
-        choices=RECIPES,
-        default="dim",
-        help="how a classifier is trained: by the DiM paper, the papers on distilled sets, or today",
-    )
-    add("--epochs-eval", type=positive_int, help="epochs of a classifier (default: the recipe's, 1000)")
     add("--batch-size", type=positive_int, help="images per step (default: the recipe's, 128 or 256)")
     add("--lr", type=positive, help="learning rate (default: the recipe's, 0.01)")
-    add("--mix-p", type=probability_or_off, help="probability of CutMix; -1 = never (default: the recipe's)")
     add("--dsa-strategy", help="augmentation, such as color_crop, or none (default: the recipe's)")
     add("--seed", type=seed_number, default=0, help="of the classifiers and the images drawn")
-    add("--curve", type=count, default=0, help="test N times during training")
     # run
     add("--samples", type=count, default=5, help="example images of each class kept in the results")
     add("--save-classifiers", action="store_true", help="keep the classifiers in results/TAG/classifiers/")
@@ -289,7 +259,6 @@ def score(
             job.seeds,
             runtime,
             keep if args.save_classifiers else None,
-            args.curve,
             title,
         )
 
@@ -329,7 +298,7 @@ def main(args: argparse.Namespace) -> list[dict]:
         "recipe": args.recipe,
         **asdict(recipe),
         "seed": args.seed,
-        "curve": args.curve or None,
+        "curve": None,  # older rows may have tests during training
         "save_classifiers": args.save_classifiers or None,  # rows of their own: those there kept none
         "amp": runtime.amp,
         "compile": runtime.compile or None,  # a row without it is of eager steps, as all were once
@@ -368,13 +337,16 @@ def main(args: argparse.Namespace) -> list[dict]:
         args.group,
         CondensedSets(data, condensing, args.codec, args.quality, folder, args.seed, trained, runtime),
         HerdedSets(
-            networks[0],
-            replace(recipe, epochs=args.herding_epochs),
-            data,
-            folder,
-            args.val_size,
-            derive_seed(args.seed, "herding"),
-            runtime,
+            TrainedClassifier(
+                "herding",
+                networks[0],
+                replace(recipe, epochs=args.herding_epochs),
+                data,
+                folder,
+                args.val_size,
+                derive_seed(args.seed, "herding"),
+                runtime,
+            )
         ),
     )
     with contextlib.ExitStack() as held:

@@ -110,14 +110,6 @@ def add_condense_flags(parser: argparse.ArgumentParser) -> None:
     add("--condense-init", choices=INITS, help="condensed: what the pixels start from (default: real)")
 
 
-def check_condense_flags(flags: dict, needed: str, given: str) -> None:
-    """Raise UsageError if one of the flags above was given. needed: the flag that they are of; given: what
-    was given in its place."""
-    for name, value in flags.items():
-        if name.startswith("condense_") and value is not None:
-            raise UsageError(f"--{name.replace('_', '-')} {value} is of {needed}, found {given}")
-
-
 @dataclass(eq=False)
 class Condensed:
     """Condensed images in training: `ipc` images of each class that `train` holds.

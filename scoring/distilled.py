@@ -1,20 +1,17 @@
 """Read distilled sets in the file layouts in which other projects release them, and write our own."""
 
 import hashlib
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from data import DataInfo, check_different, list_pictures, match_classes, read_pictures
-from engine.files import MAX_BYTES, write_atomic, write_tensors
+from engine.files import MAX_BYTES, write_tensors
 from scoring.labels import read_labels
-from scoring.pairs import check_not_whitened, is_dense, is_unwhitened, kind_of, read_pairs
+from scoring.pairs import check_not_whitened, is_unwhitened, kind_of, read_pairs
 from scoring.values import to_signed
 from utils import UsageError
 
@@ -126,7 +123,7 @@ def _checked(
 ) -> DistilledSet:
     shape = (info.channels, info.image_size, info.image_size)
     expected = f"(N, {', '.join(map(str, shape))})"
-    if not all(is_dense(value) for value in (images, labels)):
+    if not (isinstance(images, Tensor) and isinstance(labels, Tensor)):
         raise UsageError(
             f"{path}: found {kind_of(images)} and {kind_of(labels)}, expected tensors: images {expected} "
             "and labels"
@@ -137,14 +134,10 @@ def _checked(
         raise UsageError(f"{path}: found images {tuple(images.shape)}, expected {expected} for {info.name}")
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise UsageError(f"{path}: found images of {images.dtype}, expected uint8 or floating point")
-    for what, values in (("images", images), ("labels", labels)):
-        if (
-            4 * factor**2 * math.prod(values.shape) > MAX_BYTES
-        ):  # a file of some bytes may claim a tensor of any size
-            raise UsageError(
-                f"{path}: claims {what} {tuple(values.shape)}, expected at most {MAX_BYTES:,} bytes as "
-                "float32"
-            )
+    if 4 * factor**2 * images.numel() > MAX_BYTES:  # a file of some bytes may claim a tensor of any size
+        raise UsageError(
+            f"{path}: claims images {tuple(images.shape)}, expected at most {MAX_BYTES:,} bytes as float32"
+        )
     images, labels = images.detach().cpu(), labels.detach().cpu()
     num_bytes, label_bytes = images.numel() * images.element_size(), labels.numel() * labels.element_size()
     labels, counts = read_labels(path, labels, len(images), info, label_kind)
@@ -192,30 +185,8 @@ def _read_folder(
     )
 
 
-def write_distilled(
-    folder: Path, images: Tensor, labels: Tensor, soft: Tensor | None, info: DataInfo
-) -> None:
-    """Write uint8 images (N, C, H, W), sorted by class, with labels (N,): as FOLDER.pt, and as pictures
-    FOLDER/CLASS/00000.png.
-
-    soft: soft labels (N, K); if given, FOLDER_soft.pt holds the images with these. Pictures that an earlier,
-    larger set left in the same folders are removed.
-    """
-    labels, images = labels.cpu(), images.cpu()
-    for name, values in (("", labels), ("_soft", soft)):
-        if values is not None:
-            content = (images, values.cpu())
-            write_tensors(
-                folder.with_name(f"{folder.name}{name}.pt"),
-                lambda path, content=content: torch.save(content, path),
-            )
-    for label, name in enumerate(info.class_names):
-        arrays = images[labels == label].permute(0, 2, 3, 1).numpy()  # (ipc, H, W, C)
-        part = folder / name
-        part.mkdir(parents=True, exist_ok=True)
-        for number, array in enumerate(arrays):
-            picture = Image.fromarray(np.ascontiguousarray(array.squeeze(2) if info.channels == 1 else array))
-            write_atomic(part / f"{number:05d}.png", lambda path, picture=picture: picture.save(path, "PNG"))
-        for path in part.glob("[0-9][0-9][0-9][0-9][0-9].png"):
-            if int(path.stem) >= len(arrays):
-                path.unlink()
+def write_distilled(path: Path, images: Tensor, labels: Tensor) -> None:
+    """Write uint8 images (N, C, H, W) with labels (N,), or soft labels (N, K), as a file that read_distilled
+    reads."""
+    content = (images.cpu(), labels.cpu())
+    write_tensors(path, lambda temporary: torch.save(content, temporary))

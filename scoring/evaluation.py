@@ -14,7 +14,7 @@ from engine.seeds import RandomStreams, derive_seed, seeded
 from engine.tensors import eval_mode
 from models import Classifier, GanCheckpoint, build_classifier
 from scoring.recipes import RECIPES, Recipe
-from scoring.results import Cost, Outcome
+from scoring.results import Outcome
 from scoring.sources import Generated
 from scoring.trainer import train_steps, train_together
 from utils import Effect, count, out_of_memory_hint, positive_int, probability_or_off, tell
@@ -41,7 +41,6 @@ def add_evaluation_flags(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of the evaluations in training."""
     add = parser.add_argument
     add("--eval-interval", type=count, default=10, help="epochs between evaluations; 0 = never")
-    add("--eval-model", nargs="+", default=["convnet"], help="networks to train on generated images")
     add(
         "--budget",
         choices=BUDGETS,
@@ -49,14 +48,23 @@ def add_evaluation_flags(parser: argparse.ArgumentParser) -> None:
         help="fixed: ipc images per class, drawn once; stream: drawn anew at each epoch",
     )
     add("--ipc", type=positive_int, default=50, help="images per class in an epoch of a classifier")
-    add("--repeats", type=positive_int, default=1, help="number of classifiers at each evaluation")
-    add("--recipe", choices=RECIPES, default="dim", help="how a classifier is trained")
-    add("--epochs-eval", type=positive_int, default=1000, help="epochs of a classifier")
+    add_classifier_flags(parser, repeats=1)
+    parser.set_defaults(epochs_eval=1000)
+
+
+def add_classifier_flags(parser: argparse.ArgumentParser, repeats: int) -> None:
+    """Declare the flags of the classifiers that are trained and tested. repeats: default of --repeats."""
+    add = parser.add_argument
+    add("--eval-model", nargs="+", default=["convnet"], help="networks to train on the images")
+    add("--repeats", type=positive_int, default=repeats, help="classifiers of a row, or of an evaluation")
     add(
-        "--mix-p",
-        type=probability_or_off,
-        help="probability of CutMix for a batch; -1 = never (default: the recipe's)",
+        "--recipe",
+        choices=RECIPES,
+        default="dim",
+        help="training as in DiM, as for distilled sets, or today's",
     )
+    add("--epochs-eval", type=positive_int, help="epochs of a classifier (default: the recipe's, 1000)")
+    add("--mix-p", type=probability_or_off, help="probability of CutMix; -1 = never (default: the recipe's)")
 
 
 @torch.no_grad()
@@ -77,12 +85,6 @@ def accuracy(confusion: Tensor) -> float:
     return 100 * confusion.trace().item() / confusion.sum().item()
 
 
-def curve_epochs(epochs: int, points: int) -> list[int]:
-    """Return the epochs after which a curve is tested: at most `points`, evenly spaced in their logarithm,
-    the last epoch included."""
-    return sorted({round(epochs ** (i / points)) for i in range(1, points + 1)})
-
-
 def validate_group(
     network: str,
     source,
@@ -91,49 +93,31 @@ def validate_group(
     seeds: Sequence[int],
     runtime: Runtime,
     keep: Callable[[Classifier, int], None] | None = None,
-    curve: int = 0,
     title: str = "",
 ) -> list[Outcome]:
     """Train one fresh classifier per seed on `source` (see sources.py), side by side, and test each on
     data.evaluation_split.
 
-    keep(classifier, seed) is called with each classifier after its training. curve: largest number of tests
-    during training, 0 = none. The result of a classifier depends on its seed alone. The surrounding random
-    state is restored, so that evaluating more often does not change a training. Classifiers of the same seed
-    start from the same weights, whatever the source.
+    keep(classifier, seed) is called with each classifier after its training. The result of a classifier
+    depends on its seed alone. The surrounding random state is restored, so that evaluating more often does
+    not change a training. Classifiers of the same seed start from the same weights, whatever the source.
     """
-    num_classes, tested = data.info.num_classes, curve_epochs(recipe.epochs, curve) if curve else []
-    classifiers, trainings, outcomes = [], [], []
-
-    def test(classifier: nn.Module) -> Tensor:
-        return confusion_matrix(classifier, data.evaluation_split[1], num_classes)
-
-    def on_the_way(outcome: Outcome) -> Callable[[int, nn.Module, Cost], None]:
-        def after_epoch(epoch: int, classifier: nn.Module, cost: Cost) -> None:
-            if epoch in tested:
-                outcome.curve.append((cost.images_seen, accuracy(test(classifier))))
-
-        return after_epoch
-
+    classifiers, trainings, stored, outcomes = [], [], [], []
     for seed in seeds:
         with seeded(runtime.device, seed, "init"):
             classifiers.append(runtime.place(build_classifier(network, data.info)))
         streams = RandomStreams.seeded(seed, runtime.device)
         with out_of_memory_hint("--ipc"):
-            epochs, num_images, stored = source.open(seed, streams)
-        outcomes.append(Outcome(0.0, Cost(), num_images=num_images, num_bytes=stored))
-        trainings.append(
-            train_steps(
-                classifiers[-1], epochs, recipe, streams, runtime, on_the_way(outcomes[-1]) if curve else None
-            )
-        )
+            epochs, *size = source.open(seed, streams)
+        stored.append(size)  # number of images, and bytes
+        trainings.append(train_steps(classifiers[-1], epochs, recipe, streams, runtime))
     total_steps = recipe.epochs * math.ceil(source.per_epoch / recipe.batch_size)
     costs = train_together(trainings, total_steps, runtime, title=title or network)
-    for classifier, seed, outcome, cost in zip(classifiers, seeds, outcomes, costs, strict=True):
+    for classifier, seed, size, cost in zip(classifiers, seeds, stored, costs, strict=True):
         if keep is not None:
             keep(classifier, seed)
-        confusion = test(classifier)
-        outcome.accuracy, outcome.cost, outcome.confusion = accuracy(confusion), cost, confusion.tolist()
+        confusion = confusion_matrix(classifier, data.evaluation_split[1], data.info.num_classes)
+        outcomes.append(Outcome(accuracy(confusion), cost, confusion.tolist(), *size))
     return outcomes
 
 

@@ -1,54 +1,34 @@
 """Real images chosen by herding."""
 
-import functools
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from data import Data, ImageSet
-from engine.runtime import Runtime
+from data import ImageSet
 from engine.tensors import eval_mode
 from models import Classifier
-from scoring.recipes import Recipe
 from scoring.sources import Fixed
-from scoring.teachers import classifier_path, trained_classifier
+from scoring.teachers import TrainedClassifier
 
 
-@dataclass
+@dataclass(frozen=True)
 class HerdedSets:
-    """Sets of training images chosen by herding, with the features of a classifier that is trained by
-    `recipe` when a set is first asked for, and kept in folder/classifiers."""
+    """Sets of training images chosen by herding, with the features of `chooser`."""
 
-    network: str
-    recipe: Recipe
-    data: Data
-    folder: Path
-    val_size: int
-    seed: int
-    runtime: Runtime
+    chooser: TrainedClassifier
 
-    @functools.cached_property
+    @property
     def fields(self) -> dict:
         """What a row of results holds of the choice."""
-        path = classifier_path("herding", self.network, self.recipe, self.data, self.folder, self.seed)
-        return {"chosen_by": f"{self.network}, {self.recipe.epochs} epochs, {path.stem}"}
+        chooser = self.chooser
+        return {"chosen_by": f"{chooser.network}, {chooser.recipe.epochs} epochs, {chooser.path.stem}"}
 
     def fixed(self, ipc: int) -> Fixed:
         """A source of `ipc` images of each class. Every rank has to call this."""
-        classifier = trained_classifier(
-            "herding",
-            self.network,
-            self.recipe,
-            self.data,
-            self.folder,
-            self.val_size,
-            self.seed,
-            self.runtime,
-        )
-        order = herding_order(classifier, self.data.train, ipc, self.data.info.num_classes)
-        return Fixed(*self.data.train.batch(order.flatten()))
+        data = self.chooser.data
+        order = herding_order(self.chooser.read(), data.train, ipc, data.info.num_classes)
+        return Fixed(*data.train.batch(order.flatten()))
 
 
 @torch.no_grad()

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.files import read_plain
-from scoring.arrays import read_arrays
+from engine.files import check_archive, read_plain
 from utils import UsageError
 
 # The released files of DC, DSA and DM hold accuracies as numpy scalars beside their tensors. No other numpy
@@ -21,11 +20,8 @@ NUMPY_SCALARS = [
     np.dtype,
     *(type(np.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64")),
 ]
-NAMES = (
-    ("images", "labels"),
-    ("x", "y"),
-    ("x_train", "y_train"),
-)  # of the arrays of an .npz file, in any case
+# of the arrays of an .npz file, in any case
+NAMES = (("images", "labels"), ("x", "y"), ("x_train", "y_train"))
 
 
 def read_pairs(path: Path) -> Iterator[tuple[object, object]]:
@@ -93,9 +89,9 @@ def _numpy_pair(path: Path) -> tuple[Tensor, Tensor]:
     """(images, labels) of an .npz file, or of an .npy file and that of its labels; NHWC and (N, H, W) become
     NCHW."""
     if path.suffix.lower() == ".npy":
-        images, labels = (next(iter(read_arrays(file).values())) for file in (path, _labels_beside(path)))
+        images, labels = (_read_arrays(file)[""] for file in (path, _labels_beside(path)))
     else:
-        arrays = {name.lower(): array for name, array in read_arrays(path).items()}
+        arrays = _read_arrays(path)
         pair = next((names for names in NAMES if arrays.keys() >= set(names)), None)
         if pair is None:
             expected = " or ".join(" and ".join(names) for names in NAMES)
@@ -108,6 +104,29 @@ def _numpy_pair(path: Path) -> tuple[Tensor, Tensor]:
     return tuple(_tensor(path, array) for array in (images, labels))
 
 
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file by name in lower case, or the one of an .npy file as ""; no pickled code is
+    executed."""
+    if not path.is_file():
+        raise UsageError(
+            f"{path}: no such file{' of the regular kind' if path.exists() else ''}, expected arrays of numpy"
+        )
+    try:
+        if path.suffix.lower() == ".npy":
+            return {"": np.load(path)}
+        check_archive(path)
+        with np.load(path) as archive:
+            return {name.lower(): archive[name] for name in archive.files}
+    except UsageError:
+        raise
+    except Exception as error:  # a damaged file may raise any error; no code of it has been run
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UsageError(
+            f"{path}: expected arrays of numpy, found {path.stat().st_size} bytes of another kind, or "
+            f"damaged ({reason})"
+        ) from None
+
+
 def _tensor(path: Path, array: np.ndarray) -> Tensor:
     """A tensor of an array of any byte order and memory order."""
     try:
@@ -116,22 +135,9 @@ def _tensor(path: Path, array: np.ndarray) -> Tensor:
         raise UsageError(f"{path}: found values of type {array.dtype}, expected numbers") from None
 
 
-def is_dense(value: object) -> bool:
-    """Whether a value is a tensor with a number in memory at each place: not sparse, nested, quantized, or
-    without data."""
-    return (
-        isinstance(value, Tensor)
-        and not value.is_nested
-        and value.layout == torch.strided
-        and not value.is_quantized
-        and value.device.type == "cpu"
-    )
-
-
 def kind_of(value: object) -> str:
     """What a value is, for an error message: "a tensor (2, 3)", "a list of 4"."""
     if isinstance(value, Tensor):
-        kind = "" if is_dense(value) else "sparse, nested, quantized or empty "
-        return f"a {kind}tensor" + ("" if value.is_nested else f" {tuple(value.shape)}")
+        return f"a tensor {tuple(value.shape)}"
     length = len(value) if isinstance(value, list | tuple | dict | str) else "no length"
     return f"a {type(value).__name__} of {length}"

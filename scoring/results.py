@@ -18,11 +18,6 @@ SOURCES = {
     "condensed": "images whose pixels were optimised here, the same ones at each epoch",
     "file": "the distilled set in --file, the same images at each epoch",
 }
-RECIPES = {
-    "dim": "that of the DiM paper; the papers on distilled sets train by --recipe dc",
-    "dc": "that of the papers on distilled sets since DSA",
-    "strong": "cosine decay, flips where the set allows them, CutMix, averaged weights",
-}
 # The fields of a row that are results; all others are settings.
 RESULTS = (
     "n mean std accs seconds_generate seconds_train images_seen steps num_bytes num_images bits_per_class "
@@ -41,7 +36,6 @@ class Cost:
     steps: int = 0
     seconds_generate: float = 0.0
     seconds_train: float = 0.0
-    seconds_test: float = 0.0
 
 
 @dataclass
@@ -49,15 +43,13 @@ class Outcome:
     """Result of one classifier: its accuracy in percent at the last epoch, its cost, and the size of what it
     was trained on.
 
-    confusion[i][j]: number of test images of class i that are classified as class j. curve: (images seen,
-    accuracy) of each test during training. num_images: number of stored images; None if they are generated.
-    num_bytes: size of what is stored.
+    confusion[i][j]: number of test images of class i that are classified as class j. num_images: number
+    of stored images; None if they are generated. num_bytes: size of what is stored.
     """
 
     accuracy: float
     cost: Cost
     confusion: list[list[int]] = field(default_factory=list)
-    curve: list[tuple[int, float]] = field(default_factory=list)
     num_images: int | None = None
     num_bytes: int = 0
 
@@ -112,9 +104,6 @@ class ResultsFile:
         before = [list(map(int, line.split())) for line in row.get("confusion", [])] or [[0] * k] * k
         sums = [map(sum, zip(*lines, strict=True)) for lines in zip(before, outcome.confusion, strict=True)]
         row["confusion"] = [" ".join(map(str, line)) for line in sums]
-        if outcome.curve:
-            row["curve_images_seen"] = [images for images, _ in outcome.curve]
-            row["curve_accs"] = [*row.get("curve_accs", []), [round(acc, 4) for _, acc in outcome.curve]]
         self.write()
 
     def write(self) -> None:
@@ -149,8 +138,7 @@ def describe(row: dict) -> str:
 
 
 def told_apart(rows: Sequence[dict], generators: bool = False) -> list[dict]:
-    """Copies of rows whose `file` is the shortest end of its path in which it differs from the files of the
-    others.
+    """Copies of rows whose `file` is the whole path if others are files of the same name.
 
     generators: do the same for rows of several generators, whose `file` is then their checkpoint.
     """
@@ -159,11 +147,8 @@ def told_apart(rows: Sequence[dict], generators: bool = False) -> list[dict]:
         path = row.get("path")
         others = {one.get("path") for one in rows if one["source"] == row["source"]} - {None, path}
         if path and (row["source"] == "file" or (generators and others)):
-            parts = Path(path).parts
-            ends = (parts[-length:] for length in range(1, len(parts) + 1))
-            taken = [Path(other).parts for other in others]
-            clear = (end for end in ends if not any(other[-len(end) :] == end for other in taken))
-            row = row | {"file": Path(*next(clear, parts)).as_posix()}
+            name = Path(path).name
+            row = row | {"file": path if name in {Path(other).name for other in others} else name}
         named.append(row)
     return named
 
@@ -193,42 +178,16 @@ def plus_minus(mean: float | None, std: float | None) -> str:
     return "" if mean is None else f"{mean:.2f}" + ("" if std is None else f" ± {std:.2f}")
 
 
-def over_trainings(rows: Sequence[dict]) -> list[dict]:
-    """Summarise each group of rows that differ only in the training of the generator, or in the set of one
-    file or of one --group.
-
-    A summary holds the settings that name the group, n (number of trainings), mean and std (sample standard
-    deviation) over trainings, classifiers (number per training) and classifier_std, the mean of the standard
-    deviations over classifiers. A row that is alone in its group has no summary.
-    """
+def over_trainings(rows: Sequence[dict]) -> list[list[dict]]:
+    """Groups of two or more rows that differ only in the training of the generator, or in the set of one file
+    or of one --group."""
     groups: dict[str, list[dict]] = {}
     for row in rows:
-        settings = {name: value for name, value in row.items() if value is not None}
-        for name in (*RESULTS, *TRAININGS):
-            settings.pop(name, None)
+        settings = {name: value for name, value in row.items() if name not in (*RESULTS, *TRAININGS)}
+        settings = {name: value for name, value in settings.items() if value is not None}
         settings["file"] = file_of(row)
         groups.setdefault(json.dumps(settings, sort_keys=True), []).append(row)
-    names = ("classifier", "source", "budget", "ipc", "labels", "temperature", "file", "storage")
-    summaries = []
-    for group in groups.values():
-        if len(group) < 2:
-            continue
-        first = group[0]
-        means = [row["mean"] for row in group]
-        stds = [row["std"] for row in group]
-        file = first.get("group") or (first.get("file") if first["source"] == "file" else None)
-        summaries.append(
-            {name: first.get(name) for name in names}
-            | {
-                "file": file,
-                "n": len(group),
-                "mean": statistics.mean(means),
-                "std": statistics.stdev(means),
-                "classifiers": first["n"],
-                "classifier_std": None if None in stds else statistics.mean(stds),
-            }
-        )
-    return summaries
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def print_table(rows: list[dict]) -> None:
@@ -253,8 +212,6 @@ def print_table(rows: list[dict]) -> None:
             ]
         )
     present = {row["source"] for row in rows}
-    if "generator" not in present and len({row["budget"] for row in rows}) == 1:  # it says nothing then
-        lines = [line[:3] + line[4:] for line in lines]
     columns = [list(map(str, column)) for column in zip(*lines, strict=True)]
     for column in columns:
         width = max(map(len, column))
@@ -262,20 +219,20 @@ def print_table(rows: list[dict]) -> None:
         column[:] = [cell.ljust(width) if left else cell.rjust(width) for cell in column]
     for line in zip(*columns, strict=True):
         print("  ".join(line))
-    for one in over_trainings(rows):
-        spread = ""
-        if one["classifier_std"] is not None:
-            spread = f" (over {one['classifiers']} classifiers each: ± {one['classifier_std']:.2f})"
-        name = f"{one['classifier']}, {source_name(one)}, {one['budget']}, ipc {one['ipc']}"
-        print(f"{name}: {plus_minus(one['mean'], one['std'])} over {one['n']} trainings{spread}")
+    for group in over_trainings(rows):
+        one, means = group[0], [row["mean"] for row in group]
+        file = one.get("group") or (one.get("file") if one["source"] == "file" else None)
+        name = source_name(one | {"file": file, "set": None})
+        mean = plus_minus(statistics.mean(means), statistics.stdev(means))
+        row = f"{one['classifier']}, {name}, {one['budget']}, ipc {one['ipc']}"
+        print(f"{row}: {mean} over {len(group)} trainings")
     first = rows[0]
     split = "held-out training images" if first["split"] == "val" else "the test set"
     few = "; provisional, n < 5" if min(row["n"] for row in rows) < 5 else ""
     print(
         f"accuracy: percent on {split} of {first['dataset']} after {first['epochs']:,} epochs, mean ± sample "
-        f"standard deviation over n classifiers{few}"
+        f"standard deviation over n classifiers of recipe {first['recipe']}{few}"
     )
-    print(f"recipe {first['recipe']}: {RECIPES[first['recipe']]}")
     for name, description in SOURCES.items():
         if name in present:
             print(f"{name}: {description}")

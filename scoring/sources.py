@@ -217,7 +217,7 @@ class Labelled:
     """
 
     def __init__(self, source, teacher: Teacher, num_classes: int, teacher_bytes: int):
-        self.source = source
+        self.unlabelled = source
         self.teacher = teacher
         self.num_classes = num_classes
         self.teacher_bytes = teacher_bytes
@@ -225,7 +225,7 @@ class Labelled:
 
     def open(self, seed: int, streams: RandomStreams) -> Opened:
         """Return the images of the source, with the teacher's labels."""
-        epochs, num_images, num_bytes = self.source.open(seed, streams)
+        epochs, num_images, num_bytes = self.unlabelled.open(seed, streams)
         stored = num_images is not None
         extra = num_images * soft_bytes(self.num_classes) if stored else self.teacher_bytes
         return Opened(self._relabelled(epochs), num_images, num_bytes + extra)

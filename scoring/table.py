@@ -54,30 +54,18 @@ class Listed:
 
     fields: the settings of the row that say what the images are. per_epoch: number of images in an epoch.
     make: makes the source; every rank has to call it, since the first one may train or optimise. origin:
-    fields of the row that are no settings. example(per_class, seed): uint8 or float images and labels to
-    show; None = none are shown.
+    fields of the row that are no settings.
     """
 
     fields: dict
     per_epoch: int
     make: Callable[[], object]
     origin: dict = field(default_factory=dict)
-    example: Callable[[int, int], tuple[Tensor, Tensor]] | None = None
 
     @functools.cached_property
     def source(self) -> object:
         """The source, made at the first call."""
         return self.make()
-
-
-def images_of(make: Callable[[], Fixed]) -> Callable[[int, int], tuple[Tensor, Tensor]]:
-    """The example of a fixed set: all of it."""
-
-    def example(per_class: int, seed: int) -> tuple[Tensor, Tensor]:
-        source = make()
-        return source.images, source.labels
-
-    return example
 
 
 @dataclass(frozen=True)
@@ -142,14 +130,9 @@ class Deployed:
                 return Fixed(to_float(images), labels, self.num_bytes + latent_bytes)
 
             fields |= {"drawn": self.matched.description}
-            return Listed(fields, per_epoch, make, origin, images_of(make))
-
-        def example(per_class: int, seed: int) -> tuple[Tensor, Tensor]:
-            images, labels = draw_fixed(self.generator, per_class, seed, self.runtime)
-            return to_float(images), labels
-
+            return Listed(fields, per_epoch, make, origin)
         source = Generated(self.generator, ipc, fixed, self.num_bytes, self.runtime, self.seed)
-        return Listed(fields, per_epoch, lambda: source, origin, example)
+        return Listed(fields, per_epoch, lambda: source, origin)
 
     def exported(self, ipc: int) -> tuple[Tensor, Tensor]:
         """Its fixed set as it is exported: uint8 images (N, C, H, W) and labels (N,). Every rank has to call
@@ -213,13 +196,13 @@ class Table:
                     if one.ipc == ipc:
                         make = functools.partial(Fixed, one.images, one.labels, one.num_bytes, one.num_images)
                         origin = one.origin | {"group": self.group}
-                        yield Listed(fields | one.fields, len(one.labels), make, origin, images_of(make))
+                        yield Listed(fields | one.fields, len(one.labels), make, origin)
             elif name == "herding":
                 make = functools.partial(self.herded.fixed, ipc)
                 yield Listed(fields | self.herded.fields, per_epoch, make)
             elif name == "condensed":
                 make = functools.partial(self.condensed.fixed, ipc)
-                yield Listed(fields | self.condensed.fields, per_epoch, make, example=images_of(make))
+                yield Listed(fields | self.condensed.fields, per_epoch, make)
             else:
                 make = functools.partial(Real, train, ipc, info.num_classes, name == "random-real")
                 yield Listed(fields, per_epoch, make)
@@ -245,8 +228,14 @@ def keep_samples(
     done = set()
     for row, listed in planned:
         key = tuple(row[name] for name in ("source", "checkpoint_sha256", "storage", "file_sha256"))
-        if listed.example and key not in done and "samples" not in row:
-            samples = make_samples(*listed.example(per_class, seed), data, per_class)
+        shown = row["source"] in ("generator", "file", "condensed")
+        if shown and key not in done and "samples" not in row:
+            source = getattr(listed.source, "unlabelled", listed.source)
+            if isinstance(source, Generated):
+                images, labels = draw_fixed(source.generator, per_class, seed, source.runtime)
+                samples = make_samples(to_float(images), labels, data, per_class)
+            else:
+                samples = make_samples(source.images, source.labels, data, per_class)
             if samples:
                 row["samples"] = samples
                 results.write()

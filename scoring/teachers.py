@@ -1,8 +1,9 @@
 """Classifiers trained on real images that serve a distillation: for herding, and as teachers of a generator
 in stage 2."""
 
+import functools
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -17,53 +18,61 @@ from scoring.recipes import Recipe, make_recipe
 from scoring.sources import Real
 
 
-def classifier_path(purpose: str, network: str, recipe: Recipe, data: Data, folder: Path, seed: int) -> Path:
-    """The file in folder/classifiers in which trained_classifier keeps its classifier."""
-    trained = fingerprint(data.info, data.train.to(torch.device("cpu")))
-    return kept_path(folder / "classifiers", purpose, ".pth", network, asdict(recipe), seed, trained)
+@dataclass(frozen=True)
+class TrainedClassifier:
+    """A classifier that is trained on the whole training set when it is first asked for, and kept in
+    folder/classifiers, where later commands find it.
 
-
-def trained_classifier(
-    purpose: str,
-    network: str,
-    recipe: Recipe,
-    data: Data,
-    folder: Path,
-    val_size: int,
-    seed: int,
-    runtime: Runtime,
-) -> Classifier:
-    """Train a classifier on the whole training set, or read it from the file that an earlier command kept;
-    return it in eval mode, without gradients.
-
-    val_size: held-out images, which are recorded in the file. The surrounding random state is left alone.
+    val_size: held-out images, which are recorded in the file.
     """
-    path = classifier_path(purpose, network, recipe, data, folder, seed)
 
-    def train() -> None:
-        k = data.info.num_classes
-        source = Real(data.train, int(torch.bincount(data.train.labels, minlength=k).min()), k)
+    purpose: str
+    network: str
+    recipe: Recipe
+    data: Data
+    folder: Path
+    val_size: int
+    seed: int
+    runtime: Runtime
+
+    @functools.cached_property
+    def path(self) -> Path:
+        """Its file."""
+        trained = fingerprint(self.data.info, self.data.train.to(torch.device("cpu")))
+        settings = (self.network, asdict(self.recipe), self.seed, trained)
+        return kept_path(self.folder / "classifiers", self.purpose, ".pth", *settings)
+
+    def read(self) -> Classifier:
+        """Return it in eval mode, without gradients. Every rank has to call this. The surrounding random
+        state is left alone."""
+        make_once(self.path, self._train, self.runtime)
+        return self.runtime.place(read_classifier(self.path).classifier)
+
+    def _train(self) -> None:
+        info, train = self.data.info, self.data.train
+        smallest = int(torch.bincount(train.labels, minlength=info.num_classes).min())
 
         def keep(classifier: Classifier, seed: int) -> None:
-            save_classifier(path, classifier, network, data.info, val_size)
+            save_classifier(self.path, classifier, self.network, info, self.val_size)
 
-        validate_group(network, source, data, recipe, [seed], runtime, keep, title=f"{network}, {purpose}")
-
-    make_once(path, train, runtime)
-    return runtime.place(read_classifier(path).classifier)
+        source = Real(train, smallest, info.num_classes)
+        title = f"{self.network}, {self.purpose}"
+        validate_group(
+            self.network, source, self.data, self.recipe, [self.seed], self.runtime, keep, title=title
+        )
 
 
 def make_teachers(
     networks: Sequence[str], epochs: int, data: Data, folder: Path, val_size: int, seed: int, runtime: Runtime
 ) -> list[Classifier]:
-    """Train a classifier of each of `networks` on real images for `epochs` passes, by trained_classifier.
+    """Train a classifier of each of `networks` on real images for `epochs` passes.
 
     The recipe is "strong" without CutMix.
     """
     recipe = make_recipe("strong", data.info.name, epochs=epochs, mix_p=-1.0)
     return [
-        trained_classifier(
+        TrainedClassifier(
             "teacher", network, recipe, data, folder, val_size, derive_seed(seed, "teacher", i), runtime
-        )
+        ).read()
         for i, network in enumerate(networks)
     ]

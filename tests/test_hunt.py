@@ -148,7 +148,6 @@ CHOICES = {
         "--batch-size": ["1", "2", "64"],
         "--lr": RATES,
         "--dsa-strategy": STRATEGIES,
-        "--curve": ["0", "1", "3"],
         "--samples": ["0", "2", "1000"],
         "--save-classifiers": ON,
     },
@@ -326,7 +325,7 @@ def inputs(folder: Path) -> dict[str, str]:
         "exported": shipped / "generator.safetensors",
         "set": shipped / "ipc2.pt",
     }
-    names |= {"folder": shipped / "ipc2", "soft": shipped / "ipc2_soft.pt", "missing": folder / "missing.pth"}
+    names |= {"folder": shipped, "soft": shipped / "ipc2_soft.pt", "missing": folder / "missing.pth"}
     return {name: str(path) for name, path in names.items()}
 
 

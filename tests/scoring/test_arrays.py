@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from data import DATASETS
-from scoring import arrays
 from scoring.distilled import read_distilled
 from utils import UsageError
 
@@ -89,7 +88,9 @@ def test_pickled_objects_are_not_executed(tmp_path):
     np.save(tmp_path / "images_1.npy", harm, allow_pickle=True)
     np.save(tmp_path / "labels_1.npy", LABELS)
     for name in ("x.npz", "images_1.npy"):
-        with pytest.raises(UsageError, match=f"{name}: found pickled objects, not executed"):
+        with pytest.raises(
+            UsageError, match=rf"{name}: expected arrays of numpy, .*Object arrays cannot be loaded"
+        ):
             read_distilled(tmp_path / name, INFO)
     assert not (tmp_path / "executed").exists()
 
@@ -104,9 +105,7 @@ def test_a_header_that_claims_more_than_the_file_holds(tmp_path):
     np.save(tmp_path / "labels_1.npy", LABELS)
     for shape in ((10**6, 3, 1000, 1000), (20, 1, 28, 29), (-1, 5)):
         (tmp_path / "images_1.npy").write_bytes(header(shape) + bytes(100))
-        with pytest.raises(
-            UsageError, match=r"images_1.npy: (claims .* bytes for an array, holds|expected arrays of numpy)"
-        ):
+        with pytest.raises(UsageError, match=r"images_1.npy: (expected arrays of numpy|found images)"):
             read_distilled(tmp_path / "images_1.npy", INFO)
 
 
@@ -160,13 +159,7 @@ def test_damaged_files(tmp_path):
     with pytest.raises(UsageError, match=r"x.npz: found values of type <U1, expected numbers"):
         read_distilled(tmp_path / "x.npz", INFO)
     with pytest.raises(UsageError, match="no such file, expected arrays of numpy"):
-        arrays.read_arrays(tmp_path / "none.npz")
-
-
-def test_two_arrays_of_one_name_are_refused(tmp_path):
-    np.savez(tmp_path / "x.npz", images=IMAGES, IMAGES=IMAGES, labels=LABELS)
-    with pytest.raises(UsageError, match=r"x.npz: holds two arrays IMAGES \(in any case\), expected one"):
-        read_distilled(tmp_path / "x.npz", INFO)
+        read_distilled(tmp_path / "none.npz", INFO)
 
 
 def test_other_files_in_an_archive_and_suffixes_in_capitals(tmp_path):
