@@ -14,7 +14,7 @@ from engine.seeds import RandomStreams, derive_seed, seeded
 from engine.tensors import eval_mode
 from models import Classifier, GanCheckpoint, build_classifier
 from scoring.recipes import RECIPES, Recipe
-from scoring.results import Outcome
+from scoring.results import Cost, Outcome
 from scoring.sources import Generated
 from scoring.trainer import train_steps, train_together
 from utils import Effect, count, out_of_memory_hint, positive_int, probability_or_off, tell
@@ -102,22 +102,22 @@ def validate_group(
     depends on its seed alone. The surrounding random state is restored, so that evaluating more often does
     not change a training. Classifiers of the same seed start from the same weights, whatever the source.
     """
-    classifiers, trainings, stored, outcomes = [], [], [], []
+    classifiers, trainings, outcomes = [], [], []
     for seed in seeds:
         with seeded(runtime.device, seed, "init"):
             classifiers.append(runtime.place(build_classifier(network, data.info)))
         streams = RandomStreams.seeded(seed, runtime.device)
         with out_of_memory_hint("--ipc"):
-            epochs, *size = source.open(seed, streams)
-        stored.append(size)  # number of images, and bytes
+            epochs, num_images, stored = source.open(seed, streams)
+        outcomes.append(Outcome(0.0, Cost(), num_images=num_images, num_bytes=stored))
         trainings.append(train_steps(classifiers[-1], epochs, recipe, streams, runtime))
     total_steps = recipe.epochs * math.ceil(source.per_epoch / recipe.batch_size)
     costs = train_together(trainings, total_steps, runtime, title=title or network)
-    for classifier, seed, size, cost in zip(classifiers, seeds, stored, costs, strict=True):
+    for classifier, seed, outcome, cost in zip(classifiers, seeds, outcomes, costs, strict=True):
         if keep is not None:
             keep(classifier, seed)
         confusion = confusion_matrix(classifier, data.evaluation_split[1], data.info.num_classes)
-        outcomes.append(Outcome(accuracy(confusion), cost, confusion.tolist(), *size))
+        outcome.accuracy, outcome.cost, outcome.confusion = accuracy(confusion), cost, confusion.tolist()
     return outcomes
 
 
