@@ -174,6 +174,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--lr", type=positive, help="learning rate (default: the recipe's, 0.01)")
     add("--dsa-strategy", help="augmentation, such as color_crop, or none (default: the recipe's)")
     add("--seed", type=seed_number, default=0, help="of the classifiers and the images drawn")
+    add("--curve", type=count, default=0, help="test N times during training")
     # run
     add("--samples", type=count, default=5, help="example images of each class kept in the results")
     add("--save-classifiers", action="store_true", help="keep the classifiers in results/TAG/classifiers/")
@@ -259,6 +260,7 @@ def score(
             job.seeds,
             runtime,
             keep if args.save_classifiers else None,
+            args.curve,
             title,
         )
 
@@ -298,7 +300,7 @@ def main(args: argparse.Namespace) -> list[dict]:
         "recipe": args.recipe,
         **asdict(recipe),
         "seed": args.seed,
-        "curve": None,  # older rows may have tests during training
+        "curve": args.curve or None,
         "save_classifiers": args.save_classifiers or None,  # rows of their own: those there kept none
         "amp": runtime.amp,
         "compile": runtime.compile or None,  # a row without it is of eager steps, as all were once

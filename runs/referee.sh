@@ -42,11 +42,11 @@ storage)
     done ;;
 export)
     score export --pretrain-weight $GAN --source generator --no-real --storage int8 --budget fixed --ipc 1 10 --export "$OUT"
-    score export --source file --no-real --file "$OUT"/ipc1.pt "$OUT"/ipc10.pt --budget fixed ;;
+    score export --source file --no-real --file "$OUT"/ipc1.pt "$OUT"/ipc10.pt "$OUT"/ipc1 "$OUT"/ipc10 --budget fixed ;;
 trainings)
     score trainings --pretrain-weight $GANS --source generator random-real --storage fp16 --ipc 10 ;;
 curve)
-    score curve --pretrain-weight $GAN --source generator random-real herding real --storage fp16 --match-bytes --ipc 10 ;;
+    score curve --pretrain-weight $GAN --source generator random-real herding real --storage fp16 --match-bytes --ipc 10 --curve 6 ;;
 soft)
     score teacher --source real --ipc 500 --epochs-eval 40 --repeats 1 --seed 1 --save-classifiers
     score soft --pretrain-weight $GAN --source generator random-real real --storage fp16 --ipc 10 --labels hard soft --temperature 4 \

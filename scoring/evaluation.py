@@ -85,6 +85,12 @@ def accuracy(confusion: Tensor) -> float:
     return 100 * confusion.trace().item() / confusion.sum().item()
 
 
+def curve_epochs(epochs: int, points: int) -> list[int]:
+    """Return the epochs after which a curve is tested: at most `points`, evenly spaced in their logarithm,
+    the last epoch included."""
+    return sorted({round(epochs ** (i / points)) for i in range(1, points + 1)})
+
+
 def validate_group(
     network: str,
     source,
@@ -93,16 +99,30 @@ def validate_group(
     seeds: Sequence[int],
     runtime: Runtime,
     keep: Callable[[Classifier, int], None] | None = None,
+    curve: int = 0,
     title: str = "",
 ) -> list[Outcome]:
     """Train one fresh classifier per seed on `source` (see sources.py), side by side, and test each on
     data.evaluation_split.
 
-    keep(classifier, seed) is called with each classifier after its training. The result of a classifier
-    depends on its seed alone. The surrounding random state is restored, so that evaluating more often does
-    not change a training. Classifiers of the same seed start from the same weights, whatever the source.
+    keep(classifier, seed) is called with each classifier after its training. curve: largest number of tests
+    during training, 0 = none. The result of a classifier depends on its seed alone. The surrounding random
+    state is restored, so that evaluating more often does not change a training. Classifiers of the same seed
+    start from the same weights, whatever the source.
     """
+    num_classes, tested = data.info.num_classes, curve_epochs(recipe.epochs, curve) if curve else []
     classifiers, trainings, outcomes = [], [], []
+
+    def test(classifier: nn.Module) -> Tensor:
+        return confusion_matrix(classifier, data.evaluation_split[1], num_classes)
+
+    def on_the_way(outcome: Outcome) -> Callable[[int, nn.Module, Cost], None]:
+        def after_epoch(epoch: int, classifier: nn.Module, cost: Cost) -> None:
+            if epoch in tested:
+                outcome.curve.append((cost.images_seen, accuracy(test(classifier))))
+
+        return after_epoch
+
     for seed in seeds:
         with seeded(runtime.device, seed, "init"):
             classifiers.append(runtime.place(build_classifier(network, data.info)))
@@ -110,13 +130,17 @@ def validate_group(
         with out_of_memory_hint("--ipc"):
             epochs, num_images, stored = source.open(seed, streams)
         outcomes.append(Outcome(0.0, Cost(), num_images=num_images, num_bytes=stored))
-        trainings.append(train_steps(classifiers[-1], epochs, recipe, streams, runtime))
+        trainings.append(
+            train_steps(
+                classifiers[-1], epochs, recipe, streams, runtime, on_the_way(outcomes[-1]) if curve else None
+            )
+        )
     total_steps = recipe.epochs * math.ceil(source.per_epoch / recipe.batch_size)
     costs = train_together(trainings, total_steps, runtime, title=title or network)
     for classifier, seed, outcome, cost in zip(classifiers, seeds, outcomes, costs, strict=True):
         if keep is not None:
             keep(classifier, seed)
-        confusion = confusion_matrix(classifier, data.evaluation_split[1], data.info.num_classes)
+        confusion = test(classifier)
         outcome.accuracy, outcome.cost, outcome.confusion = accuracy(confusion), cost, confusion.tolist()
     return outcomes
 

@@ -36,6 +36,7 @@ class Cost:
     steps: int = 0
     seconds_generate: float = 0.0
     seconds_train: float = 0.0
+    seconds_test: float = 0.0
 
 
 @dataclass
@@ -43,13 +44,15 @@ class Outcome:
     """Result of one classifier: its accuracy in percent at the last epoch, its cost, and the size of what it
     was trained on.
 
-    confusion[i][j]: number of test images of class i that are classified as class j. num_images: number
-    of stored images; None if they are generated. num_bytes: size of what is stored.
+    confusion[i][j]: number of test images of class i that are classified as class j. curve: (images seen,
+    accuracy) of each test during training. num_images: number of stored images; None if they are generated.
+    num_bytes: size of what is stored.
     """
 
     accuracy: float
     cost: Cost
     confusion: list[list[int]] = field(default_factory=list)
+    curve: list[tuple[int, float]] = field(default_factory=list)
     num_images: int | None = None
     num_bytes: int = 0
 
@@ -104,6 +107,9 @@ class ResultsFile:
         before = [list(map(int, line.split())) for line in row.get("confusion", [])] or [[0] * k] * k
         sums = [map(sum, zip(*lines, strict=True)) for lines in zip(before, outcome.confusion, strict=True)]
         row["confusion"] = [" ".join(map(str, line)) for line in sums]
+        if outcome.curve:
+            row["curve_images_seen"] = [images for images, _ in outcome.curve]
+            row["curve_accs"] = [*row.get("curve_accs", []), [round(acc, 4) for _, acc in outcome.curve]]
         self.write()
 
     def write(self) -> None:

@@ -3,11 +3,11 @@
 import copy
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from augment import choose_operations, draw_cutmix, draw_operations
 from engine.graphs import Losses
@@ -28,13 +28,15 @@ def train_steps(
     recipe: Recipe,
     streams: RandomStreams,
     runtime: Runtime,
+    after_epoch: Callable[[int, nn.Module, Cost], None] | None = None,
 ) -> Iterator[Cost]:
     """Train `classifier` in place for recipe.epochs epochs, each on the next epoch of images; yield once per
     step.
 
     A batch has at most recipe.batch_size images; the last partial batch of an epoch is used. Each step yields
-    the cost so far, whose seconds_train is left to the caller. With recipe.ema, `classifier` ends with the
-    moving average of its weights. Raises ValueError if no step was taken.
+    the cost so far, whose seconds_train is left to the caller. after_epoch(epochs done, network to test,
+    cost) is called after each epoch; its time counts as seconds_test. With recipe.ema, the network to test is
+    the moving average, and `classifier` ends with its weights. Raises ValueError if no step was taken.
     """
     parameters = list(classifier.parameters())
     optimizer = make_sgd(parameters, recipe.lr)
@@ -53,6 +55,7 @@ def train_steps(
     step = runtime.graphed(step, streams.device)
     cost = Cost()
     generating = Stopwatch(runtime.device)
+    testing = Stopwatch(runtime.device)
     classifier.train()
     for epoch in range(recipe.epochs):
         set_rate(optimizer, recipe.rate(epoch))
@@ -66,11 +69,15 @@ def train_steps(
             cost.steps += 1
             cost.images_seen += len(index)
             yield cost
+        if after_epoch is not None:
+            with testing:
+                after_epoch(epoch + 1, classifier if average is None else average, cost)
     if cost.steps == 0:
         raise ValueError("a classifier was trained for zero steps")
     if average is not None:
         classifier.load_state_dict(average.state_dict())
     cost.seconds_generate = generating.seconds()
+    cost.seconds_test = testing.seconds()
 
 
 def classifier_loss(
@@ -124,5 +131,6 @@ def train_together(
     seconds = (time.perf_counter() - start) / len(trainings)
     for cost in last:
         cost.seconds_generate /= lanes.overlap
-        cost.seconds_train = max(0.0, seconds - cost.seconds_generate)
+        cost.seconds_test /= lanes.overlap
+        cost.seconds_train = max(0.0, seconds - cost.seconds_generate - cost.seconds_test)
     return last

@@ -380,6 +380,8 @@ def test_every_source_of_the_referee(tmp_path, trained, graphs):
         "--budget",
         "fixed",
         "stream",
+        "--curve",
+        "2",
     ]
     sources = [
         "--source",
@@ -398,7 +400,7 @@ def test_every_source_of_the_referee(tmp_path, trained, graphs):
         validate, validate_flags(tmp_path, *weight, *sources, *soft, "--export", str(tmp_path / "out"), *cuda)
     )
     assert len(rows) == 2 * 2 * 9
-    assert all(row["n"] == 2 for row in rows)
+    assert all(row["n"] == 2 and len(row["curve_accs"][0]) == 2 for row in rows)
     assert rows[0]["samples"]["images"] != rows[0]["samples"]["real"]
     flags = [
         "--source",

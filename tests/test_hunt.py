@@ -148,6 +148,7 @@ CHOICES = {
         "--batch-size": ["1", "2", "64"],
         "--lr": RATES,
         "--dsa-strategy": STRATEGIES,
+        "--curve": ["0", "1", "3"],
         "--samples": ["0", "2", "1000"],
         "--save-classifiers": ON,
     },

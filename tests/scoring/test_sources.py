@@ -19,7 +19,7 @@ from engine.runtime import Runtime
 from engine.seeds import RandomStreams, seeded
 from models import build_classifier, build_gan, load_generator, read_classifier
 from scoring import trainer
-from scoring.evaluation import validate_group
+from scoring.evaluation import curve_epochs, validate_group
 from scoring.herding import herding_order
 from scoring.recipes import RECIPES, Recipe, make_recipe
 from scoring.results import over_trainings
@@ -360,6 +360,32 @@ def test_the_averaged_weights_are_those_that_are_tested(digits):
 # what a row keeps
 
 
+def test_curves_are_tested_on_the_way_and_change_nothing(tmp_path):
+    flags = ["--data", "digits", "--source", "real", "--epochs-eval", "9", "--recipe", "strong"]
+    (plain,), (curved,) = (
+        run(validate, validate_flags(tmp_path, *flags, *more)) for more in ([], ["--curve", "3"])
+    )
+    assert curved["accs"] == plain["accs"]
+    assert curved["curve_images_seen"] == [30 * epochs for epochs in curve_epochs(9, 3)]
+    assert [points[-1] for points in curved["curve_accs"]] == curved["accs"]
+    assert len(curved["curve_accs"]) == 2
+    assert "curve_accs" not in plain
+    assert curve_epochs(9, 3) == [2, 4, 9]
+    assert curve_epochs(1, 5) == [1]
+    assert curve_epochs(1000, 4)[-1] == 1000
+    short = [
+        "--data",
+        "digits",
+        "--source",
+        "real",
+        "--epochs-eval",
+        "4",
+    ]  # the constant rate: a point is what a shorter run reports
+    (point,) = run(validate, validate_flags(tmp_path, *short))
+    (longer,) = run(validate, validate_flags(tmp_path, *short[:-1], "9", "--curve", "3"))
+    assert [points[1] for points in longer["curve_accs"]] == point["accs"]
+
+
 def test_confusions_add_up(tmp_path):
     (row,) = run(validate, validate_flags(tmp_path, "--data", "digits", "--source", "real"))
     confusion = np.array([list(map(int, line.split())) for line in row["confusion"]])
@@ -552,6 +578,7 @@ def test_several_budgets(trained, tmp_path, monkeypatch):
         ),
         (["--source", "real", "--quality", "96"], "argument --quality: found 96"),
         (["--source", "real", "--herding-epochs", "0"], "argument --herding-epochs: found 0"),
+        (["--source", "real", "--curve", "-1"], "argument --curve: found -1"),
         (["--source", "real", "--samples", "-1"], "argument --samples: found -1"),
     ],
 )
