@@ -4,12 +4,14 @@ import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from data import DataInfo, check_different, list_pictures, match_classes, read_pictures
-from engine.files import MAX_BYTES, write_tensors
+from engine.files import MAX_BYTES, write_atomic, write_tensors
 from scoring.labels import read_labels
 from scoring.pairs import check_not_whitened, is_unwhitened, kind_of, read_pairs
 from scoring.values import to_signed
@@ -185,8 +187,26 @@ def _read_folder(
     )
 
 
-def write_distilled(path: Path, images: Tensor, labels: Tensor) -> None:
-    """Write uint8 images (N, C, H, W) with labels (N,), or soft labels (N, K), as a file that read_distilled
-    reads."""
-    content = (images.cpu(), labels.cpu())
-    write_tensors(path, lambda temporary: torch.save(content, temporary))
+def write_distilled(
+    folder: Path, images: Tensor, labels: Tensor, soft: Tensor | None, info: DataInfo
+) -> None:
+    """Write uint8 images (N, C, H, W), sorted by class, with labels (N,): as FOLDER.pt, and as pictures
+    FOLDER/CLASS/00000.png.
+
+    soft: soft labels (N, K); if given, FOLDER_soft.pt holds the images with these.
+    """
+    labels, images = labels.cpu(), images.cpu()
+    for name, values in (("", labels), ("_soft", soft)):
+        if values is not None:
+            content = (images, values.cpu())
+            write_tensors(
+                folder.with_name(f"{folder.name}{name}.pt"),
+                lambda path, content=content: torch.save(content, path),
+            )
+    for label, name in enumerate(info.class_names):
+        arrays = images[labels == label].permute(0, 2, 3, 1).numpy()  # (ipc, H, W, C)
+        part = folder / name
+        part.mkdir(parents=True, exist_ok=True)
+        for number, array in enumerate(arrays):
+            picture = Image.fromarray(np.ascontiguousarray(array.squeeze(2) if info.channels == 1 else array))
+            write_atomic(part / f"{number:05d}.png", lambda path, picture=picture: picture.save(path, "PNG"))

@@ -14,8 +14,35 @@ from models import GanCheckpoint
 from scoring.distilled import write_distilled
 from scoring.sources import Teacher
 from scoring.storage import export_generator
+from utils import UsageError
 
-PART = re.compile(r"generator\.safetensors|ipc\d+(_soft)?\.pt")  # the files of an export
+PART = re.compile(
+    r"generator\.safetensors|ipc\d+(_soft)?\.pt|ipc\d+|\.export\.\d+\.tmp"
+)  # what an export consists of
+PICTURE = re.compile(r"\d{5}\.png")
+HIDDEN = ("Thumbs.db", "desktop.ini")  # beside names that begin with a dot: what a file manager leaves
+
+
+def earlier_export(folder: Path) -> list[Path]:
+    """Return the files and folders of an earlier export into `folder`; what else lies there is none of them.
+
+    Raises UsageError if `folder` is a file, or if a folder of exported pictures holds anything but these.
+    """
+    if not folder.exists():
+        return []
+    if not folder.is_dir():
+        raise UsageError(f"--export {folder}: is a file, expected a folder")
+    parts = sorted(path for path in folder.iterdir() if PART.fullmatch(path.name))
+    for part in parts:
+        for path in part.rglob("*") if part.is_dir() and part.name.startswith("ipc") else ():
+            depth = len(path.relative_to(part).parts)
+            expected = path.is_dir() if depth == 1 else depth == 2 and PICTURE.fullmatch(path.name)
+            if not expected and not path.name.startswith(".") and path.name not in HIDDEN:
+                raise UsageError(
+                    f"--export {folder}: {path} is no part of an earlier export, which would be replaced; "
+                    "expected another folder"
+                )
+    return parts
 
 
 def export(
@@ -28,7 +55,7 @@ def export(
     """Export the generator of a checkpoint and `sets` drawn from it, by their images a class; with the
     teacher's labels too if there is one.
 
-    The files of an earlier export in `folder` are replaced once all files of this one are written.
+    An earlier export in `folder` is replaced as a whole, once all files of this one are written.
     """
     make_folder(folder)
     fresh = folder / f".export.{os.getpid()}.tmp"
@@ -36,12 +63,11 @@ def export(
     try:
         export_generator(fresh / "generator.safetensors", checkpoint, storage or checkpoint.storage)
         for ipc, (images, labels) in sets.items():
-            write_distilled(fresh / f"ipc{ipc}.pt", images, labels)
-            if teacher:
-                write_distilled(fresh / f"ipc{ipc}_soft.pt", images, teacher.labels(to_float(images)))
-        for part in folder.iterdir():
-            if PART.fullmatch(part.name):
-                part.unlink()
+            soft = teacher.labels(to_float(images)) if teacher else None
+            write_distilled(fresh / f"ipc{ipc}", images, labels, soft, checkpoint.info)
+        for part in earlier_export(folder):
+            if part != fresh:
+                shutil.rmtree(part) if part.is_dir() else part.unlink()
         for path in fresh.iterdir():
             replace_file(path, folder / path.name)
     finally:

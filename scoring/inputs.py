@@ -10,6 +10,7 @@ from data import Data, load_data
 from models import GanCheckpoint, SavedClassifier, read_classifier, read_gan
 from scoring.distilled import DistilledSet, read_distilled
 from scoring.evaluation import warn_of_seen_images
+from scoring.exporting import earlier_export
 from scoring.storage import LOSSY
 from scoring.table import FILLERS
 from utils import Effect, UsageError, tell
@@ -106,8 +107,7 @@ def check_flags(args: argparse.Namespace) -> None:
             raise UsageError(
                 f"--export {args.export}: expected one --pretrain-weight, found {len(args.pretrain_weight)}"
             )
-        if Path(args.export).is_file():
-            raise UsageError(f"--export {args.export}: is a file, expected a folder")
+        earlier_export(Path(args.export))
     if args.draw == "matched" and args.filter:
         raise UsageError("--draw matched: optimises latents that no --filter has seen, expected no --filter")
     for flag, given in (("--filter", args.filter), ("--labels soft", "soft" in (args.labels or []))):

@@ -326,7 +326,7 @@ def inputs(folder: Path) -> dict[str, str]:
         "exported": shipped / "generator.safetensors",
         "set": shipped / "ipc2.pt",
     }
-    names |= {"folder": shipped, "soft": shipped / "ipc2_soft.pt", "missing": folder / "missing.pth"}
+    names |= {"folder": shipped / "ipc2", "soft": shipped / "ipc2_soft.pt", "missing": folder / "missing.pth"}
     return {name: str(path) for name, path in names.items()}
 
 

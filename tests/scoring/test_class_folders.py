@@ -8,7 +8,7 @@ from PIL import Image
 
 import continual
 import validate
-from data import load_data, to_float
+from data import load_data
 from scoring.distilled import read_distilled, write_distilled
 from utils import UsageError
 
@@ -60,10 +60,10 @@ def test_numbered_folders_are_the_classes_of_these_names(numbered):
 
 def test_our_own_export_of_numbered_classes_is_read_back(numbered):
     loaded = load_data("folder", numbered / "set", image_size=28)
-    write_distilled(numbered / "out.pt", loaded.train.images, loaded.train.labels)
-    (read,) = read_distilled(numbered / "out.pt", loaded.info)
-    assert torch.equal(read.images, to_float(loaded.train.images))
-    assert torch.equal(read.labels, loaded.train.labels)
+    write_distilled(numbered / "out", loaded.train.images, loaded.train.labels, None, loaded.info)
+    as_tensors, as_pictures = (read_distilled(numbered / name, loaded.info)[0] for name in ("out.pt", "out"))
+    assert torch.equal(as_tensors.images, as_pictures.images)
+    assert torch.equal(as_tensors.labels, as_pictures.labels)
 
 
 def test_numbers_count_only_where_no_name_fits(numbered):

@@ -117,11 +117,11 @@ def test_what_is_written_is_read_back(info, tmp_path):
     shape = (20, info.channels, info.image_size, info.image_size)
     images = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0)).byte()
     soft = torch.rand(20, 10).softmax(1)
-    for labels in (LABELS, soft):
-        write_distilled(tmp_path / "out.pt", images, labels)
-        (found,) = read_distilled(tmp_path / "out.pt", info)
+    write_distilled(tmp_path / "out", images, LABELS, soft, info)
+    for path in (tmp_path / "out.pt", tmp_path / "out", tmp_path / "out_soft.pt"):
+        (found,) = read_distilled(path, info)
         assert torch.equal(found.images, images.float() / 127.5 - 1)
-        assert torch.equal(found.labels, labels)
+        assert torch.equal(found.labels, soft if "soft" in path.name else LABELS)
 
 
 # faults

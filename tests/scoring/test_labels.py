@@ -81,6 +81,8 @@ def test_centred_labels_are_named(tmp_path):
             "--label-kind centred: .*x.pt holds a label without a positive value",
         ),
         (torch.full((20, 10), float("nan")), "logits", "not finite"),
+        (LABELS.to(torch.complex64), None, "complex"),
+        (torch.empty(20, device="meta"), None, "quantized or empty tensor"),
         (
             LABELS.index_fill(0, torch.tensor([3]), 2**62),
             None,

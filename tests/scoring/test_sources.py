@@ -162,13 +162,16 @@ def test_an_export_reads_back_to_the_same_accuracy(storage, trained, teacher, tm
     scored = {(row["ipc"], row["labels"]): row["accs"] for row in rows}
     assert len(scored) == 4
     assert all(row["drawn"] == "exported" for row in rows)
-    for (ipc, labels), accs in scored.items():
-        name = f"ipc{ipc}_soft.pt" if labels == "soft" else f"ipc{ipc}.pt"
-        flags = ["--source", "file", "--file", str(tmp_path / "out" / name), *common[:-2]]
-        (row,) = run(validate, validate_flags(tmp_path / f"back_{name}", *flags, str(ipc)))[:1]
-        assert row["accs"] == accs, name
-        assert row["labels"] == labels
-        assert row["num_bytes"] == 10 * ipc * (784 + (40 if labels == "soft" else 0))
+    names = {(ipc, "hard"): [f"ipc{ipc}.pt", f"ipc{ipc}"] for ipc in (3, 5)} | {
+        (ipc, "soft"): [f"ipc{ipc}_soft.pt"] for ipc in (3, 5)
+    }
+    for key, files in names.items():
+        for name in files:
+            flags = ["--source", "file", "--file", str(tmp_path / "out" / name), *common[:-2]]
+            (row,) = run(validate, validate_flags(tmp_path / f"back_{name}", *flags, str(key[0])))[:1]
+            assert row["accs"] == scored[key], name
+            assert row["labels"] == key[1]
+            assert row["num_bytes"] == 10 * key[0] * (784 + (40 if key[1] == "soft" else 0))
     assert len(set(map(tuple, scored.values()))) == 4
 
 
@@ -191,11 +194,11 @@ def test_an_export_replaces_an_earlier_one_as_a_whole(trained, tmp_path, monkeyp
     out.mkdir()
     (out / "notes.txt").write_text("mine")  # no part of an export: stays
     run(validate, validate_flags(tmp_path, *flags, "--ipc", "3", "5"))
-    assert exported(out) == ["generator.safetensors", "ipc3.pt", "ipc5.pt", "notes.txt"]
+    assert exported(out) == ["generator.safetensors", "ipc3", "ipc3.pt", "ipc5", "ipc5.pt", "notes.txt"]
     first = (out / "ipc3.pt").read_bytes()
     other = ["--pretrain-weight", str(trained / "match" / "last.pth"), *flags[2:]]
     run(validate, validate_flags(tmp_path, *other, "--ipc", "2", "3"))
-    assert exported(out) == ["generator.safetensors", "ipc2.pt", "ipc3.pt", "notes.txt"]
+    assert exported(out) == ["generator.safetensors", "ipc2", "ipc2.pt", "ipc3", "ipc3.pt", "notes.txt"]
     assert (out / "ipc3.pt").read_bytes() != first
     second = (out / "ipc2.pt").read_bytes()
 
@@ -207,8 +210,27 @@ def test_an_export_replaces_an_earlier_one_as_a_whole(trained, tmp_path, monkeyp
     )  # stopped half-way: the earlier one is whole
     with pytest.raises(SystemExit):
         run(validate, validate_flags(tmp_path, *flags, "--ipc", "4"))
-    assert exported(out) == ["generator.safetensors", "ipc2.pt", "ipc3.pt", "notes.txt"]
+    assert exported(out) == ["generator.safetensors", "ipc2", "ipc2.pt", "ipc3", "ipc3.pt", "notes.txt"]
     assert (out / "ipc2.pt").read_bytes() == second
+
+
+def test_an_export_deletes_no_file_of_the_users(trained, tmp_path, capsys):
+    (tmp_path / "out" / "ipc3" / "0").mkdir(parents=True)
+    (tmp_path / "out" / "ipc3" / "0" / "holiday.png").write_text("")
+    before = sorted(tmp_path.rglob("*"))
+    flags = [
+        "--pretrain-weight",
+        str(trained / "gan" / "last.pth"),
+        "--source",
+        "generator",
+        "--export",
+        str(tmp_path / "out"),
+    ]
+    with pytest.raises(SystemExit) as stop:
+        run(validate, validate_flags(tmp_path, *flags))
+    assert stop.value.code == 2
+    assert "holiday.png is no part of an earlier export" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 # chosen
