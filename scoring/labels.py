@@ -1,5 +1,7 @@
 """Labels of a distilled set: classes, probabilities, or what --label-kind names."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -22,6 +24,8 @@ def read_labels(
     labels do not fit.
     """
     k = info.num_classes
+    if labels.is_complex():
+        raise UsageError(f"{path}: found complex labels, expected classes 0 to {k - 1} or probabilities")
     if labels.dtype not in (
         torch.bool,
         torch.float32,
@@ -62,13 +66,19 @@ def read_labels(
         raise UsageError(f"{path}: found labels {low} to {high}, expected 0 to {k - 1} for {info.name}")
     counts = torch.bincount(labels.long(), minlength=k)
     if (counts == 0).any():
-        names = [name for name, count in zip(info.class_names, counts, strict=True) if count == 0]
-        missing = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+        missing = some_names(
+            [name for name, count in zip(info.class_names, counts, strict=True) if count == 0]
+        )
         raise UsageError(
             f"{path}: found images of {int((counts > 0).sum())} classes, expected the {k} of {info.name}; "
             f"none of {missing}"
         )
     return labels.long(), counts.tolist()
+
+
+def some_names(names: Sequence[str]) -> str:
+    """The first ten names, for a message."""
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
 
 
 def _is_one_hot(labels: Tensor) -> bool:

@@ -18,6 +18,11 @@ SOURCES = {
     "condensed": "images whose pixels were optimised here, the same ones at each epoch",
     "file": "the distilled set in --file, the same images at each epoch",
 }
+RECIPES = {
+    "dim": "that of the DiM paper; the papers on distilled sets train by --recipe dc",
+    "dc": "that of the papers on distilled sets since DSA",
+    "strong": "cosine decay, flips where the set allows them, CutMix, averaged weights",
+}
 # The fields of a row that are results; all others are settings.
 RESULTS = (
     "n mean std accs seconds_generate seconds_train images_seen steps num_bytes num_images bits_per_class "
@@ -218,6 +223,8 @@ def print_table(rows: list[dict]) -> None:
             ]
         )
     present = {row["source"] for row in rows}
+    if "generator" not in present and len({row["budget"] for row in rows}) == 1:  # it says nothing then
+        lines = [line[:3] + line[4:] for line in lines]
     columns = [list(map(str, column)) for column in zip(*lines, strict=True)]
     for column in columns:
         width = max(map(len, column))
@@ -237,8 +244,9 @@ def print_table(rows: list[dict]) -> None:
     few = "; provisional, n < 5" if min(row["n"] for row in rows) < 5 else ""
     print(
         f"accuracy: percent on {split} of {first['dataset']} after {first['epochs']:,} epochs, mean ± sample "
-        f"standard deviation over n classifiers of recipe {first['recipe']}{few}"
+        f"standard deviation over n classifiers{few}"
     )
+    print(f"recipe {first['recipe']}: {RECIPES[first['recipe']]}")
     for name, description in SOURCES.items():
         if name in present:
             print(f"{name}: {description}")
