@@ -1,9 +1,11 @@
-# make demo: install, then the three stages on the embedded digits.   make test: install, lint, test.
+# make install: virtual environment.   make demo: install, then the three stages on the embedded digits.   make test: install, lint, test.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow matrix clean
+.PHONY: install demo test slow matrix clean
+
+install: $(VENV)/.installed
 
 demo: $(VENV)/.installed
 	PYTHON=$(BIN)/python bash runs/demo.sh

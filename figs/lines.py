@@ -16,11 +16,11 @@ PLACE = ("dataset", "split", "val_size", "classifier", "ipc")
 README = {
     "random-real": "10 random real images a class",
     "condensed": "10 condensed images a class (DM)",
-    "condensed-jpeg-scan": "as many condensed images, in JPEG scans, as the generator's bytes hold",
-    "generator": "generator, GAN alone",
-    "generator, matched": "generator, matched",
-    "random-real-jpeg-scan": "real images as JPEG scans, as many bytes",
-    "real": "the whole training set",
+    "condensed-jpeg-scan": "condensed images as JPEG scans, at most the generator's bytes",
+    "generator": "generator, GAN alone (stage 1)",
+    "generator, matched": "generator, matched (stages 1 and 2)",
+    "random-real-jpeg-scan": "real images as JPEG scans, at most the generator's bytes",
+    "real": "the whole training set, for as many steps",
 }
 
 
@@ -158,7 +158,7 @@ def readme_table(rows: list[dict]) -> list[str]:
     lines = []
     for source, name in README.items():
         own = [of_source.get(source, {}).get(data) for data in SETS]
-        stored = " / ".join(f"{row['num_bytes'] / 1e6:.3g}" if row else "–" for row in own)
+        stored = " / ".join(f"{row['num_bytes'] / 1e6:.2f}" if row else "–" for row in own)
         lines.append(
             ([name, stored, *(plus_minus(row["mean"], row["std"]) if row else "" for row in own)], [])
         )
