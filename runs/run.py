@@ -23,9 +23,8 @@ from typing import NamedTuple
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
-    signal.signal(
-        signal.SIGINT, signal.SIG_DFL
-    )  # Ctrl-C during the imports ends the process without a traceback
+    # Ctrl-C during the imports ends the process without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from runs.experiments import EXPERIMENTS, Commands, jpeg_quality
 from utils import Parser, UsageError, cli, positive_int, seed_number, tell
@@ -117,9 +116,8 @@ def start(run: Run, results: Path, jobs: int) -> subprocess.Popen:
     environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} | os.environ
     results.mkdir(parents=True, exist_ok=True)
     output = (results / f"{run.tag}.log").open("w") if jobs > 1 else None
-    words = command_of(
-        run, results
-    )  # in a session of its own: Ctrl-C reaches this program, which passes it on
+    words = command_of(run, results)
+    # in a session of its own: Ctrl-C reaches this program, which passes it on
     return subprocess.Popen(words, env=environment, stdout=output, stderr=output, start_new_session=True)
 
 

@@ -16,9 +16,8 @@ from scoring.sources import Teacher
 from scoring.storage import export_generator
 from utils import UsageError
 
-PART = re.compile(
-    r"generator\.safetensors|ipc\d+(_soft)?\.pt|ipc\d+|\.export\.\d+\.tmp"
-)  # what an export consists of
+# what an export consists of
+PART = re.compile(r"generator\.safetensors|ipc\d+(_soft)?\.pt|ipc\d+|\.export\.\d+\.tmp")
 PICTURE = re.compile(r"\d{5}\.png")
 HIDDEN = ("Thumbs.db", "desktop.ini")  # beside names that begin with a dot: what a file manager leaves
 

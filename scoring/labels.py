@@ -94,9 +94,8 @@ def _probabilities(path: object, labels: Tensor, kind: str | None) -> Tensor:
     if kind == "centred":
         shifted = (labels + 1 / labels.shape[1]).clamp(min=0)
         whole = shifted.round()
-        shifted = torch.where(
-            (shifted - whole).abs() < 1e-5, whole, shifted
-        )  # what rounding left of a one-hot label
+        # what rounding left of a one-hot label
+        shifted = torch.where((shifted - whole).abs() < 1e-5, whole, shifted)
         if (shifted.sum(1) == 0).any():
             raise UsageError(
                 f"--label-kind centred: {path} holds a label without a positive value after 1 / "
