@@ -13,7 +13,7 @@ from torch import Tensor
 from data import DataInfo, check_different, list_pictures, match_classes, read_pictures
 from engine.files import MAX_BYTES, write_atomic, write_tensors
 from scoring.labels import read_labels
-from scoring.pairs import check_not_whitened, is_unwhitened, kind_of, read_pairs
+from scoring.pairs import check_not_whitened, is_dense, is_unwhitened, kind_of, read_pairs
 from scoring.values import to_signed
 from utils import UsageError
 
@@ -125,7 +125,7 @@ def _checked(
 ) -> DistilledSet:
     shape = (info.channels, info.image_size, info.image_size)
     expected = f"(N, {', '.join(map(str, shape))})"
-    if not (isinstance(images, Tensor) and isinstance(labels, Tensor)):
+    if not (is_dense(images) and is_dense(labels)):
         raise UsageError(
             f"{path}: found {kind_of(images)} and {kind_of(labels)}, expected tensors: images {expected} "
             "and labels"

@@ -135,9 +135,20 @@ def _tensor(path: Path, array: np.ndarray) -> Tensor:
         raise UsageError(f"{path}: found values of type {array.dtype}, expected numbers") from None
 
 
+def is_dense(value: object) -> bool:
+    """Whether a value is a tensor with a number in memory at each place: not sparse, quantized or without data."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not (value.is_nested or value.is_quantized)
+    )
+
+
 def kind_of(value: object) -> str:
     """What a value is, for an error message: "a tensor (2, 3)", "a list of 4"."""
     if isinstance(value, Tensor):
-        return f"a tensor {tuple(value.shape)}"
+        kind = "" if is_dense(value) else "sparse, nested, quantized or empty "
+        return f"a {kind}tensor" + ("" if value.is_nested else f" {tuple(value.shape)}")
     length = len(value) if isinstance(value, list | tuple | dict | str) else "no length"
     return f"a {type(value).__name__} of {length}"

@@ -231,6 +231,8 @@ def test_the_readme_experiment_chooses_the_quality_on_held_out_images(tmp_path):
     assert (
         "--match-bytes jpeg-scan condensed --codec jpeg-scan --quality 25 --condense-match dist" in lines[5]
     )
-    last = "| the whole training set | 50 / 50 / – | 80.50 ± 0.71 | 80.50 ± 0.71 | – |"
+    last = (
+        "| the whole training set, for as many steps | 50.00 / 50.00 / – | 80.50 ± 0.71 | 80.50 ± 0.71 | – |"
+    )
     assert done.stdout.splitlines()[-1] == last
     assert f"{tmp_path}/front_mnist_match/last.pth" in call(tmp_path, "readme", "--show").stdout
