@@ -136,7 +136,7 @@ def _tensor(path: Path, array: np.ndarray) -> Tensor:
 
 
 def is_dense(value: object) -> bool:
-    """Whether a value is a tensor with a number in memory at each place: not sparse, quantized or without data."""
+    """Whether a value is a tensor with a number in memory at each place: not sparse, quantized or empty."""
     return (
         isinstance(value, Tensor)
         and value.layout == torch.strided
