@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import itertools
 import signal
+import sys
 from collections.abc import Iterator
 from statistics import mean
 from types import SimpleNamespace
@@ -87,6 +88,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for name, method in METHODS.items():
         texts = {"help": method.summary, "description": method.summary, "usage": "%(prog)s [flags]"}
         add_flags(methods.add_parser(name, **texts, effects=effects()), method)
+    if "--method" in (sys.argv[1:] if argv is None else argv):
+        parser.error("the method comes first: continual.py er --memory-bytes 50000; found --method")
     return parser.parse_args(argv)
 
 

@@ -19,7 +19,7 @@ SIZES = ("batch_size", "gan_batch_size", "match_batch", "width")  # flags that s
 OUT_OF_MEMORY = ("can't allocate memory", "Storage size calculation overflowed")  # torch's words on the CPU
 # errors that a wrong path causes
 BAD_INPUT = (
-    *(errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EROFS),
+    *(errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EROFS),
     *(errno.ENOENT, errno.EISDIR, errno.ENAMETOOLONG),
 )
 

@@ -70,6 +70,8 @@ class ArgsFile:
             flag = "--" + name.replace("_", "-") if name in self.flags else f"the {name}"
             values = f"with {flag} {_short(before)}, found {flag} {_short(now)}"
             hint = "give the same to continue it, or another --tag"
+            if name in saved and name not in given:
+                hint = "it was started by another version of this code; give another --tag"
             raise UsageError(f"{self.path.parent} holds a run {values}: {hint}")
 
     def write(self, runtime: Runtime) -> None:

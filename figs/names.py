@@ -83,6 +83,7 @@ def from_flags(method: str, flags: dict, generator: dict | None = None) -> Name:
         stored = generator["storage"]
     loss = "new networks" if flags.get("retrain") else flags.get("replay_loss") or method
     steps = flags.get("rehearse_steps")
+    match = (flags.get("condense_match") or "mean").replace("mean-last", "mean")
     falling = ", falling rate" if flags.get("rehearse_decay") == "linear" else ""
     return Name(
         memory,
@@ -90,7 +91,7 @@ def from_flags(method: str, flags: dict, generator: dict | None = None) -> Name:
         stored,
         flags.get("epochs") or (1 if flags.get("track") == "online" else 5),
         f"{steps} steps{falling}" if steps else "none",
-        MATCHES[flags.get("condense_match") or "mean"] if memory.startswith("condensed") else "",
+        MATCHES.get(match, match) if memory.startswith("condensed") else "",
     )
 
 

@@ -26,6 +26,7 @@ if __name__ == "__main__":
     # Ctrl-C during the imports ends the process without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
+import continual
 from runs.experiments import EXPERIMENTS, Commands, jpeg_quality
 from utils import Parser, UsageError, cli, positive_int, seed_number, tell
 
@@ -54,6 +55,10 @@ def runs_of(args: argparse.Namespace) -> list[list[Run]]:
         *shlex.split(" ".join(args.flags)),
     ]
     if isinstance(experiment, Commands):
+        if args.bytes or args.seeds or args.rows:
+            raise UsageError(
+                f"{args.name}: its commands are fixed, expected none of --bytes, --seeds, --rows"
+            )
         if unknown := set(args.data or ()) - set(experiment.commands):
             raise UsageError(f"--data: found {', '.join(unknown)}, expected {', '.join(experiment.commands)}")
         chains = [map(shlex.split, experiment.commands[data]) for data in args.data or experiment.commands]
@@ -86,6 +91,28 @@ def seconds_of(folder: Path) -> float | None:
         return results["seconds"] if results["finished"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+# Flags in which a finished run may differ from the command that would make it again.
+FREE = {"tag", "results_dir", "data_dir", "device", "amp", "channels_last", "graphs", "compile"}
+FREE |= {"save_interval", "print_freq"}
+
+
+def is_finished(run: Run, results: Path) -> bool:
+    """Whether a run of continual.py is finished. Raises UsageError if it was made with other flags."""
+    folder = results / run.tag
+    if not seconds_of(folder):
+        return False
+    made = json.loads((folder / "results.json").read_text()).get("flags", {})
+    asked = vars(continual.parse_args(run.command[1:]))
+    for name in (made.keys() & asked.keys()) - FREE:
+        if made[name] != asked[name]:
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(
+                f"{folder} was made with {flag} {made[name]}, found {flag} {asked[name]}: "
+                "expected another --results-dir"
+            )
+    return True
 
 
 def left(runs: list[Run], results: Path) -> str:
@@ -211,10 +238,13 @@ def main(args: argparse.Namespace) -> None:
         for run in (run for chain in chains for run in chain):
             print(shlex.join(["python", *command_of(run, results)[1:]]))
         return
-    to_do = [chain for chain in chains if not seconds_of(results / chain[0].tag)]
+    to_do = chains
+    if not isinstance(EXPERIMENTS[args.name], Commands):
+        to_do = [chain for chain in chains if not is_finished(chain[0], results)]
     refused = run_all(to_do, results, args.jobs)
     if refused:
-        tell(f"refused, see above: {' '.join(refused)}")
+        where = f"{results}/TAG.log" if args.jobs > 1 else "above"
+        tell(f"refused, see {where}: {' '.join(refused)}")
     report(args, chains, results)
     if to_do and len(refused) == sum(map(len, to_do)):
         raise SystemExit(2)

@@ -645,3 +645,10 @@ def test_an_image_enters_the_buffer_once_however_often_it_is_seen(method, tmp_pa
     assert (
         len(kept) == 120 == len(kept.flatten(1).unique(dim=0))
     )  # 1,500 images but for 1,380 that are held out, no two alike
+
+
+def test_the_form_of_the_command_before_sub_parsers_is_told(capsys):
+    with pytest.raises(SystemExit) as stop:
+        continual.parse_args(["--method", "er", "--memory-bytes", "9000"])
+    assert stop.value.code == 2
+    assert "the method comes first: continual.py er" in capsys.readouterr().err

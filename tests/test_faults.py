@@ -145,7 +145,7 @@ CASES = [
     ("continual", ["dim", "--gan-steps", "0"],
      "--gan-steps 0: without a GAN the generator needs --match-steps, found 0"),
     ("continual", ["ewc"], "argument METHOD: invalid choice: 'ewc'"),
-    ("continual", ["finetune", "--method", "dim"], "unrecognized arguments: --method dim"),
+    ("continual", ["finetune", "--method", "dim"], "the method comes first: continual.py er"),
     ("continual", ["--pool", "vgg"], "--pool vgg: unknown network 'vgg'"),
     ("continual", ["--dsa-strategy", "zoom"], "--dsa-strategy zoom: unknown operation 'zoom'"),
     ("continual", ["--num-tasks", "11"], "--num-tasks 11: expected at most the 10 classes"),

@@ -616,16 +616,16 @@ def test_the_readme_has_a_line_for_each_source(tmp_path, capsys):
     assert len(lines) == 7
     assert lines[0] == [
         "10 random real images a class",
-        "0.307 / – / 0.307",
+        "0.31 / – / 0.31",
         "51.00 ± 1.41",
         "–",
         "51.00 ± 1.41",
     ]
     assert [(line[0], line[2]) for line in lines[3:5]] == [
-        ("generator, GAN alone", "31.00 ± 1.41"),
-        ("generator, matched", "41.00 ± 1.41"),
+        ("generator, GAN alone (stage 1)", "31.00 ± 1.41"),
+        ("generator, matched (stages 1 and 2)", "41.00 ± 1.41"),
     ]
-    assert lines[6][:2] == ["the whole training set", "154 / – / 154"]
+    assert lines[6][:2] == ["the whole training set, for as many steps", "153.60 / – / 153.60"]
 
 
 @pytest.mark.parametrize("channels", [1, 3])

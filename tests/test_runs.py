@@ -236,3 +236,17 @@ def test_the_readme_experiment_chooses_the_quality_on_held_out_images(tmp_path):
     )
     assert done.stdout.splitlines()[-1] == last
     assert f"{tmp_path}/front_mnist_match/last.pth" in call(tmp_path, "readme", "--show").stdout
+
+
+def test_a_finished_run_of_other_flags_is_refused(tmp_path):
+    finished(tmp_path / "digits_9000_er_0", 0)
+    words = ["continual", *DIGITS, "--seeds", "0", "--rows", "er"]
+    done = call(tmp_path, *words, "--flags", "--lr", "0.5")
+    assert (done.returncode, ran(tmp_path)) == (2, [])
+    assert "digits_9000_er_0 was made with --lr 0.03, found --lr 0.5: expected another" in done.stderr
+
+
+def test_the_commands_of_the_readme_take_no_rows(tmp_path):
+    done = call(tmp_path, "readme", "--seeds", "0")
+    assert (done.returncode, ran(tmp_path)) == (2, [])
+    assert "readme: its commands are fixed, expected none of --bytes, --seeds, --rows" in done.stderr
