@@ -58,6 +58,8 @@ from utils import (
     two_or_more,
 )
 
+FREE = FREE_FLAGS - {"epochs"}  # flags that may differ when a run is continued
+
 
 def train_tasks(continual: Continual, start: Position = START) -> Iterator[Step]:
     """Learn task after task, one yield a step; `start` is where an earlier run stopped.
@@ -360,8 +362,7 @@ def main(args: argparse.Namespace) -> dict:
     plan = continual.plan
     lengths = [sum(plan.lengths(task).values()) for task in range(len(plan.tasks))]
     inputs = {"image set": info.to_dict()}
-    free = FREE_FLAGS - {"epochs"}
-    run = RunFolder(folder, vars(args), inputs, [continual], header, runtime, lengths, "task", free)
+    run = RunFolder(folder, vars(args), inputs, [continual], header, runtime, lengths, "task", FREE)
     if (folder / "results.json").exists() and not (folder / "last.pth").exists():
         raise UsageError(
             f"--tag {args.tag}: {folder / 'results.json'} is of another run, expected a folder of its own"

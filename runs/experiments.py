@@ -34,7 +34,7 @@ class Experiment:
     table: the flags of figs/draw_continual.py that print its table.
     """
 
-    about: str
+    summary: str
     rows: tuple[Row, ...]
     budgets: tuple[int, ...] = (50_000, 150_000, 600_000, 1_500_000, 6_000_000)
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -50,7 +50,7 @@ class Commands:
     {results} is the results folder, {quality} what the rows of results/front_DATA_quality choose.
     """
 
-    about: str
+    summary: str
     commands: dict[str, tuple[str, ...]]
 
 

@@ -84,28 +84,24 @@ def runs_of(args: argparse.Namespace) -> list[list[Run]]:
     return chains
 
 
-def seconds_of(folder: Path) -> float | None:
-    """The seconds of a finished run of continual.py; None if it is not finished."""
+def finished_results(folder: Path) -> dict | None:
+    """The results of a finished run of continual.py; None if it is not finished."""
     try:
         results = json.loads((folder / "results.json").read_text())
-        return results["seconds"] if results["finished"] else None
+        return results if results["finished"] and results["seconds"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-# Flags in which a finished run may differ from the command that would make it again.
-FREE = {"tag", "results_dir", "data_dir", "device", "amp", "channels_last", "graphs", "compile"}
-FREE |= {"save_interval", "print_freq"}
 
 
 def is_finished(run: Run, results: Path) -> bool:
     """Whether a run of continual.py is finished. Raises UsageError if it was made with other flags."""
     folder = results / run.tag
-    if not seconds_of(folder):
+    finished = finished_results(folder)
+    if finished is None:
         return False
-    made = json.loads((folder / "results.json").read_text()).get("flags", {})
+    made = finished.get("flags", {})
     asked = vars(continual.parse_args(run.command[1:]))
-    for name in (made.keys() & asked.keys()) - FREE:
+    for name in (made.keys() & asked.keys()) - continual.FREE:
         if made[name] != asked[name]:
             flag = f"--{name.replace('_', '-')}"
             raise UsageError(
@@ -117,8 +113,9 @@ def is_finished(run: Run, results: Path) -> bool:
 
 def left(runs: list[Run], results: Path) -> str:
     """How many runs are to go, and the time of those of which one of the group is finished."""
-    finished = [[seconds_of(path) or 0 for path in results.glob(f"{run.group}_[0-9]*")] for run in runs]
-    known = [max(seconds) for seconds in finished if any(seconds)]
+    alike = [map(finished_results, results.glob(f"{run.group}_[0-9]*")) for run in runs]
+    finished = [[one["seconds"] for one in group if one] for group in alike]
+    known = [max(seconds) for seconds in finished if seconds]
     minutes = f"{len(known)} of them in about {sum(known) / 60:.0f} min" if known else "time not known yet"
     return f"{len(runs)} to go, {minutes}"
 
@@ -203,7 +200,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def show_list() -> None:
     for name, experiment in EXPERIMENTS.items():
-        print(f"{name}: {experiment.about}")
+        print(f"{name}: {experiment.summary}")
         if not isinstance(experiment, Commands):
             for row in dict.fromkeys(row.name for row in experiment.rows):
                 print(f"    {row}")
@@ -216,7 +213,7 @@ def report(args: argparse.Namespace, chains: list[list[Run]], results: Path) -> 
         paths = [results / f"front_{data}" for data in args.data or experiment.commands]
         command = ["figs/make_figures.py", *map(str, paths), "--readme"]
     else:
-        paths = [results / run.tag for (run,) in chains if seconds_of(results / run.tag)]
+        paths = [results / run.tag for (run,) in chains if finished_results(results / run.tag)]
         command = ["figs/draw_continual.py", *map(str, paths), *experiment.table.split()]
         command += ["--out", str(results / args.name)] * bool(experiment.table)
     if paths:
